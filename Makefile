@@ -1,0 +1,57 @@
+# Needs only Python >= 3.10 and make: the first verb that needs it builds .venv, later ones reuse it.
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3  # builds .venv
+ENV ?= Pendulum-v1
+ARGS ?=
+# Parallel test processes, e.g. `make test WORKERS=2`; a file stays in one process so that its fixtures are built once.
+WORKERS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := sb3_mbmpo tests $(wildcard tuning)
+TYPED := sb3_mbmpo $(wildcard tuning)
+
+# Rebuilt only when the requirements change. The package is installed in editable mode: edits need no rebuild.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+.PHONY: train
+train: $(STAMP) ## Train on Pendulum-v1; ENV=... for another environment, ARGS="..." for more options
+	$(BIN)/python -m sb3_mbmpo train --env $(ENV) $(ARGS)
+
+# One thread a process: the tests are many small networks, on which several threads only wait for one another.
+# Benchmarks run once, untimed, so that they cannot rot; `make bench` times them.
+.PHONY: test
+test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to choose, WORKERS=2 for two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q --benchmark-disable $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+
+.PHONY: bench
+bench: $(STAMP) ## Time the benchmarks, slow ones too
+	$(BIN)/python -m pytest tests/benchmarks -m "" --benchmark-only $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+.PHONY: type
+type: $(STAMP) ## Check types
+	$(BIN)/mypy $(TYPED)
+
+.PHONY: format
+format: $(STAMP) ## Sort imports, mend what ruff can mend, reformat
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+.PHONY: clean
+clean: ## Remove .venv, caches and builds; models and logs stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,126 @@
+"""What an action means to whom: the policy's sample, the environment's action, the dynamics model's input.
+
+The policy of a Box space works in [-1, 1], as the authors' does, so that an initial standard deviation of 1 covers any
+range. The environment, the reward function and the replay buffer see the action in the environment's units, clipped to
+its bounds; the log-probability is that of the unclipped sample. Discrete choices enter the dynamics one-hot, with the
+width of the *space* (a width read off the data is wrong whenever a batch lacks the last action).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    :raises ValueError: if MB-MPO cannot work with the spaces, with the wrapper that helps
+    """
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        raise ValueError(
+            f"MBMPO learns a dynamics model of a flat vector: the observation space must be a Box of one dimension, "
+            f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
+            "(images need an encoder that turns them into a vector first)."
+        )
+    if isinstance(action_space, spaces.Box):
+        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+            raise ValueError(
+                f"The action space must have finite bounds, not {action_space}. "
+                "Wrap the environment in `gymnasium.wrappers.RescaleAction` or give it bounded actions."
+            )
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        if action_space.nvec.ndim != 1:
+            raise ValueError(f"A MultiDiscrete action space must have one dimension, not {action_space}: flatten it.")
+    elif isinstance(action_space, spaces.MultiBinary):
+        if len(action_space.shape) != 1:
+            raise ValueError(f"A MultiBinary action space must have one dimension, not {action_space}: flatten it.")
+    elif not isinstance(action_space, spaces.Discrete):
+        raise ValueError(
+            f"The action space must be Box, Discrete, MultiDiscrete or MultiBinary, not {action_space}. "
+            "Write a `gymnasium.ActionWrapper` that maps one of those to it."
+        )
+    if isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(action_space.start != 0):
+        raise ValueError(
+            f"The action space must count from 0, not from {action_space.start}: SB3's policies do. "
+            "Shift the action in a `gymnasium.ActionWrapper`."
+        )
+
+
+@dataclass(frozen=True)
+class ActionCodec:
+    """
+    Translates actions between the policy, the environment and the dynamics model.
+
+    :param action_space: one that ``check_spaces`` accepts
+    """
+
+    action_space: spaces.Space[Any]
+
+    @property
+    def dynamics_dim(self) -> int:
+        """Width of an action as the dynamics model's input."""
+        return spaces.flatdim(self.action_space)
+
+    def to_env(self, sample: th.Tensor) -> th.Tensor:
+        """
+        :param sample: the policy's action (..., A) in units of [-1, 1], or (..., K) choices
+        :return: what the environment receives (..., A): in its units and clipped, or the same choices
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return sample
+        low, high = (
+            th.as_tensor(bound.reshape(-1), device=sample.device, dtype=sample.dtype)
+            for bound in (self.action_space.low, self.action_space.high)
+        )
+        return low + 0.5 * (sample.clamp(-1, 1) + 1) * (high - low)
+
+    def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
+        """
+        :param env_action: what the environment received (..., A) or (..., K) choices
+        :return: the dynamics model's input (..., ``dynamics_dim``), float
+        """
+        if isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
+            return env_action if env_action.is_floating_point() else env_action.float()
+        n_choices = self._n_choices()
+        columns = env_action.long().unbind(-1)
+        return th.cat([F.one_hot(column, n) for column, n in zip(columns, n_choices, strict=True)], dim=-1).float()
+
+    def to_reward(self, env_action: th.Tensor) -> th.Tensor:
+        """
+        :param env_action: (B, A) or (B, K) choices
+        :return: the action as reward functions get it: (B,) for Discrete, else unchanged
+        """
+        return env_action.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else env_action
+
+    def to_numpy(self, env_action: th.Tensor) -> np.ndarray:
+        """
+        :param env_action: (B, A) or (B, K) choices
+        :return: (B, ``*action_space.shape``), in the dtype of the space
+        """
+        array: np.ndarray = env_action.cpu().numpy().astype(self.action_space.dtype)
+        if isinstance(self.action_space, spaces.Box):
+            # float32 rounding of low + (high - low) may leave the bounds by one unit in the last place
+            low, high = self.action_space.low, self.action_space.high
+            array = array.reshape(-1, *self.action_space.shape)
+            clipped: np.ndarray = np.clip(array, low, high)
+            return clipped
+        shape: tuple[int, ...] = self.action_space.shape or ()
+        return array.reshape(-1, *shape)
+
+    def from_numpy(self, action: np.ndarray, device: th.device) -> th.Tensor:
+        """
+        :param action: (B, ``*action_space.shape``) as an environment takes it
+        :return: (B, A) float32 or (B, K) long
+        """
+        continuous = isinstance(self.action_space, spaces.Box)
+        flat = np.asarray(action).reshape(len(action), -1)
+        return th.as_tensor(flat, device=device, dtype=th.float32 if continuous else th.long)
+
+    def _n_choices(self) -> tuple[int, ...]:
+        if isinstance(self.action_space, spaces.Discrete):
+            return (int(self.action_space.n),)
+        assert isinstance(self.action_space, spaces.MultiDiscrete)
+        return tuple(int(n) for n in self.action_space.nvec)

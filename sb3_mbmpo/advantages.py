@@ -1,0 +1,124 @@
+"""Advantages of imagined rollouts: linear feature baseline and generalised advantage estimation, for all tasks at once.
+
+Legend of shapes: ``T`` tasks, ``H`` horizon, ``N`` rollouts a task, ``O`` observation size, ``F`` features.
+"""
+
+import torch as th
+
+from sb3_mbmpo.imagination import ImaginedRollouts
+
+RIDGE = 1e-5
+
+
+def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th.Tensor:
+    """
+    :param rewards: (T, H, N)
+    :param alive: (T, H, N) bool; rewards of other steps do not count
+    :param gamma: discount factor
+    :return: discounted sum of the rewards from each step on (T, H, N)
+    """
+    returns = rewards * alive
+    for t in range(rewards.shape[1] - 2, -1, -1):
+        returns[:, t] += gamma * returns[:, t + 1]
+    return returns
+
+
+def linear_features(policy_input: th.Tensor) -> th.Tensor:
+    """
+    Features of the authors' baseline (Duan et al. 2016): s, s^2, t/100, (t/100)^2, (t/100)^3, 1 with s clipped to
+    [-10, 10].
+
+    :param policy_input: standardised observations (T, H, N, O)
+    :return: (T, H, N, 2 O + 4)
+    """
+    n_tasks, horizon, n_rollouts, observation_dim = policy_input.shape
+    features = policy_input.new_empty((n_tasks, horizon, n_rollouts, 2 * observation_dim + 4))
+    clipped = policy_input.clamp(-10, 10)
+    features[..., :observation_dim] = clipped
+    features[..., observation_dim : 2 * observation_dim] = clipped.square()
+    time = th.arange(horizon, device=policy_input.device, dtype=policy_input.dtype)[:, None] / 100
+    for power in (1, 2, 3):
+        features[..., 2 * observation_dim + power - 1] = time**power
+    features[..., -1] = 1
+    return features
+
+
+def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
+    """
+    Fit a linear function of the features to the returns by ridge regression, for each task its own, and evaluate it.
+
+    :param policy_input: standardised observations (T, H, N, O)
+    :param returns: discounted returns (T, H, N)
+    :param alive: (T, H, N) bool; other steps do not enter the fit
+    :return: predicted values (T, H, N)
+    """
+    features = linear_features(policy_input).flatten(1, 2)
+    weighted = features * alive.flatten(1).unsqueeze(-1)
+    # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
+    n_rows = alive.sum((1, 2)).clamp(min=1).to(features.dtype).view(-1, 1, 1)
+    gram = (weighted.transpose(1, 2) @ features / n_rows).double()
+    moment = (weighted.transpose(1, 2) @ returns.flatten(1).unsqueeze(-1) / n_rows).double()
+    ridge = RIDGE * th.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    weights: th.Tensor = th.linalg.solve(gram + ridge, moment).to(features.dtype)
+    return (features @ weights).view_as(returns)
+
+
+def generalized_advantages(
+    rewards: th.Tensor, values: th.Tensor, alive: th.Tensor, terminated: th.Tensor, gamma: float, gae_lambda: float
+) -> th.Tensor:
+    """
+    GAE (Schulman et al. 2016). The value after the last imagined step counts as 0, as in the authors' code: the horizon
+    is part of the task, and the baseline knows the time.
+
+    :param rewards: (T, H, N)
+    :param values: baseline values of the step's observation (T, H, N)
+    :param alive: (T, H, N) bool
+    :param terminated: (T, H, N) bool
+    :param gamma: discount factor
+    :param gae_lambda: trade-off of bias (0) and variance (1)
+    :return: advantages (T, H, N), 0 where not alive
+    """
+    advantages = th.zeros_like(rewards)
+    running = th.zeros_like(rewards[:, 0])
+    next_value = th.zeros_like(running)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        goes_on = (~terminated[:, t]).to(rewards.dtype)
+        delta = rewards[:, t] + gamma * goes_on * next_value - values[:, t]
+        running = (delta + gamma * gae_lambda * goes_on * running) * alive[:, t]
+        advantages[:, t] = running
+        next_value = values[:, t]
+    return advantages
+
+
+def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
+    """
+    :param advantages: (T, H, N)
+    :param alive: (T, H, N) bool
+    :return: advantages with mean 0 and standard deviation 1 over the living steps of each task, 0 elsewhere
+    """
+    count = alive.sum((1, 2), keepdim=True).clamp(min=1)
+    mean = (advantages * alive).sum((1, 2), keepdim=True) / count
+    centred = (advantages - mean) * alive
+    std = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return centred / (std + 1e-8)
+
+
+@th.no_grad()
+def estimate_advantages(
+    rollouts: ImaginedRollouts, gamma: float, gae_lambda: float, baseline: str = "linear", normalize: bool = True
+) -> th.Tensor:
+    """
+    :param rollouts: imagined rollouts
+    :param gamma: discount factor
+    :param gae_lambda: see ``generalized_advantages``
+    :param baseline: "linear" or "zero"
+    :param normalize: standardise the advantages of each task
+    :return: advantages (T, H, N)
+    """
+    if baseline == "linear":
+        returns = discounted_returns(rollouts.rewards, rollouts.alive, gamma)
+        values = linear_baseline(rollouts.policy_input, returns, rollouts.alive)
+    else:
+        values = th.zeros_like(rollouts.rewards)
+    advantages = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)
+    return standardize(advantages, rollouts.alive) if normalize else advantages

@@ -1,0 +1,122 @@
+"""Checks of MBMPO's arguments: what is wrong, the value, and what to do, before anything is built."""
+
+import inspect
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.meta import proximal_step
+
+# Entries of `dynamics_kwargs` that MBMPO itself uses
+DYNAMICS_EXTRAS = ("reinit_every", "clip_margin")
+# Default of `clip_margin`: imagined observations stay this close to the data, in standard deviations. Wider margins let the
+# policy exploit the models where nothing is known
+CLIP_MARGIN = 0.1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_integer(name: str, value: Any, at_least: int) -> None:
+    """:raises ValueError: unless ``value`` is an integer of at least ``at_least``"""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"`{name}` must be an integer of at least {at_least}, not {value!r}.")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """:raises ValueError: unless ``value`` is a finite number in [low, high], or in (low, high]"""
+    if not _is_number(value) or not (low < value if open_low else low <= value) or value > high:
+        interval = f"{'greater than' if open_low else 'at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
+        raise ValueError(f"`{name}` must be a finite number {interval}, not {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """:raises ValueError: unless ``value`` is one of ``choices``"""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {sorted(choices)}, not {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """:raises ValueError: unless ``value`` is a bool"""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, not {value!r}.")
+
+
+def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
+    """:return: names of the function's parameters, but for those that MBMPO fills in itself"""
+    return set(inspect.signature(function).parameters) - set(skip)
+
+
+# The signatures are the only home of the option's names and defaults
+_FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
+ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
+FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch"))
+PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi", "rows_per_chunk"))
+
+
+def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
+    """:raises ValueError: if ``kwargs`` has a key that is not ``known``"""
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown:
+        raise ValueError(f"`{name}` has unknown entries {unknown}; known are {sorted(known)}.")
+
+
+def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """:raises ValueError: if ``dynamics_kwargs`` is not a mapping of known options to sensible values"""
+    if not isinstance(kwargs, Mapping):
+        raise ValueError(f"`dynamics_kwargs` must be a dictionary, not {kwargs!r}.")
+    check_known("dynamics_kwargs", kwargs, ENSEMBLE_OPTIONS | FIT_OPTIONS | set(DYNAMICS_EXTRAS))
+    integers = {"max_epochs": 1, "batch_size": 1, "reinit_every": 0}
+    for name, at_least in integers.items():
+        if name in kwargs:
+            check_integer(f"dynamics_kwargs['{name}']", kwargs[name], at_least)
+    for name, high in {"validation_fraction": 0.9, "rolling_average_persistency": 1.0, "weight_decay": math.inf}.items():
+        if name in kwargs:
+            check_number(f"dynamics_kwargs['{name}']", kwargs[name], 0, high)
+    if kwargs.get("clip_margin") is not None:
+        check_number("dynamics_kwargs['clip_margin']", kwargs["clip_margin"], 0)
+    for name in ("weight_norm", "probabilistic"):
+        if name in kwargs:
+            check_flag(f"dynamics_kwargs['{name}']", kwargs[name])
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: MBMPO's arguments by name
+    :raises ValueError: for the first one that cannot work
+    """
+    integers = dict.fromkeys(
+        ("n_steps", "learning_starts", "buffer_size", "n_models", "n_tasks", "n_imagined_rollouts", "horizon"), 1
+    )
+    integers |= dict.fromkeys(("n_inner_steps", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"), 1)
+    integers |= {"n_meta_steps": 0}
+    for name, at_least in integers.items():
+        check_integer(name, arguments[name], at_least)
+    for name in ("gamma", "gae_lambda"):
+        check_number(name, arguments[name], 0, 1)
+    for name in ("inner_lr", "cg_damping", "ent_coef"):
+        check_number(name, arguments[name], 0)
+    check_number("target_kl", arguments["target_kl"], 0, open_low=True)
+    check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], 0, 1, open_low=True)
+    for name in ("learn_inner_lr", "first_order", "normalize_advantage"):
+        check_flag(name, arguments[name])
+    check_choice("outer_optimizer", arguments["outer_optimizer"], ("trpo", "ppo"))
+    check_choice("baseline", arguments["baseline"], ("linear", "zero"))
+    check_choice("imagined_start", arguments["imagined_start"], ("initial", "buffer"))
+    check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
+    check_dynamics_kwargs(arguments["dynamics_kwargs"])
+    check_known("outer_kwargs", arguments["outer_kwargs"], PPO_OPTIONS)
+    if arguments["outer_kwargs"] and arguments["outer_optimizer"] != "ppo":
+        raise ValueError("`outer_kwargs` are options of `outer_optimizer='ppo'`; TRPO has arguments of its own.")
+    if arguments["n_tasks"] % arguments["n_models"] != 0:
+        raise ValueError(
+            f"`n_tasks` must be a multiple of `n_models`, so that every model has as many tasks: "
+            f"{arguments['n_tasks']} tasks cannot be shared out among {arguments['n_models']} models."
+        )
+    if arguments["buffer_size"] < arguments["learning_starts"]:
+        raise ValueError(
+            f"`buffer_size` ({arguments['buffer_size']}) must hold at least the `learning_starts` "
+            f"({arguments['learning_starts']}) random steps: enlarge the buffer or start learning earlier."
+        )

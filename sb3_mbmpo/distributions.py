@@ -1,0 +1,208 @@
+"""Action distributions as values: immutable bundles of tensors, for a stack of policies at once.
+
+SB3's distribution objects mutate themselves (two calls of ``get_distribution`` return the same object, so their KL is 0),
+cannot be stacked over tasks and sample from the global random generator. The classes here are plain functions of tensors.
+
+Legend of shapes: ``T`` tasks, ``B`` rows a task, ``A`` action size, ``K`` number of discrete choices.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+
+
+class ActionDistribution(ABC):
+    """One distribution over actions for each of ``T x B`` rows."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        """The tensors that define the distribution."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "ActionDistribution":
+        """:return: the same family of distribution with other parameters"""
+
+    @abstractmethod
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        """:return: one action a row, (T, B, A) float or (T, B, K) long"""
+
+    @abstractmethod
+    def mode(self) -> th.Tensor:
+        """:return: the most likely action of each row, shaped as a sample"""
+
+    @abstractmethod
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: shaped as a sample
+        :return: log-likelihood (T, B)
+        """
+
+    @abstractmethod
+    def entropy(self) -> th.Tensor:
+        """:return: entropy in nats (T, B)"""
+
+    @abstractmethod
+    def kl_divergence(self, other: "ActionDistribution") -> th.Tensor:
+        """
+        :param other: a distribution of the same family
+        :return: KL(self || other) in nats (T, B)
+        """
+
+    def detach(self) -> "ActionDistribution":
+        """:return: the same distribution, cut from the autograd graph"""
+        return self.with_parameters(tuple(parameter.detach() for parameter in self.parameters))
+
+
+@dataclass(frozen=True)
+class DiagGaussian(ActionDistribution):
+    """
+    Independent normal distributions.
+
+    :param mean: (T, B, A)
+    :param log_std: (T, 1, A), the same for all rows of a task
+    """
+
+    mean: th.Tensor
+    log_std: th.Tensor
+
+    @property
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        return self.mean, self.log_std
+
+    def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "DiagGaussian":
+        return DiagGaussian(*parameters)
+
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        noise = th.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return th.addcmul(self.mean, self.log_std.exp(), noise)
+
+    def mode(self) -> th.Tensor:
+        return self.mean
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        squared_error = ((actions - self.mean) * th.exp(-self.log_std)).square()
+        return -0.5 * squared_error.sum(-1) - (self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> th.Tensor:
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return entropy.expand(self.mean.shape[:-1])
+
+    def kl_divergence(self, other: ActionDistribution) -> th.Tensor:
+        assert isinstance(other, DiagGaussian)
+        inverse_variance = th.exp(-2 * other.log_std)
+        mean_term = ((self.mean - other.mean).square() * inverse_variance).sum(-1)
+        std_term = (th.exp(2 * self.log_std) * inverse_variance - 1).sum(-1)
+        return 0.5 * (mean_term + std_term) + (other.log_std - self.log_std).sum(-1)
+
+
+@dataclass(frozen=True)
+class Categoricals(ActionDistribution):
+    """
+    ``K`` independent categorical choices: Discrete (K = 1) and MultiDiscrete.
+
+    :param logits: (T, B, sum of n_choices), unnormalised
+    :param n_choices: how many options each of the ``K`` choices has
+    """
+
+    logits: th.Tensor
+    n_choices: tuple[int, ...]
+
+    @property
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        return (self.logits,)
+
+    def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "Categoricals":
+        return Categoricals(parameters[0], self.n_choices)
+
+    def _log_probs(self) -> list[th.Tensor]:
+        """:return: normalised log-probabilities of each choice, (T, B, n_choices[k])"""
+        return [F.log_softmax(logits, dim=-1) for logits in self.logits.split(self.n_choices, dim=-1)]
+
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        choices = []
+        for log_probs in self._log_probs():
+            probabilities = log_probs.exp().flatten(0, -2)
+            choice = th.multinomial(probabilities, 1, generator=generator)
+            choices.append(choice.reshape(log_probs.shape[:-1]))
+        return th.stack(choices, dim=-1)
+
+    def mode(self) -> th.Tensor:
+        return th.stack([log_probs.argmax(-1) for log_probs in self._log_probs()], dim=-1)
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        terms = [
+            log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            for log_probs, action in zip(self._log_probs(), actions.unbind(-1), strict=True)
+        ]
+        return th.stack(terms).sum(0)
+
+    def entropy(self) -> th.Tensor:
+        return th.stack([-(log_probs.exp() * log_probs).sum(-1) for log_probs in self._log_probs()]).sum(0)
+
+    def kl_divergence(self, other: ActionDistribution) -> th.Tensor:
+        assert isinstance(other, Categoricals)
+        pairs = zip(self._log_probs(), other._log_probs(), strict=True)
+        return th.stack([(ours.exp() * (ours - theirs)).sum(-1) for ours, theirs in pairs]).sum(0)
+
+
+@dataclass(frozen=True)
+class Bernoullis(ActionDistribution):
+    """
+    ``K`` independent binary choices: MultiBinary.
+
+    :param logits: (T, B, K), log-odds of a 1
+    """
+
+    logits: th.Tensor
+
+    @property
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        return (self.logits,)
+
+    def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "Bernoullis":
+        return Bernoullis(*parameters)
+
+    def sample(self, generator: th.Generator | None = None) -> th.Tensor:
+        return th.bernoulli(th.sigmoid(self.logits), generator=generator).long()
+
+    def mode(self) -> th.Tensor:
+        return (self.logits > 0).long()
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return F.logsigmoid(th.where(actions > 0, self.logits, -self.logits)).sum(-1)
+
+    def entropy(self) -> th.Tensor:
+        probability = th.sigmoid(self.logits)
+        return -(probability * F.logsigmoid(self.logits) + (1 - probability) * F.logsigmoid(-self.logits)).sum(-1)
+
+    def kl_divergence(self, other: ActionDistribution) -> th.Tensor:
+        assert isinstance(other, Bernoullis)
+        probability = th.sigmoid(self.logits)
+        ones = probability * (F.logsigmoid(self.logits) - F.logsigmoid(other.logits))
+        zeros = (1 - probability) * (F.logsigmoid(-self.logits) - F.logsigmoid(-other.logits))
+        return (ones + zeros).sum(-1)
+
+
+def make_distribution(action_space: spaces.Space[Any], output: th.Tensor, log_std: th.Tensor | None) -> ActionDistribution:
+    """
+    The distribution that SB3's ``make_proba_distribution`` would choose, as a value.
+
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param output: the actor's output (T, B, size): means, or logits
+    :param log_std: (T, 1, A) for Box, else None
+    """
+    if isinstance(action_space, spaces.Box):
+        assert log_std is not None
+        return DiagGaussian(output, log_std)
+    if isinstance(action_space, spaces.Discrete):
+        return Categoricals(output, (int(action_space.n),))
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return Categoricals(output, tuple(int(n) for n in action_space.nvec))
+    assert isinstance(action_space, spaces.MultiBinary)
+    return Bernoullis(output)

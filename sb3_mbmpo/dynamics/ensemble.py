@@ -1,0 +1,383 @@
+"""An ensemble of dynamics networks as stacked weights: one batched matmul a layer serves all members.
+
+Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import nn
+
+from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.dynamics.training import EpochHook, FitReport, fit_members
+
+ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "relu": th.relu,
+    "swish": F.silu,
+    "silu": F.silu,
+    "tanh": th.tanh,
+    "elu": F.elu,
+    "gelu": F.gelu,
+}
+# A dimension that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise
+STD_FLOOR = 1e-6
+
+
+class Transitions(NamedTuple):
+    """
+    Real transitions in raw units.
+
+    :param obs: (B, O) float
+    :param action: what the environment received, (B, A) float or (B, K) long
+    :param next_obs: (B, O) float, never the first observation of the next episode
+    :param reward: (B,) float
+    :param terminated: (B,) bool; a time limit does not count
+    """
+
+    obs: th.Tensor
+    action: th.Tensor
+    next_obs: th.Tensor
+    reward: th.Tensor
+    terminated: th.Tensor
+
+
+class Prediction(NamedTuple):
+    """
+    One imagined step of all members.
+
+    :param next_obs: (M, B, O)
+    :param reward: (M, B) if the ensemble learns the reward, else None
+    :param termination_logit: (M, B) log-odds of termination if the ensemble learns it, else None
+    """
+
+    next_obs: th.Tensor
+    reward: th.Tensor | None
+    termination_logit: th.Tensor | None
+
+
+# (obs (M, B, O), encoded action (M, B, A)) -> Prediction
+StepFn = Callable[[th.Tensor, th.Tensor], Prediction]
+
+
+class DynamicsEnsemble(nn.Module):
+    """
+    ``M`` networks that map (observation, action) to the change of the observation, and to the reward and the termination
+    where those are to be learned too (Clavera et al. 2018, section 4.2).
+
+    Inputs and targets are standardised with statistics of the data of the last fit. Those statistics are buffers of the
+    module, so that they are saved, moved and loaded with the weights.
+
+    :param observation_space: Box of one dimension
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param n_models: number of members
+    :param net_arch: hidden layer widths
+    :param activation_fn: one of "relu", "swish" (= "silu"), "tanh", "elu", "gelu"
+    :param weight_norm: learn direction and length of each unit's weights apart (Salimans and Kingma 2016)
+    :param probabilistic: predict a Gaussian with learned variances and sample it in the imagination, instead of a point
+    :param learned_reward: add a reward head
+    :param learned_termination: add a termination head
+    :param learning_rate: Adam step size
+    :param weight_decay: L2 penalty, as ``torch.optim.Adam`` has it
+    :param seed: of the initial weights
+    :param device: where the networks live
+    """
+
+    observation_mean: th.Tensor
+    observation_std: th.Tensor
+    action_mean: th.Tensor
+    action_std: th.Tensor
+    target_mean: th.Tensor
+    target_std: th.Tensor
+    observation_low: th.Tensor
+    observation_high: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        n_models: int = 5,
+        net_arch: Sequence[int] = (512, 512),
+        activation_fn: str = "relu",
+        weight_norm: bool = False,
+        probabilistic: bool = False,
+        learned_reward: bool = False,
+        learned_termination: bool = False,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        seed: int | None = None,
+        device: th.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        check_spaces(observation_space, action_space)
+        assert isinstance(observation_space, spaces.Box)
+        self._check(n_models, net_arch, activation_fn)
+        self.observation_space, self.action_space = observation_space, action_space
+        self.codec = ActionCodec(action_space)
+        self.n_models, self.net_arch, self.activation_fn = n_models, list(net_arch), activation_fn
+        self.weight_norm, self.probabilistic = weight_norm, probabilistic
+        self.learned_reward, self.learned_termination = learned_reward, learned_termination
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+
+        self.observation_dim, self.action_dim = observation_space.shape[0], self.codec.dynamics_dim
+        # Standardised targets: the change of the observation, and the reward if it is learned
+        self.target_dim = self.observation_dim + int(learned_reward)
+        output_dim = self.target_dim * (2 if probabilistic else 1) + int(learned_termination)
+        sizes = [self.observation_dim + self.action_dim, *self.net_arch, output_dim]
+        self.weights = nn.ParameterList(th.empty(n_models, i, o) for i, o in pairwise(sizes))
+        self.biases = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:])
+        self.gains = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:]) if weight_norm else None
+        if probabilistic:
+            self.max_log_var = nn.Parameter(th.empty(n_models, 1, self.target_dim))
+            self.min_log_var = nn.Parameter(th.empty(n_models, 1, self.target_dim))
+        for name, size in (("observation", self.observation_dim), ("action", self.action_dim), ("target", self.target_dim)):
+            self.register_buffer(f"{name}_mean", th.zeros(size))
+            self.register_buffer(f"{name}_std", th.ones(size))
+        self.register_buffer("observation_low", th.full((self.observation_dim,), -math.inf))
+        self.register_buffer("observation_high", th.full((self.observation_dim,), math.inf))
+
+        generator = th.Generator()
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+        self.to(device)
+        self.reset_parameters(generator)
+
+    @staticmethod
+    def _check(n_models: int, net_arch: Sequence[int], activation_fn: str) -> None:
+        if n_models < 1:
+            raise ValueError(f"`n_models` must be at least 1, not {n_models}.")
+        if not all(width > 0 for width in net_arch):
+            raise ValueError(f"`net_arch` of the dynamics must list positive layer widths, not {net_arch!r}.")
+        if activation_fn not in ACTIVATIONS:
+            raise ValueError(f"`activation_fn` of the dynamics must be one of {sorted(ACTIVATIONS)}, not {activation_fn!r}.")
+
+    @property
+    def device(self) -> th.device:
+        return self.observation_mean.device
+
+    @th.no_grad()
+    def reset_parameters(self, generator: th.Generator) -> None:
+        """
+        Draw new weights (as ``torch.nn.Linear`` does, member by member) and start a new optimiser.
+
+        :param generator: on the CPU, so that a seed means the same weights on every device
+        """
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1 / math.sqrt(weight.shape[1])
+            for tensor in (weight, bias):
+                tensor.copy_((th.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
+        if self.gains is not None:
+            for gain, weight in zip(self.gains, self.weights, strict=True):
+                gain.copy_(weight.norm(dim=1, keepdim=True))
+        if self.probabilistic:
+            self.max_log_var.fill_(0.5)
+            self.min_log_var.fill_(-10.0)
+        self.optimizer = th.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+
+    # ---------------------------------------------------------------- the networks
+
+    def _layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, th.Tensor]]:
+        """
+        :param members: which members, long; all by default
+        :return: effective weights and biases of each layer, ([M, in, out], [M, 1, out])
+        """
+        layers: list[tuple[th.Tensor, th.Tensor]] = []
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            effective: th.Tensor = weight
+            if self.gains is not None:
+                effective = weight * (self.gains[i] / weight.norm(dim=1, keepdim=True))
+            layers.append((effective, bias) if members is None else (effective[members], bias[members]))
+        return layers
+
+    def _forward(self, layers: list[tuple[th.Tensor, th.Tensor]], inputs: th.Tensor) -> th.Tensor:
+        """:return: raw network output (M, B, output_dim) of inputs (M, B, O + A)"""
+        activation = ACTIVATIONS[self.activation_fn]
+        *hidden, (last_weight, last_bias) = layers
+        for weight, bias in hidden:
+            inputs = activation(th.baddbmm(bias, inputs, weight))
+        return th.baddbmm(last_bias, inputs, last_weight)
+
+    def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        """:return: target mean, raw log-variance (probabilistic only), termination logit (learned only)"""
+        mean = output[..., : self.target_dim]
+        log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
+        logit = output[..., -1] if self.learned_termination else None
+        return mean, log_var, logit
+
+    def _bounded_log_var(self, log_var: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+        """Soft bounds on the log-variance (Chua et al. 2018, appendix A.1)."""
+        upper, lower = self.max_log_var, self.min_log_var
+        if members is not None:
+            upper, lower = upper[members], lower[members]
+        log_var = upper - F.softplus(upper - log_var)
+        return lower + F.softplus(log_var - lower)
+
+    # ---------------------------------------------------------------- fit
+
+    def fit(
+        self,
+        data: Transitions,
+        max_epochs: int = 500,
+        batch_size: int = 500,
+        validation_fraction: float = 0.2,
+        rolling_average_persistency: float = 0.99,
+        generator: th.Generator | None = None,
+        on_epoch: EpochHook | None = None,
+    ) -> FitReport:
+        """
+        Recompute the statistics over the data and train every member on it, from its present weights.
+
+        :param data: transitions in raw units
+        :param max_epochs: upper bound; early stopping may end sooner
+        :param batch_size: rows a member and gradient step
+        :param validation_fraction: share of rows each member keeps aside, drawn anew at every fit
+        :param rolling_average_persistency: of the early stop, see ``training.fit_members``
+        :param generator: draws splits and batches
+        :param on_epoch: called after every epoch with its number and the mean best validation loss
+        :raises ValueError: if the data is empty or not finite
+        """
+        inputs, targets = self._standardise(data)
+        terminated = data.terminated.to(self.device, th.float32)
+
+        def loss_fn(rows: th.Tensor, members: th.Tensor) -> th.Tensor:
+            # With everyone active the parameters are used as they lie, without a copy
+            chosen = None if len(members) == self.n_models else members
+            output = self._forward(self._layers(chosen), inputs[rows])
+            mean, log_var, logit = self._split(output)
+            error = (mean - targets[rows]).square()
+            if log_var is not None:
+                log_var = self._bounded_log_var(log_var, chosen)
+                error = error * th.exp(-log_var) + log_var
+            loss = error[..., : self.observation_dim].mean((1, 2))
+            if self.learned_reward:
+                loss = loss + error[..., -1].mean(1)
+            if logit is not None:
+                entropy = F.binary_cross_entropy_with_logits(logit, terminated[rows], reduction="none")
+                loss = loss + entropy.mean(1)
+            if log_var is not None:
+                spread = self.max_log_var - self.min_log_var
+                loss = loss + 0.01 * (spread if chosen is None else spread[chosen]).sum((1, 2))
+            return loss
+
+        return fit_members(
+            list(self.parameters()),
+            self.optimizer,
+            loss_fn,
+            len(inputs),
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            validation_fraction=validation_fraction,
+            rolling_average_persistency=rolling_average_persistency,
+            generator=generator if generator is not None else th.Generator(self.device),
+            on_epoch=on_epoch,
+        )
+
+    @th.no_grad()
+    def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
+        """Update the statistics. :return: standardised inputs (B, O + A) and targets (B, target_dim), float32"""
+        if len(data.obs) == 0:
+            raise ValueError("There are no transitions to fit the dynamics ensemble to.")
+        # float64: the statistics of a float32 column with a large mean would lose its spread
+        obs, next_obs, reward = (x.to(self.device, th.float64) for x in (data.obs, data.next_obs, data.reward))
+        action = self.codec.to_dynamics(data.action.to(self.device)).double()
+        target = th.cat([next_obs - obs, reward.unsqueeze(1)], dim=1) if self.learned_reward else next_obs - obs
+        standardised = []
+        for name, value in (("observation", obs), ("action", action), ("target", target)):
+            if not th.isfinite(value).all():
+                raise ValueError(f"The transitions contain a {name} that is NaN or infinite: the dynamics cannot be fitted.")
+            mean, std = value.mean(0), value.std(0, correction=0)
+            std = th.where(std > STD_FLOOR, std, th.ones_like(std))
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(std)
+            standardised.append(((value - mean) / std).float())
+        both = th.cat([obs, next_obs])
+        self.observation_low.copy_(both.amin(0))
+        self.observation_high.copy_(both.amax(0))
+        return th.cat(standardised[:2], dim=1), standardised[2]
+
+    # ---------------------------------------------------------------- use
+
+    @th.no_grad()
+    def step_fn(self, clip_margin: float | None = None, generator: th.Generator | None = None) -> StepFn:
+        """
+        The imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
+
+        The standardisation is folded into the first and the last layer, so that a step is little more than its matmuls.
+
+        :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
+            standard deviations; None: no clipping
+        :param generator: draws the noise of probabilistic members; None: their mean
+        :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
+            change it
+        """
+        layers = self._folded_layers()
+        low = high = None
+        if clip_margin is not None:
+            low = self.observation_low - clip_margin * self.observation_std
+            high = self.observation_high + clip_margin * self.observation_std
+        log_target_var = 2 * self.target_std.log()
+
+        def step(obs: th.Tensor, action: th.Tensor) -> Prediction:
+            output = self._forward(layers, th.cat([obs, action], dim=-1))
+            target, log_var, logit = self._split(output)
+            if log_var is not None and generator is not None:
+                std = th.exp(0.5 * (self._bounded_log_var(log_var) + log_target_var))
+                noise = th.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
+                target = th.addcmul(target, std, noise)
+            next_obs = obs + target[..., : self.observation_dim]
+            if low is not None:
+                next_obs = th.clamp(next_obs, low, high)
+            return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
+
+        return step
+
+    def _folded_layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
+        """:return: layers from raw inputs to raw targets: standardisation and its inverse are part of the weights"""
+        layers = [(weight.double(), bias.double()) for weight, bias in self._layers()]
+        input_mean = th.cat([self.observation_mean, self.action_mean]).double()
+        input_std = th.cat([self.observation_std, self.action_std]).double()
+        weight, bias = layers[0]
+        weight = weight / input_std.unsqueeze(1)
+        layers[0] = weight, bias - th.einsum("i,mio->mo", input_mean, weight).unsqueeze(1)
+        weight, bias = layers[-1]
+        scale, shift = th.ones_like(bias[0, 0]), th.zeros_like(bias[0, 0])
+        scale[: self.target_dim], shift[: self.target_dim] = self.target_std, self.target_mean
+        layers[-1] = weight * scale, bias * scale + shift
+        return [(weight.float().contiguous(), bias.float().contiguous()) for weight, bias in layers]
+
+    @th.no_grad()
+    def predict(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """
+        Every member's prediction of the next observation (the mean, for probabilistic members).
+
+        :param obs: (B, O)
+        :param action: (B, ``*action_space.shape``), as an environment takes it
+        :return: next observations (M, B, O) float32
+        """
+        obs_tensor = th.as_tensor(np.asarray(obs), device=self.device, dtype=th.float32)
+        action_tensor = self.codec.to_dynamics(self.codec.from_numpy(np.asarray(action), self.device))
+        if obs_tensor.ndim != 2 or obs_tensor.shape[1] != self.observation_dim or len(obs_tensor) != len(action_tensor):
+            raise ValueError(
+                f"`obs` must have shape (B, {self.observation_dim}) and `action` as many rows, "
+                f"not {np.shape(obs)} and {np.shape(action)}."
+            )
+        expand = (self.n_models, -1, -1)
+        next_obs = self.step_fn()(obs_tensor.expand(expand), action_tensor.expand(expand)).next_obs
+        return next_obs.cpu().numpy()
+
+    def disagreement(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """
+        How far the members are apart: the standard deviation of their predictions over the members, in units of the
+        standard deviation of the observed changes, averaged over the dimensions.
+
+        :param obs: (B, O)
+        :param action: (B, ``*action_space.shape``)
+        :return: (B,), 0 where all members agree
+        """
+        spread: np.ndarray = self.predict(obs, action).std(0) / self.target_std[: self.observation_dim].cpu().numpy()
+        mean_spread: np.ndarray = spread.mean(1)
+        return mean_spread

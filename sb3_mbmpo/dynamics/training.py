@@ -1,0 +1,164 @@
+"""Fit stacked ensemble members together: own split, own early stop and own best weights for each member.
+
+Knows neither networks nor data: a loss over row numbers and a list of parameters that are stacked ``[M, ...]``.
+
+Legend of shapes: ``M`` members, ``B`` rows of a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+
+# (rows [A, B] long, active members [A] long) -> loss of each active member [A]
+MemberLoss = Callable[[th.Tensor, th.Tensor], th.Tensor]
+# (epoch from 1, mean validation loss) after every epoch
+EpochHook = Callable[[int, float], None]
+
+
+class FitReport(NamedTuple):
+    """
+    What a fit did, a figure for each member.
+
+    :param train_loss: mean training loss of the member's last epoch, [M]
+    :param val_loss: validation loss of the weights that were kept (the best seen), [M]
+    :param epochs: epochs until the member stopped, [M]
+    """
+
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    epochs: np.ndarray
+
+
+class _EarlyStop:
+    """
+    The authors' rule: a member stops when the exponential rolling average of its validation loss rises. The average
+    starts at 1.5 times the first loss, so that a noisy first epoch does not stop the fit at once.
+
+    :param persistency: weight of the past in the rolling average, 0 to 1
+    """
+
+    def __init__(self, persistency: float, n_members: int) -> None:
+        self.persistency = persistency
+        self.average = np.full(n_members, np.nan)
+
+    def update(self, val_loss: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """
+        :param val_loss: of the members that still train, [A]
+        :param members: their numbers, [A]
+        :return: whether each one's average rose, [A] bool (True for a loss that is not finite)
+        """
+        before = np.where(np.isnan(self.average[members]), 1.5 * val_loss, self.average[members])
+        average = self.persistency * before + (1 - self.persistency) * val_loss
+        self.average[members] = average
+        rose: np.ndarray = ~(average <= before)
+        return rose
+
+
+def split_rows(
+    n_rows: int, n_members: int, validation_fraction: float, generator: th.Generator
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Draw each member's own train/validation split. With too few rows to spare one, validation uses the training rows.
+
+    :param n_rows: number of transitions
+    :param validation_fraction: share of the rows each member keeps aside
+    :return: training rows [M, n_train] and validation rows [M, n_val], long, on the generator's device
+    """
+    order = _permutations(n_members, n_rows, generator)
+    n_val = int(n_rows * validation_fraction)
+    if n_val == 0:
+        return order, order
+    return order[:, n_val:], order[:, :n_val]
+
+
+def _permutations(n_members: int, n_rows: int, generator: th.Generator) -> th.Tensor:
+    """:return: an independent random order of the rows for each member, [M, n_rows] long"""
+    orders = [th.randperm(n_rows, generator=generator, device=generator.device) for _ in range(n_members)]
+    return th.stack(orders)
+
+
+def fit_members(
+    parameters: Sequence[th.nn.Parameter],
+    optimizer: th.optim.Optimizer,
+    loss_fn: MemberLoss,
+    n_rows: int,
+    *,
+    max_epochs: int,
+    batch_size: int,
+    validation_fraction: float,
+    rolling_average_persistency: float,
+    generator: th.Generator,
+    on_epoch: EpochHook | None = None,
+) -> FitReport:
+    """
+    Train all members at once, one optimiser step a batch, and leave every member with its own best weights.
+
+    Restoring member by member matters: one diverging member ruins the imagination of all its tasks.
+
+    :param parameters: stacked parameters, each [M, ...]; member ``m`` owns slice ``m`` of every one
+    :param optimizer: over the same parameters; its state carries over to the next fit
+    :param loss_fn: differentiable loss of the active members on their own rows
+    :param n_rows: number of transitions the loss function can address
+    :param max_epochs: upper bound of passes over the training rows
+    :param batch_size: rows a member and step; fewer rows than that still train, as one batch
+    :param validation_fraction: share of the rows each member keeps aside, drawn once per fit
+    :param rolling_average_persistency: see ``_EarlyStop``
+    :param generator: draws splits and batches; decides the device of the row numbers
+    :param on_epoch: called after every epoch
+    """
+    n_members = len(parameters[0])
+    train_rows, val_rows = split_rows(n_rows, n_members, validation_fraction, generator)
+    everyone = th.arange(n_members, device=generator.device)
+
+    # The weights a warm-started fit begins with do not compete: they were trained on rows that now validate
+    best_loss = np.full(n_members, np.inf)
+    best_weights = [parameter.detach().clone() for parameter in parameters]
+    early_stop = _EarlyStop(rolling_average_persistency, n_members)
+    train_loss = np.full(n_members, np.nan)
+    epochs = np.zeros(n_members, dtype=int)
+    active = everyone
+
+    for epoch in range(1, max_epochs + 1):
+        shuffle = _permutations(len(active), train_rows.shape[1], generator)
+        rows = train_rows[active].gather(1, shuffle)
+        epoch_loss = th.zeros(len(active), device=rows.device)
+        for batch in rows.split(batch_size, dim=1):
+            loss = loss_fn(batch, active)
+            optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimizer.step()
+            epoch_loss += loss.detach() * (batch.shape[1] / rows.shape[1])
+
+        active_numbers = active.cpu().numpy()
+        train_loss[active_numbers] = epoch_loss.cpu().numpy()
+        epochs[active_numbers] = epoch
+
+        val_loss = _mean_loss(loss_fn, val_rows[active], active, batch_size)
+        for member, loss_value in zip(active_numbers, val_loss, strict=True):
+            if loss_value < best_loss[member]:
+                best_loss[member] = loss_value
+                for best, parameter in zip(best_weights, parameters, strict=True):
+                    best[member] = parameter.detach()[member]
+
+        if on_epoch is not None:
+            on_epoch(epoch, float(best_loss.mean()))
+        stopped = early_stop.update(val_loss, active_numbers)
+        active = active[th.as_tensor(~stopped, device=active.device)]
+        if len(active) == 0:
+            break
+
+    with th.no_grad():
+        for parameter, best in zip(parameters, best_weights, strict=True):
+            parameter.copy_(best)
+    return FitReport(train_loss, best_loss, epochs)
+
+
+@th.no_grad()
+def _mean_loss(loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, batch_size: int) -> np.ndarray:
+    """:return: each member's mean loss over its rows, [M]; batched to bound the memory"""
+    total = th.zeros(len(members), device=rows.device)
+    for batch in rows.split(4 * batch_size, dim=1):
+        total += loss_fn(batch, members) * (batch.shape[1] / rows.shape[1])
+    return total.cpu().numpy()

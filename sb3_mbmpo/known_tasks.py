@@ -1,0 +1,402 @@
+"""
+Reward and termination of Gymnasium's classic-control and MuJoCo environments, as functions of batches of transitions.
+
+Shapes: ``B`` rows, ``O`` observation size, ``A`` action size. Every function is vectorised torch, follows the dtype and device
+of the observations and can be pickled (module-level functions under ``functools.partial``), because models are saved.
+
+Where Gymnasium pays for a displacement divided by ``dt``, the position is not in the observation: the velocities at both ends
+of the step stand in for it. The velocity of ``obs`` or of ``next_obs`` alone is 2 to 20 times worse.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import inf, radians
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+# (obs [B, O], action, next_obs [B, O]) -> float [B]. The action is what the environment received: float [B, A] within the
+# bounds (Box), long [B] (Discrete), long [B, k] (MultiDiscrete, MultiBinary).
+RewardFn = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
+# next_obs [B, O] -> bool [B]. Termination only: a time limit is not one.
+TerminationFn = Callable[[th.Tensor], th.Tensor]
+# Some number of an observation: [B, O] -> [B]
+Feature = Callable[[th.Tensor], th.Tensor]
+
+Interval = tuple[float, float]
+Bounds = tuple[tuple[slice, Interval], ...]
+
+
+class Task(NamedTuple):
+    """
+    What an environment pays and when it ends.
+
+    :param reward_fn: (obs [B, O], action, next_obs [B, O]) -> float [B]
+    :param termination_fn: next_obs [B, O] -> bool [B]
+    :param approximation: what is not exact, and by how much; "" where both are exact up to rounding
+    """
+
+    reward_fn: RewardFn
+    termination_fn: TerminationFn
+    approximation: str = ""
+
+
+class Parameters:
+    """
+    The constructor arguments of a vectorised environment, read from the attributes that Gymnasium keeps them in: ``_name`` or
+    ``name``, in this order, because ``healthy_reward`` is a property that depends on the state. The first environment speaks
+    for all. Numbers come as plain floats, which leave a tensor's dtype alone.
+
+    :param env: the environment, in this process or in others
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+
+    def get(self, name: str, default: Any) -> Any:
+        """:return: the argument, or ``default`` where this version of the environment has none of that name"""
+        # Ask first: a missing attribute would kill the worker of a SubprocVecEnv
+        found = next((key for key in (f"_{name}", name) if self.env.has_attr(key)), None)
+        return default if found is None else self.env.get_attr(found)[0]
+
+    def number(self, name: str, default: float) -> float:
+        return float(self.get(name, default))
+
+    def interval(self, name: str, default: Interval) -> Interval:
+        low, high = self.get(name, default)
+        return float(low), float(high)
+
+
+# -- Termination ----------------------------------------------------------------------------------------------------------
+
+
+def never_terminates(next_obs: th.Tensor) -> th.Tensor:
+    """Of tasks without an end; callers may ask ``fn is never_terminates`` to skip the masks."""
+    return th.zeros(len(next_obs), dtype=th.bool, device=next_obs.device)
+
+
+def outside(next_obs: th.Tensor, *, bounds: Bounds) -> th.Tensor:
+    """
+    :param next_obs: [B, O]
+    :param bounds: columns, and the open interval in which all of them must lie; (-inf, inf) asks for finite numbers
+    :return: whether any column is outside, or NaN; bool [B]
+    """
+    terminated = never_terminates(next_obs)
+    for columns, (low, high) in bounds:
+        values = next_obs[:, columns]
+        terminated = terminated | ~((values > low) & (values < high)).all(dim=1)
+    return terminated
+
+
+def reached(next_obs: th.Tensor, *, goal_position: float, goal_velocity: float) -> th.Tensor:
+    """MountainCar's flag."""
+    return (next_obs[:, 0] >= goal_position) & (next_obs[:, 1] >= goal_velocity)
+
+
+def swung_up(next_obs: th.Tensor) -> th.Tensor:
+    """Acrobot's free end above the line. Observation: cos and sin of both angles, two velocities."""
+    cos1, sin1, cos2, sin2 = next_obs[:, :4].unbind(dim=1)
+    return -cos1 - (cos1 * cos2 - sin1 * sin2) > 1.0
+
+
+def tip(next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """The end of InvertedDoublePendulum's second pole (both are 0.6 long): x [B], height [B]."""
+    x, sin1, sin2, cos1, cos2 = next_obs[:, :5].unbind(dim=1)
+    return x + 0.6 * (sin1 + sin1 * cos2 + cos1 * sin2), 0.6 * (cos1 + cos1 * cos2 - sin1 * sin2)
+
+
+def fallen(next_obs: th.Tensor) -> th.Tensor:
+    """InvertedDoublePendulum's end."""
+    return tip(next_obs)[1] <= 1.0
+
+
+# -- Rewards --------------------------------------------------------------------------------------------------------------
+
+
+def squared_norm(vectors: th.Tensor) -> th.Tensor:
+    """[B, A] -> [B]"""
+    return vectors.square().sum(dim=1)
+
+
+def column(obs: th.Tensor, *, index: int) -> th.Tensor:
+    """[B, O] -> [B]"""
+    return obs[:, index]
+
+
+def constant_reward(
+    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, running: float, final: float, terminated: TerminationFn
+) -> th.Tensor:
+    """One reward for every step but the terminal one, another for that."""
+    return running + (final - running) * terminated(next_obs).to(next_obs.dtype)
+
+
+def pendulum_reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    """Pendulum pays for the state *before* the step. Observation: cos, sin, angular velocity."""
+    angle, velocity = th.atan2(obs[:, 1], obs[:, 0]), obs[:, 2]
+    return -(angle.square() + 0.1 * velocity.square() + 0.001 * squared_norm(action))
+
+
+def mountain_car_reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, terminated: TerminationFn) -> th.Tensor:
+    """MountainCarContinuous: 100 at the flag, less the effort."""
+    return 100.0 * terminated(next_obs).to(next_obs.dtype) - 0.1 * squared_norm(action)
+
+
+def double_pendulum_reward(
+    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, healthy_reward: float, fallen_reward: float
+) -> th.Tensor:
+    """InvertedDoublePendulum: a bonus, less the tip's distance from (0, 2) and the poles' velocities."""
+    x, height = tip(next_obs)
+    bonus = healthy_reward + (fallen_reward - healthy_reward) * fallen(next_obs).to(next_obs.dtype)
+    distance = 0.01 * x.square() + (height - 2.0).square()
+    return bonus - distance - 0.001 * next_obs[:, 6].square() - 0.005 * next_obs[:, 7].square()
+
+
+def distance_reward(
+    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, distance: Feature, version: int, ctrl_cost_weight: float
+) -> th.Tensor:
+    """Reacher and Pusher pay for closeness: v4 measures before it moves, v5 after."""
+    return -distance(obs if version == 4 else next_obs) - ctrl_cost_weight * squared_norm(action)
+
+
+def reacher_distance(obs: th.Tensor, *, dist_weight: float) -> th.Tensor:
+    """Columns 8, 9: fingertip - target (v4 adds z, always 0)."""
+    return dist_weight * squared_norm(obs[:, 8:10]).sqrt()
+
+
+def pusher_distance(obs: th.Tensor, *, near_weight: float, dist_weight: float) -> th.Tensor:
+    """The last nine columns: the arm's tip, the object, the goal."""
+    arm, thing, goal = obs[:, 14:17], obs[:, 17:20], obs[:, 20:23]
+    return near_weight * squared_norm(thing - arm).sqrt() + dist_weight * squared_norm(thing - goal).sqrt()
+
+
+def locomotion_reward(
+    obs: th.Tensor,
+    action: th.Tensor,
+    next_obs: th.Tensor,
+    *,
+    velocity: Feature,
+    next_share: float,
+    forward_reward_weight: float,
+    ctrl_cost_weight: float,
+    healthy_reward: float = 0.0,
+    unhealthy: TerminationFn = never_terminates,
+    contact_cost: Feature | None = None,
+) -> th.Tensor:
+    """
+    The family of all that run: forward velocity + health - control cost - contact cost.
+
+    :param velocity: forward, of an observation
+    :param next_share: weight of next_obs's velocity, the rest is obs's: 0.5 is the trapezoid of the displacement
+    :param healthy_reward: paid where not ``unhealthy``
+    :param contact_cost: of next_obs
+    """
+    speed = th.lerp(velocity(obs), velocity(next_obs), next_share)
+    health = healthy_reward * (~unhealthy(next_obs)).to(next_obs.dtype)
+    reward = forward_reward_weight * speed + health - ctrl_cost_weight * squared_norm(action)
+    return reward if contact_cost is None else reward - contact_cost(next_obs)
+
+
+def centre_of_mass_velocity(obs: th.Tensor, *, n_bodies: int) -> th.Tensor:
+    """
+    Humanoid pays for its centre of mass; the torso's velocity would be wrong by more than the rewards vary (0.3 instead of
+    0.0015). MuJoCo's ``cinert`` holds each body's mass m and m * r, with r from the whole's centre to the body's; ``cvel`` its
+    angular velocity w, and its linear velocity v at the whole's centre. The whole moves with sum(m v + w x m r) / sum(m).
+
+    :param obs: [B, O]: 45 positions and velocities, n_bodies * 10 ``cinert``, n_bodies * 6 ``cvel``, ...
+    :param n_bodies: 14 with the world (v4), 13 without (v5)
+    :return: forward velocity [B]
+    """
+    first, last = 45 + 10 * n_bodies, 45 + 16 * n_bodies
+    cinert = obs[:, 45:first].reshape(len(obs), n_bodies, 10)
+    cvel = obs[:, first:last].reshape(len(obs), n_bodies, 6)
+    mass, mr_y, mr_z = cinert[..., 9], cinert[..., 7], cinert[..., 8]
+    momentum = mass * cvel[..., 3] + cvel[..., 1] * mr_z - cvel[..., 2] * mr_y
+    return momentum.sum(dim=1) / mass.sum(dim=1)
+
+
+def contact_force_cost(next_obs: th.Tensor, *, first_column: int, weight: float, cost_range: Interval) -> th.Tensor:
+    """The external forces are the observation's last columns; the world's, which v5 leaves out, are always 0."""
+    return (weight * squared_norm(next_obs[:, first_column:])).clamp(*cost_range)
+
+
+# -- Tasks: one factory an environment, which reads what the user may have changed ----------------------------------------
+
+
+def _cart_pole(given: Parameters) -> Task:
+    x, angle = given.number("x_threshold", 2.4), given.number("theta_threshold_radians", radians(12))
+    terminated = partial(outside, bounds=((slice(0, 1), (-x, x)), (slice(2, 3), (-angle, angle))))
+    running, final = (0.0, -1.0) if given.get("sutton_barto_reward", False) else (1.0, 1.0)
+    return Task(partial(constant_reward, running=running, final=final, terminated=terminated), terminated)
+
+
+def _mountain_car(given: Parameters, *, continuous: bool) -> Task:
+    goal_position = given.number("goal_position", 0.45 if continuous else 0.5)
+    terminated = partial(reached, goal_position=goal_position, goal_velocity=given.number("goal_velocity", 0.0))
+    if continuous:
+        return Task(partial(mountain_car_reward, terminated=terminated), terminated)
+    return Task(partial(constant_reward, running=-1.0, final=-1.0, terminated=terminated), terminated)
+
+
+def _pendulum(given: Parameters) -> Task:
+    return Task(pendulum_reward, never_terminates)
+
+
+def _acrobot(given: Parameters) -> Task:
+    return Task(partial(constant_reward, running=-1.0, final=0.0, terminated=swung_up), swung_up)
+
+
+def _inverted_pendulum(given: Parameters, *, version: int) -> Task:
+    terminated = partial(outside, bounds=((slice(None), (-inf, inf)), (slice(1, 2), (-0.2, 0.2))))
+    return Task(partial(constant_reward, running=1.0, final=float(version == 4), terminated=terminated), terminated)
+
+
+def _inverted_double_pendulum(given: Parameters, *, version: int) -> Task:
+    bonus = given.number("healthy_reward", 10.0)
+    reward = partial(double_pendulum_reward, healthy_reward=bonus, fallen_reward=bonus if version == 4 else 0.0)
+    # MuJoCo leaves the tip where the last Runge-Kutta stage put it, and the observation clips the velocities at 10
+    return Task(reward, fallen, "tip up to a Runge-Kutta stage off, clipped velocities: mean absolute error below 0.01")
+
+
+def _distance(given: Parameters, distance: Feature, version: int, ctrl_cost_weight: float) -> Task:
+    weight = given.number("reward_control_weight", ctrl_cost_weight)
+    return Task(partial(distance_reward, distance=distance, version=version, ctrl_cost_weight=weight), never_terminates)
+
+
+def _reacher(given: Parameters, *, version: int) -> Task:
+    return _distance(given, partial(reacher_distance, dist_weight=given.number("reward_dist_weight", 1.0)), version, 1.0)
+
+
+def _pusher(given: Parameters, *, version: int) -> Task:
+    near, dist = given.number("reward_near_weight", 0.5), given.number("reward_dist_weight", 1.0)
+    return _distance(given, partial(pusher_distance, near_weight=near, dist_weight=dist), version, 0.1)
+
+
+def _locomotion(
+    given: Parameters,
+    velocity: Feature,
+    *,
+    version: int,
+    error: float,
+    weights: tuple[float, float, float],
+    bounds: Bounds = (),
+    next_share: float = 0.5,
+    contact_cost: Feature | None = None,
+) -> Task:
+    """
+    :param error: stated bound of the mean absolute error, the worst of uniformly random, sinusoidal and bang-bang actions
+    :param weights: defaults of forward_reward_weight, ctrl_cost_weight, healthy_reward
+    :param bounds: where the environment is healthy, see ``outside``; empty if it always is
+    """
+    unhealthy: TerminationFn = partial(outside, bounds=bounds) if bounds else never_terminates
+    ends = bool(given.get("terminate_when_unhealthy", True))
+    reward = partial(
+        locomotion_reward,
+        velocity=velocity,
+        next_share=next_share,
+        forward_reward_weight=given.number("forward_reward_weight", weights[0]),
+        ctrl_cost_weight=given.number("ctrl_cost_weight", weights[1]),
+        healthy_reward=given.number("healthy_reward", weights[2]),
+        # v4 pays for health at the fatal step, too; v5 mended that
+        unhealthy=never_terminates if version == 4 and ends else unhealthy,
+        contact_cost=contact_cost,
+    )
+    approximation = f"displacement / dt from the velocities at both ends of the step: mean absolute error below {error}"
+    return Task(reward, unhealthy if ends else never_terminates, approximation)
+
+
+def _swimmer(given: Parameters, *, version: int) -> Task:
+    return _locomotion(given, partial(column, index=3), version=version, error=0.025, weights=(1.0, 1e-4, 0.0))
+
+
+def _half_cheetah(given: Parameters, *, version: int) -> Task:
+    # MuJoCo steps HalfCheetah by semi-implicit Euler: the displacement leans to the velocity after the step, by 0.6 for five
+    # frames of constant acceleration, by 0.65 as measured (mean absolute error at 0, 0.5, 0.65, 1: 0.32, 0.10, 0.07, 0.17)
+    velocity = partial(column, index=8)
+    return _locomotion(given, velocity, version=version, error=0.12, weights=(1.0, 0.1, 0.0), next_share=0.65)
+
+
+def _hopper(given: Parameters, *, version: int) -> Task:
+    bounds = (
+        (slice(0, 1), given.interval("healthy_z_range", (0.7, inf))),
+        (slice(1, 2), given.interval("healthy_angle_range", (-0.2, 0.2))),
+        # The observation clips speeds at 10: one that leaves a wider range cannot be seen
+        (slice(1, 11), given.interval("healthy_state_range", (-100.0, 100.0))),
+    )
+    velocity = partial(column, index=5)
+    return _locomotion(given, velocity, version=version, error=0.005, weights=(1.0, 1e-3, 1.0), bounds=bounds)
+
+
+def _walker(given: Parameters, *, version: int) -> Task:
+    bounds = (
+        (slice(0, 1), given.interval("healthy_z_range", (0.8, 2.0))),
+        (slice(1, 2), given.interval("healthy_angle_range", (-1.0, 1.0))),
+    )
+    velocity = partial(column, index=8)
+    return _locomotion(given, velocity, version=version, error=0.025, weights=(1.0, 1e-3, 1.0), bounds=bounds)
+
+
+def _ant(given: Parameters, *, version: int) -> Task:
+    bounds = ((slice(0, 1), given.interval("healthy_z_range", (0.2, 1.0))), (slice(0, 27), (-inf, inf)))
+    # v4 charges for contacts only with use_contact_forces, which makes another layout; v5 observes the forces that it charges
+    cost = partial(contact_force_cost, first_column=27, cost_range=(-inf, inf))
+    contact = partial(cost, weight=given.number("contact_cost_weight", 5e-4)) if version == 5 else None
+    velocity, weights = partial(column, index=13), (1.0, 0.5, 1.0)
+    return _locomotion(given, velocity, version=version, error=0.08, weights=weights, bounds=bounds, contact_cost=contact)
+
+
+def _humanoid(given: Parameters, *, version: int) -> Task:
+    bounds = ((slice(0, 1), given.interval("healthy_z_range", (1.0, 2.0))),)
+    velocity = partial(centre_of_mass_velocity, n_bodies=14 if version == 4 else 13)
+    contact = _impact(given, "contact", version) if version == 5 else None
+    weights = (1.25, 0.1, 5.0)
+    return _locomotion(given, velocity, version=version, error=0.005, weights=weights, bounds=bounds, contact_cost=contact)
+
+
+def _humanoid_standup(given: Parameters, *, version: int) -> Task:
+    """Pays for the height, as for a velocity that reaches it from the floor within one frame. Exact."""
+    # Not uph_cost_weight: Gymnasium stores it and does not use it
+    frames_a_second = given.number("frame_skip", 5) / given.number("dt", 0.015)
+    height, weights, impact = partial(column, index=0), (frames_a_second, 0.1, 1.0), _impact(given, "impact", version)
+    task = _locomotion(given, height, version=version, error=0.0, weights=weights, next_share=1.0, contact_cost=impact)
+    return task._replace(approximation="")
+
+
+def _impact(given: Parameters, name: str, version: int) -> Feature:
+    weight, cost_range = given.number(f"{name}_cost_weight", 5e-7), given.interval(f"{name}_cost_range", (-inf, 10.0))
+    return partial(contact_force_cost, first_column=292 if version == 4 else 270, weight=weight, cost_range=cost_range)
+
+
+class KnownTask(NamedTuple):
+    """What makes a task, and the size of the observation's default layout, the only one that it knows."""
+
+    obs_size: int
+    build: Callable[[Parameters], Task]
+
+
+# Observation size of v4, of v5
+_MUJOCO: dict[str, tuple[int, int, Callable[..., Task]]] = {
+    "InvertedPendulum": (4, 4, _inverted_pendulum),
+    "InvertedDoublePendulum": (11, 9, _inverted_double_pendulum),
+    "Reacher": (11, 10, _reacher),
+    "Pusher": (23, 23, _pusher),
+    "Swimmer": (8, 8, _swimmer),
+    "HalfCheetah": (17, 17, _half_cheetah),
+    "Hopper": (11, 11, _hopper),
+    "Walker2d": (17, 17, _walker),
+    "Ant": (27, 105, _ant),
+    "Humanoid": (376, 348, _humanoid),
+    "HumanoidStandup": (376, 348, _humanoid_standup),
+}
+
+# Not here: Box2D, whose contacts and shaping state are not in the observation
+KNOWN_TASKS = {
+    "CartPole-v0": KnownTask(4, _cart_pole),
+    "CartPole-v1": KnownTask(4, _cart_pole),
+    "MountainCar-v0": KnownTask(2, partial(_mountain_car, continuous=False)),
+    "MountainCarContinuous-v0": KnownTask(2, partial(_mountain_car, continuous=True)),
+    "Pendulum-v1": KnownTask(3, _pendulum),
+    "Acrobot-v1": KnownTask(6, _acrobot),
+    **{f"{name}-v4": KnownTask(size, partial(build, version=4)) for name, (size, _, build) in _MUJOCO.items()},
+    **{f"{name}-v5": KnownTask(size, partial(build, version=5)) for name, (_, size, build) in _MUJOCO.items()},
+}

@@ -1,0 +1,392 @@
+"""The meta-learning step as pure functions of parameters and imagined data (Clavera et al. 2018, algorithm 1).
+
+``theta`` is the meta-policy's parameter vector; ``adapt`` maps it to one adapted vector a task, theta'_i, by one or several
+policy-gradient steps, differentiably; the outer step improves the return of the *adapted* policies over ``theta``.
+
+Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observation size, ``A`` action size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbmpo.distributions import ActionDistribution
+from sb3_mbmpo.imagination import ImaginedRollouts
+
+# Parameters (T, P) -> function from policy inputs (T, B, O) to distributions
+Actor = Callable[[th.Tensor], Callable[[th.Tensor], ActionDistribution]]
+
+
+class TaskBatch(NamedTuple):
+    """
+    Imagined steps of all tasks, as the policy gradient needs them.
+
+    :param policy_input: standardised observations (T, B, O)
+    :param actions: unclipped samples (T, B, A)
+    :param advantages: (T, B)
+    :param weight: each row's share in its task's mean (T, B): sums to 1, and is 0 after a termination
+    """
+
+    policy_input: th.Tensor
+    actions: th.Tensor
+    advantages: th.Tensor
+    weight: th.Tensor
+
+    @classmethod
+    def from_rollouts(cls, rollouts: ImaginedRollouts, advantages: th.Tensor) -> "TaskBatch":
+        """
+        :param rollouts: imagined rollouts
+        :param advantages: (T, H, N)
+        """
+        alive = rollouts.alive.flatten(1).to(advantages.dtype)
+        weight = alive / alive.sum(1, keepdim=True)
+        return cls(rollouts.policy_input.flatten(1, 2), rollouts.actions.flatten(1, 2), advantages.flatten(1), weight)
+
+    def subsample(self, factor: int) -> "TaskBatch":
+        """:return: every ``factor``-th row, with weights that sum to 1 again"""
+        if factor == 1:
+            return self
+        policy_input, actions, advantages, weight = (x[:, ::factor].contiguous() for x in self)
+        return TaskBatch(policy_input, actions, advantages, weight / weight.sum(1, keepdim=True).clamp(min=1e-12))
+
+    def tasks(self, chunk: slice) -> "TaskBatch":
+        """:return: the same for some of the tasks only"""
+        return TaskBatch(*(x[chunk] for x in self))
+
+
+class StepReport(NamedTuple):
+    """
+    Health of one outer step.
+
+    :param objective_gain: outer objective after minus before the step (0 if the step was rejected)
+    :param kl_divergence: mean KL of the adapted policies, old against new, in nats
+    :param accepted: whether the parameters changed
+    :param line_search_steps: candidates tried
+    """
+
+    objective_gain: float
+    kl_divergence: float
+    accepted: bool
+    line_search_steps: int
+
+
+def split_outer(phi: th.Tensor, inner_lr: float | None) -> tuple[th.Tensor, float | th.Tensor]:
+    """
+    :param phi: outer variable: theta (P,), or theta and the learned inner step sizes in one vector (2 P,)
+    :param inner_lr: the inner step size, None if it is learned
+    :return: theta and the inner step size(s)
+    """
+    if inner_lr is not None:
+        return phi, inner_lr
+    theta, learned_lr = phi.chunk(2)
+    return theta, learned_lr
+
+
+def inner_objective(actor: Actor, parameters: th.Tensor, batch: TaskBatch) -> th.Tensor:
+    """
+    Objective of the adaptation, mean(log pi(a|s) A): the vanilla policy gradient.
+
+    :param parameters: (T, P)
+    :return: (T,)
+    """
+    log_prob = actor(parameters)(batch.policy_input).log_prob(batch.actions)
+    return (batch.weight * batch.advantages * log_prob).sum(1)
+
+
+def adapt(
+    actor: Actor,
+    theta: th.Tensor,
+    batches: Sequence[TaskBatch],
+    inner_lr: float | th.Tensor,
+    create_graph: bool = False,
+    first_order: bool = False,
+) -> th.Tensor:
+    """
+    theta'_i = theta + alpha grad_theta mean(log pi_theta(a|s) A), for each task; once for each batch.
+
+    :param actor: the policy as a function of its parameters
+    :param theta: meta-parameters (P,), or already one set a task (T, P)
+    :param batches: what each inner step learns from, imagined under the parameters it starts at
+    :param inner_lr: step size alpha, a number or one a parameter (P,)
+    :param create_graph: make the result differentiable in ``theta`` (and in ``inner_lr``)
+    :param first_order: ... but treat the inner gradient as a constant (FOMAML)
+    :return: adapted parameters (T, P)
+    """
+    n_tasks = len(batches[0].policy_input)
+    parameters = theta.expand(n_tasks, -1)
+    for batch in batches:
+        with th.enable_grad():
+            point = parameters if create_graph and not first_order else parameters.detach()
+            if not point.requires_grad:
+                point = point.clone().requires_grad_()
+            # Tasks do not interact: the gradient of the sum is each task's own gradient
+            objective = inner_objective(actor, point, batch).sum()
+            (gradient,) = th.autograd.grad(objective, point, create_graph=create_graph and not first_order)
+        parameters = parameters + inner_lr * gradient
+    return parameters
+
+
+class MetaProblem(NamedTuple):
+    """
+    One meta-step's data and settings: everything but the outer variable.
+
+    The outer variable ``phi`` is theta (P,), or theta and the inner step sizes in one vector (2 P,) where those are
+    learned too (Meta-SGD).
+
+    :param actor: the policy as a function of its parameters
+    :param pre: a batch for each inner step
+    :param post: batch imagined under the adapted parameters
+    :param inner_lr: step size, a number; None: the second half of ``phi``
+    :param first_order: ignore that the inner gradient depends on theta
+    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
+    """
+
+    actor: Actor
+    pre: tuple[TaskBatch, ...]
+    post: TaskBatch
+    inner_lr: float | None
+    first_order: bool = False
+    ent_coef: float = 0.0
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.post.policy_input)
+
+    def tasks(self, chunk: slice) -> "MetaProblem":
+        """:return: the same problem for some of the tasks only"""
+        return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
+
+    def subsample(self, factor: int) -> "MetaProblem":
+        """:return: the same problem on every ``factor``-th row"""
+        return self._replace(pre=tuple(b.subsample(factor) for b in self.pre), post=self.post.subsample(factor))
+
+    def adapted(self, phi: th.Tensor, create_graph: bool = False) -> th.Tensor:
+        """:return: theta'_i (T, P)"""
+        theta, inner_lr = split_outer(phi, self.inner_lr)
+        return adapt(self.actor, theta, self.pre, inner_lr, create_graph, self.first_order)
+
+    def adapted_distribution(self, phi: th.Tensor, create_graph: bool = False) -> ActionDistribution:
+        """:return: the adapted policies' distributions on their own imagined steps"""
+        return self.actor(self.adapted(phi, create_graph))(self.post.policy_input)
+
+    def objective(self, phi: th.Tensor, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
+        """
+        :param distribution: the adapted policies' at ``phi``
+        :param old_log_prob: of the actions under the adapted policies that took them (T, B)
+        :return: each task's mean(ratio A') plus entropy bonus (T,)
+        """
+        ratio = th.exp(distribution.log_prob(self.post.actions) - old_log_prob)
+        return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(phi)
+
+    def entropy_bonus(self, phi: th.Tensor) -> th.Tensor | float:
+        """:return: weighted mean entropy of the policy before adaptation (T,)"""
+        if self.ent_coef == 0:
+            return 0.0
+        theta, _ = split_outer(phi, self.inner_lr)
+        entropy = self.actor(theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
+        return self.ent_coef * (self.pre[0].weight * entropy).sum(1)
+
+
+class _Old(NamedTuple):
+    """The adapted policies that imagined the post batch: distribution parameters and log-likelihoods, constant."""
+
+    distribution: ActionDistribution
+    log_prob: th.Tensor
+
+    def kl_to(self, distribution: ActionDistribution, weight: th.Tensor) -> th.Tensor:
+        """:return: each task's mean KL(old || new) (T,)"""
+        return (weight * self.distribution.kl_divergence(distribution)).sum(1)
+
+
+def task_chunks(problem: MetaProblem, rows_per_chunk: int) -> list[MetaProblem]:
+    """
+    Tasks are independent: in groups of a few thousand rows, activations stay in the cache and memory stays bounded.
+
+    :param rows_per_chunk: rows that are processed at once, at least one task
+    """
+    size = max(1, rows_per_chunk // problem.post.policy_input.shape[1])
+    return [problem.tasks(slice(start, start + size)) for start in range(0, problem.n_tasks, size)]
+
+
+def meta_gradient(problem: MetaProblem, phi: th.Tensor, rows_per_chunk: int = 16_384) -> tuple[th.Tensor, float, list[_Old]]:
+    """
+    Gradient of the outer objective through the adaptation, at the parameters that imagined the data.
+
+    :param phi: outer variable
+    :return: gradient like ``phi``, the objective's value, and the old adapted policies of each chunk
+    """
+    gradient, value, old = th.zeros_like(phi), 0.0, []
+    for chunk in task_chunks(problem, rows_per_chunk):
+        leaf = phi.detach().requires_grad_()
+        distribution = chunk.adapted_distribution(leaf, create_graph=True)
+        old.append(_Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach()))
+        objective = chunk.objective(leaf, distribution, old[-1].log_prob).sum() / problem.n_tasks
+        gradient += th.autograd.grad(objective, leaf)[0]
+        value += float(objective.detach())
+    return gradient, value, old
+
+
+def fisher_vector_product(
+    problem: MetaProblem, phi: th.Tensor, damping: float = 0.0, rows_per_chunk: int = 16_384
+) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    Products with the Hessian at ``phi`` of the mean KL between old and new adapted policies, *through the inner step*.
+
+    At the old parameters the gradient of the KL with respect to the distribution vanishes, so the Hessian is exactly
+    Q^T M Q with Q the Jacobian of the adapted policies' distribution parameters and M their KL's own Hessian. Both
+    products reuse graphs that are built once: no third derivatives.
+
+    :param phi: outer variable
+    :param damping: added to the diagonal
+    :return: function from a vector like ``phi`` to the product
+    """
+    factors = [_fisher_factors(chunk, phi, problem.n_tasks) for chunk in task_chunks(problem, rows_per_chunk)]
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        result = damping * vector
+        for factor in factors:
+            result = result + factor(vector)
+        return result
+
+    return product
+
+
+def _fisher_factors(problem: MetaProblem, phi: th.Tensor, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
+    """:return: the product for some of the tasks, from graphs that stay alive as long as the function does"""
+    leaf = phi.detach().requires_grad_()
+    outputs = problem.adapted_distribution(leaf, create_graph=True)
+    parameters = outputs.parameters
+
+    # v -> Q v is the derivative of u -> Q^T u, which is linear: a backward pass through the backward pass
+    cotangents = tuple(th.zeros_like(parameter, requires_grad=True) for parameter in parameters)
+    (pulled_back,) = th.autograd.grad(parameters, leaf, cotangents, create_graph=True)
+
+    with th.enable_grad():
+        new = tuple(parameter.detach().requires_grad_() for parameter in parameters)
+        kl = _Old(outputs.detach(), th.empty(0)).kl_to(outputs.with_parameters(new), problem.post.weight).sum() / n_tasks
+        slope = th.autograd.grad(kl, new, create_graph=True)
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        tangents = th.autograd.grad(pulled_back, cotangents, vector, retain_graph=True)
+        curved = th.autograd.grad(slope, new, tangents, retain_graph=True)
+        (result,) = th.autograd.grad(parameters, leaf, curved, retain_graph=True)
+        return result
+
+    return product
+
+
+def conjugate_gradient(
+    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, tolerance: float = 1e-10
+) -> th.Tensor:
+    """
+    Solve ``A x = b`` for a symmetric positive definite A. Unlike sb3-contrib's solver it starts at 0: no random numbers,
+    the same result every time.
+
+    :param product: x -> A x
+    :param b: right-hand side
+    :param max_steps: upper bound of iterations
+    :param tolerance: stop when the squared residual is below this share of the squared ``b``
+    """
+    x = th.zeros_like(b)
+    residual = b.clone()
+    direction = b.clone()
+    squared = residual @ residual
+    target = tolerance * squared
+    for _ in range(max_steps):
+        if squared <= target:
+            break
+        image = product(direction)
+        step = squared / (direction @ image)
+        x = x + step * direction
+        residual = residual - step * image
+        new_squared = residual @ residual
+        direction = residual + (new_squared / squared) * direction
+        squared = new_squared
+    return x
+
+
+@th.no_grad()
+def _evaluate(problem: MetaProblem, phi: th.Tensor, old: list[_Old], rows_per_chunk: int) -> tuple[float, float]:
+    """:return: outer objective and mean KL of the adapted policies at ``phi``"""
+    objective = kl = 0.0
+    for chunk, before in zip(task_chunks(problem, rows_per_chunk), old, strict=True):
+        distribution = chunk.adapted_distribution(phi)
+        objective += float(chunk.objective(phi, distribution, before.log_prob).sum()) / problem.n_tasks
+        kl += float(before.kl_to(distribution, chunk.post.weight).sum()) / problem.n_tasks
+    return objective, kl
+
+
+def trust_region_step(
+    problem: MetaProblem,
+    phi: th.Tensor,
+    *,
+    target_kl: float = 0.01,
+    cg_max_steps: int = 10,
+    cg_damping: float = 1e-5,
+    line_search_shrinking_factor: float = 0.8,
+    line_search_max_iter: int = 15,
+    sub_sampling_factor: int = 1,
+    rows_per_chunk: int = 16_384,
+) -> tuple[th.Tensor, StepReport]:
+    """
+    TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
+    first candidate which improves the objective within the KL bound.
+
+    :param phi: outer variable, at which the data was imagined
+    :return: the new outer variable (the old one if no candidate was good, or anything was not finite) and a report
+    """
+    gradient, objective, old = meta_gradient(problem, phi, rows_per_chunk)
+    product = fisher_vector_product(problem.subsample(sub_sampling_factor), phi, cg_damping, rows_per_chunk)
+    direction = conjugate_gradient(product, gradient, cg_max_steps)
+    curvature = direction @ product(direction)
+    rejected = StepReport(0.0, 0.0, False, 0)
+    if not (th.isfinite(direction).all() and curvature > 0):
+        return phi, rejected
+    step = (2 * target_kl / curvature).sqrt() * direction
+    for iteration in range(line_search_max_iter):
+        candidate = phi + line_search_shrinking_factor**iteration * step
+        new_objective, kl = _evaluate(problem, candidate, old, rows_per_chunk)
+        if new_objective > objective and kl <= target_kl:
+            return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
+    return phi, rejected._replace(line_search_steps=line_search_max_iter)
+
+
+def proximal_step(
+    problem: MetaProblem,
+    phi: th.Tensor,
+    *,
+    learning_rate: float = 1e-3,
+    n_epochs: int = 8,
+    clip_range: float = 0.2,
+    rows_per_chunk: int = 16_384,
+) -> tuple[th.Tensor, StepReport]:
+    """
+    PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
+
+    :param phi: outer variable, at which the data was imagined
+    :return: the new outer variable (the old one if it is not finite) and a report
+    """
+    with th.no_grad():
+        old = []
+        for chunk in task_chunks(problem, rows_per_chunk):
+            distribution = chunk.adapted_distribution(phi)
+            old.append(_Old(distribution, distribution.log_prob(chunk.post.actions)))
+    objective, _ = _evaluate(problem, phi, old, rows_per_chunk)
+    leaf = phi.detach().clone().requires_grad_()
+    optimizer = th.optim.Adam([leaf], lr=learning_rate)
+    for _ in range(n_epochs):
+        optimizer.zero_grad()
+        for chunk, before in zip(task_chunks(problem, rows_per_chunk), old, strict=True):
+            log_prob = chunk.adapted_distribution(leaf, create_graph=True).log_prob(chunk.post.actions)
+            ratio = th.exp(log_prob - before.log_prob)
+            clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+            surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
+            total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(leaf)
+            (-total.sum() / problem.n_tasks).backward()
+        optimizer.step()
+    candidate = leaf.detach()
+    if not th.isfinite(candidate).all():
+        return phi, StepReport(0.0, 0.0, False, 0)
+    new_objective, kl = _evaluate(problem, candidate, old, rows_per_chunk)
+    return candidate, StepReport(new_objective - objective, kl, True, 0)

@@ -1,0 +1,143 @@
+"""Meta-training on a learned world: what is imagined when, and which parameters come out. Functions of values, no state.
+
+Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch as th
+
+from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.imagination import ImaginedRollouts, World, imagine
+from sb3_mbmpo.meta import Actor, MetaProblem, StepReport, TaskBatch, adapt, proximal_step, split_outer, trust_region_step
+
+# number of rows -> raw first observations (rows, O) of imagined rollouts
+SampleStarts = Callable[[int], th.Tensor]
+
+OUTER_STEPS: dict[str, Callable[..., tuple[th.Tensor, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
+
+
+class MetaSettings(NamedTuple):
+    """
+    The hyperparameters of meta-training; their meaning is documented at ``MBMPO``.
+
+    :param inner_lr: None if the inner step sizes are learned (they are then the second half of ``phi``)
+    :param outer_kwargs: keyword arguments of the outer step
+    """
+
+    n_tasks: int
+    n_imagined_rollouts: int
+    horizon: int
+    n_inner_steps: int
+    inner_lr: float | None
+    first_order: bool
+    outer_optimizer: str
+    outer_kwargs: Mapping[str, Any]
+    gamma: float
+    gae_lambda: float
+    baseline: str
+    normalize_advantage: bool
+    ent_coef: float
+
+
+class Adaptation(NamedTuple):
+    """
+    The meta-policy adapted to every task.
+
+    :param parameters: theta'_i (T, P)
+    :param batches: what each inner step learned from
+    :param rollouts: imagined under the meta-policy, before the first inner step
+    """
+
+    parameters: th.Tensor
+    batches: tuple[TaskBatch, ...]
+    rollouts: ImaginedRollouts
+
+
+class MetaStep(NamedTuple):
+    """
+    One meta-step.
+
+    :param phi: the new outer variable
+    :param pre: imagined under the meta-policy
+    :param post: imagined under the adapted policies
+    :param report: health of the outer step
+    """
+
+    phi: th.Tensor
+    pre: ImaginedRollouts
+    post: ImaginedRollouts
+    report: StepReport
+
+
+class MetaTrainer(NamedTuple):
+    """
+    Everything that stays the same over the meta-steps of an iteration.
+
+    :param world: the learned environment
+    :param actor: the policy as a function of its parameters
+    :param sample_starts: draws first observations
+    :param settings: hyperparameters
+    :param generator: samples imagined actions
+    :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
+    """
+
+    world: World
+    actor: Actor
+    sample_starts: SampleStarts
+    settings: MetaSettings
+    generator: th.Generator
+    stopwatch: Callable[[str], Any]
+
+    def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, TaskBatch]:
+        """
+        :param parameters: of each task's policy (T, P)
+        :return: rollouts, and the same as data for a policy gradient
+        """
+        s = self.settings
+        with self.stopwatch("imagination"), th.no_grad():
+            n_tasks = len(parameters)
+            starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
+            rollouts = imagine(self.world, self.actor(parameters), starts, s.horizon, self.generator)
+        advantages = estimate_advantages(rollouts, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
+        return rollouts, TaskBatch.from_rollouts(rollouts, advantages)
+
+    def adapt(self, phi: th.Tensor, n_tasks: int | None = None) -> Adaptation:
+        """
+        :param phi: outer variable
+        :param n_tasks: number of tasks, shared out among the models; by default that of the settings
+        """
+        theta, inner_lr = split_outer(phi, self.settings.inner_lr)
+        parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
+        batches: list[TaskBatch] = []
+        first_rollouts = None
+        for _ in range(self.settings.n_inner_steps):
+            rollouts, batch = self.imagine(parameters)
+            first_rollouts = first_rollouts or rollouts
+            batches.append(batch)
+            parameters = adapt(self.actor, parameters, [batch], inner_lr)
+        assert first_rollouts is not None
+        return Adaptation(parameters, tuple(batches), first_rollouts)
+
+    def step(self, phi: th.Tensor) -> MetaStep:
+        """
+        Imagine, adapt, imagine again, improve (steps 3a to 3e of the algorithm).
+
+        :param phi: outer variable
+        """
+        s = self.settings
+        adaptation = self.adapt(phi)
+        post_rollouts, post = self.imagine(adaptation.parameters)
+        problem = MetaProblem(self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef)
+        phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
+        return MetaStep(phi, adaptation.rollouts, post_rollouts, report)
+
+    def inner_kl(self, phi: th.Tensor, adaptation: Adaptation) -> float:
+        """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""
+        theta, _ = split_outer(phi, self.settings.inner_lr)
+        batch = adaptation.batches[0]
+        with th.no_grad():
+            before = self.actor(theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
+            after = self.actor(adaptation.parameters)(batch.policy_input)
+            return float((batch.weight * before.kl_divergence(after)).sum(1).mean())

@@ -1,0 +1,216 @@
+"""The meta-policy: an SB3 actor that can be evaluated with explicit parameter sets, many at once.
+
+Legend of shapes: ``T`` parameter sets (tasks), ``P`` actor parameters, ``B`` rows, ``O`` observation size.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+from torch.func import functional_call, vmap
+
+from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.distributions import ActionDistribution, make_distribution
+
+# Which parameters of SB3's actor-critic policy act; the rest belongs to the critic, which MB-MPO does not have
+ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
+
+
+class MetaPolicy(ActorCriticPolicy):
+    """
+    SB3's ``MlpPolicy`` without a critic, for MB-MPO.
+
+    Two things differ from it. Observations are standardised by statistics that are buffers of the policy
+    (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. Actions of a
+    Box space are those of [-1, 1], mapped to the bounds of the environment and clipped, as in the authors' code.
+
+    :param observation_space: Box of one dimension
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param lr_schedule: required by SB3's interface, not used
+    :param net_arch: hidden layers of the actor, a list or ``dict(pi=[...])``
+    :param normalize_observation: standardise observations with statistics of the real data
+    :param log_std_min: the log standard deviation of the meta-policy is never below this (authors: log 1e-6)
+    :param kwargs: everything else that SB3's ``ActorCriticPolicy`` takes, except gSDE
+    """
+
+    observation_mean: th.Tensor
+    observation_std: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
+        normalize_observation: bool = True,
+        log_std_min: float = math.log(1e-6),
+        **kwargs: Any,
+    ) -> None:
+        check_spaces(observation_space, action_space)
+        if kwargs.get("use_sde") or kwargs.get("squash_output"):
+            raise ValueError("MBMPO does not support gSDE (`use_sde`, `squash_output`): its actions are clipped Gaussians.")
+        if net_arch is None:
+            net_arch = [64, 64]
+        actor_arch = net_arch.get("pi", []) if isinstance(net_arch, dict) else list(net_arch)
+        super().__init__(observation_space, action_space, lr_schedule, dict(pi=actor_arch, vf=[]), **kwargs)
+        assert isinstance(observation_space, spaces.Box)
+        self.normalize_observation = normalize_observation
+        self.log_std_min = log_std_min
+        self.register_buffer("observation_mean", th.zeros(observation_space.shape))
+        self.register_buffer("observation_std", th.ones(observation_space.shape))
+        self._codec = ActionCodec(action_space)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for unsupported in ("use_sde", "squash_output", "full_std", "use_expln"):
+            data.pop(unsupported)
+        data.update(normalize_observation=self.normalize_observation, log_std_min=self.log_std_min)
+        return data
+
+    # ---------------------------------------------------------------- observations and actions, as SB3 calls them
+
+    def standardize(self, obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
+        :return: what the networks see (..., O), in the dtype of the policy
+        """
+        return (obs.to(self.observation_mean.dtype) - self.observation_mean) / self.observation_std
+
+    @th.no_grad()
+    def set_observation_statistics(self, obs: th.Tensor) -> None:
+        """
+        :param obs: observations as the policy receives them (B, O), float64; a constant dimension stays unscaled
+        """
+        if not self.normalize_observation:
+            return
+        mean, std = obs.mean(0), obs.std(0, correction=0)
+        self.observation_mean.copy_(mean)
+        self.observation_std.copy_(th.where(std > 1e-6, std, th.ones_like(std)))
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
+        assert isinstance(obs, th.Tensor)
+        return super().extract_features(self.standardize(obs), features_extractor)
+
+    def get_distribution(self, obs: PyTorchObs) -> Any:
+        # SB3 goes round ``extract_features`` of subclasses here
+        assert isinstance(obs, th.Tensor)
+        return super().get_distribution(self.standardize(obs))
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        assert isinstance(obs, th.Tensor)
+        return super().predict_values(self.standardize(obs))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = super()._predict(observation, deterministic)
+        return self._codec.to_env(actions.flatten(1)) if isinstance(self.action_space, spaces.Box) else actions
+
+    # ---------------------------------------------------------------- explicit parameter sets
+
+    def actor_parameters(self) -> dict[str, nn.Parameter]:
+        """:return: the parameters that act and that are adapted, by name, in a fixed order"""
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith(ACTOR_MODULES)}
+
+    def actor_vector(self) -> th.Tensor:
+        """:return: a copy of the actor's parameters as one vector (P,)"""
+        return nn.utils.parameters_to_vector(self.actor_parameters().values()).detach().clone()
+
+    @th.no_grad()
+    def set_actor_vector(self, vector: th.Tensor) -> None:
+        """
+        :param vector: the actor's parameters (P,), in the order of ``actor_vector``
+        """
+        parameters = self.actor_parameters()
+        nn.utils.vector_to_parameters(vector, parameters.values())
+        if "log_std" in parameters:
+            parameters["log_std"].clamp_(min=self.log_std_min)
+
+    def with_actor_vector(self, vector: th.Tensor) -> "MetaPolicy":
+        """
+        :param vector: parameters (P,), for instance adapted ones
+        :return: an independent policy with these parameters, to ``predict`` with or to save
+        """
+        policy = copy.deepcopy(self)
+        policy.set_actor_vector(vector)
+        return policy
+
+    def actor(self, parameters: th.Tensor) -> Callable[[th.Tensor], ActionDistribution]:
+        """
+        The actor as a differentiable function of its parameters.
+
+        :param parameters: one set a task (T, P)
+        :return: a function from standardised observations (T, B, O) to action distributions
+        """
+        named = self._unflatten(parameters)
+        log_std = named.pop("log_std").unsqueeze(1) if "log_std" in named else None
+        output = self._stacked_mlp(named) if self._is_plain_mlp() else self._stacked_any(named)
+        return lambda policy_input: make_distribution(self.action_space, output(policy_input), log_std)
+
+    def _unflatten(self, parameters: th.Tensor) -> dict[str, th.Tensor]:
+        """:return: views of the columns of (T, P) as stacked parameters (T, *shape), by name"""
+        shapes = {name: parameter.shape for name, parameter in self.actor_parameters().items()}
+        columns = parameters.split([shape.numel() for shape in shapes.values()], dim=1)
+        return {
+            name: column.reshape(len(parameters), *shape)
+            for (name, shape), column in zip(shapes.items(), columns, strict=True)
+        }
+
+    def _is_plain_mlp(self) -> bool:
+        parameter_free = all(
+            isinstance(module, nn.Linear) or not list(module.parameters()) for module in self.mlp_extractor.policy_net
+        )
+        return type(self.pi_features_extractor) is FlattenExtractor and parameter_free
+
+    def _stacked_mlp(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
+        """One batched matmul a layer: several times faster than vmap over SB3's modules."""
+        layers: list[Callable[[th.Tensor], th.Tensor]] = []
+        modules = [(f"mlp_extractor.policy_net.{i}", module) for i, module in enumerate(self.mlp_extractor.policy_net)]
+        for name, module in [*modules, ("action_net", self.action_net)]:
+            if isinstance(module, nn.Linear):
+                weight, bias = named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)
+                layers.append(lambda x, weight=weight, bias=bias: th.baddbmm(bias, x, weight))  # type: ignore[misc]
+            else:
+                layers.append(module)
+
+        def output(policy_input: th.Tensor) -> th.Tensor:
+            hidden = policy_input
+            for layer in layers:
+                hidden = layer(hidden)
+            return hidden
+
+        return output
+
+    def _stacked_any(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
+        """Any architecture that SB3 can build, at vmap's price."""
+        actor = _ActorOutput(self)
+        prefixed = {f"policy.{name}": parameter for name, parameter in named.items()}
+
+        def one_task(task_parameters: dict[str, th.Tensor], policy_input: th.Tensor) -> th.Tensor:
+            result: th.Tensor = functional_call(actor, task_parameters, (policy_input,))
+            return result
+
+        return lambda policy_input: vmap(one_task)(prefixed, policy_input)
+
+
+class _ActorOutput(nn.Module):
+    """``functional_call`` only calls ``forward``, and SB3's samples: this one returns the means or logits."""
+
+    def __init__(self, policy: MetaPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, policy_input: th.Tensor) -> th.Tensor:
+        policy = self.policy
+        latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(policy_input))
+        output: th.Tensor = policy.action_net(latent)
+        return output
+
+
+MlpPolicy = MetaPolicy

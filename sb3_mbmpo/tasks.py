@@ -1,0 +1,242 @@
+"""
+Where the rewards and terminations of imagined steps come from: the user's function, the environment's own, the table of known
+Gymnasium environments (``known_tasks``), or a head of the learned model; and how well a function agrees with real steps.
+
+Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from sb3_mbmpo.known_tasks import KNOWN_TASKS, Parameters, RewardFn, Task, TerminationFn, never_terminates
+
+__all__ = [
+    "KNOWN_TASKS",
+    "CheckedFn",
+    "Resolved",
+    "RewardCheck",
+    "RewardFn",
+    "Task",
+    "TerminationFn",
+    "check_reward_fn",
+    "check_termination_fn",
+    "known_task",
+    "never_terminates",
+    "resolve_reward_fn",
+    "resolve_termination_fn",
+]
+
+
+class Resolved(NamedTuple):
+    """
+    A reward or termination function and where it was found.
+
+    :param fn: a ``RewardFn`` or ``TerminationFn``, or None: to be learned. A task without an end has ``never_terminates``.
+    :param source: for people: "argument", "env.reward", "known: HalfCheetah-v5 (...)", "learned", ...
+    """
+
+    fn: Callable[..., th.Tensor] | None
+    source: str
+
+
+def known_task(env: VecEnv) -> Task | None:
+    """
+    The task of a Gymnasium environment, with the weights, ranges and thresholds that it was made with. What changes its
+    numbers unseen (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations without a change of
+    size) is left to ``check_reward_fn`` on real steps.
+
+    :param env: the environment, through any wrappers
+    :return: None for an unknown id, or where the observation has not the size of the default layout
+    """
+    known = KNOWN_TASKS.get(_gymnasium_id(env))
+    if known is None or env.observation_space.shape != (known.obs_size,):
+        return None
+    return known.build(Parameters(env))
+
+
+def _gymnasium_id(env: VecEnv) -> str:
+    """:return: what ``gymnasium.make`` was asked for; empty if it did not make this environment"""
+    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+    return "" if spec is None else str(spec.id)
+
+
+LEARNED = Resolved(None, "learned")
+
+
+@dataclass
+class CheckedFn:
+    """
+    A function that somebody else wrote. Its first result is checked: a wrong shape would broadcast its way into the returns.
+
+    :param fn: the function
+    :param name: what to call it in errors
+    :param is_reward: floating results are expected, else bool
+    """
+
+    fn: Callable[..., th.Tensor]
+    name: str
+    is_reward: bool
+    checked: bool = field(default=False, init=False)
+
+    def __call__(self, *batch: th.Tensor) -> th.Tensor:
+        """
+        :param batch: the function's arguments; the last is next_obs [B, O]
+        :return: [B], floating or bool
+        :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong
+        """
+        result = self.fn(*batch)
+        if not self.checked:
+            self._check(result, batch[-1])
+            self.checked = True
+        return result
+
+    def _check(self, result: Any, next_obs: th.Tensor) -> None:
+        dtype = "floating" if self.is_reward else "torch.bool"
+        expected = f"a {dtype} tensor of shape {(len(next_obs),)} on {next_obs.device}"
+        if not isinstance(result, th.Tensor):
+            raise ValueError(f"{self.name} must return {expected}, it returned a {type(result).__name__}: use torch in it")
+        right_dtype = result.is_floating_point() if self.is_reward else result.dtype == th.bool
+        if not right_dtype or result.shape != (len(next_obs),) or result.device != next_obs.device:
+            received = f"a {result.dtype} tensor of shape {tuple(result.shape)} on {result.device}"
+            raise ValueError(f"{self.name} must return {expected}, one number a row, it returned {received}")
+
+
+def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
+    """
+    :param argument: "auto": the environment's own ``reward(obs, action, next_obs)`` on batches of tensors, else the known one
+        of its Gymnasium id, else learned; "learned"; a function; or "pkg.module:function"
+    :param env: the real environment. Its own method is not found in a ``SubprocVecEnv``, where it lives in another process.
+    :return: the function, None for learned, and its source
+    :raises ValueError: if the argument is none of these
+    """
+    return _resolve("reward", argument, env)
+
+
+def resolve_termination_fn(argument: str | TerminationFn | None, env: VecEnv | None) -> Resolved:
+    """
+    :param argument: "auto": the environment's own ``done(next_obs)`` on batches of tensors, else the known one of its
+        Gymnasium id, else learned; "learned"; None: episodes have no end; a function; or "pkg.module:function"
+    :param env: the real environment, as in ``resolve_reward_fn``
+    :return: the function (``never_terminates`` for None), None for learned, and its source
+    :raises ValueError: if the argument is none of these
+    """
+    return Resolved(never_terminates, "argument: never") if argument is None else _resolve("termination", argument, env)
+
+
+# What the environment's own method is called, and how many arguments it takes
+_METHODS = {"reward": ("reward", 3), "termination": ("done", 1)}
+
+
+def _resolve(kind: str, argument: object, env: VecEnv | None) -> Resolved:
+    name = f"{kind}_fn"
+    if argument == "learned" or (argument == "auto" and env is None):
+        return LEARNED
+    if argument == "auto" and env is not None:
+        return _from_method(env, kind) or _from_table(env, kind) or LEARNED
+    if callable(argument):
+        return Resolved(CheckedFn(argument, name, kind == "reward"), "argument")
+    if isinstance(argument, str) and ":" in argument:
+        return Resolved(CheckedFn(_import(argument, name), name, kind == "reward"), f"argument: {argument}")
+    choices = '"auto", "learned", a function or "pkg.module:function"' + (", or None" if kind == "termination" else "")
+    raise ValueError(f"{name} must be {choices}, got {argument!r}")
+
+
+def _from_method(env: VecEnv, kind: str) -> Resolved | None:
+    """The environment's own method, if it has one that takes as many arguments as ours."""
+    method_name, n_arguments = _METHODS[kind]
+    # A bound method of another process would bring a copy of its environment, if it could be pickled at all
+    if isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr(method_name):
+        return None
+    method = env.get_attr(method_name)[0]
+    # Also not ours: the last reward as an attribute, or gymnasium.RewardWrapper.reward(reward)
+    if not callable(method) or not _takes(method, n_arguments):
+        return None
+    source = f"env.{method_name}"
+    return Resolved(CheckedFn(method, source, kind == "reward"), source)
+
+
+def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
+    try:
+        inspect.signature(fn).bind(*range(n_arguments))
+    except (TypeError, ValueError):  # does not bind; has no signature
+        return False
+    return True
+
+
+def _from_table(env: VecEnv, kind: str) -> Resolved | None:
+    task = known_task(env)
+    if task is None:
+        return None
+    source = f"known: {_gymnasium_id(env)}"
+    if task.approximation:
+        source += f" (approximation: {task.approximation})"
+    return Resolved(task.reward_fn if kind == "reward" else task.termination_fn, source)
+
+
+def _import(path: str, name: str) -> Callable[..., th.Tensor]:
+    module_name, _, function_name = path.partition(":")
+    try:
+        found = getattr(import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
+        raise ValueError(
+            f'cannot import {name}="{path}" ({error}): give "pkg.module:function" of a module that Python can import from here'
+        ) from error
+    if not callable(found):
+        raise ValueError(f'{name}="{path}" is a {type(found).__name__}, not a function: name a callable in {module_name}')
+    function: Callable[..., th.Tensor] = found
+    return function
+
+
+class RewardCheck(NamedTuple):
+    """
+    How far a reward function is from real rewards.
+
+    :param mean_abs_error: in units of reward
+    :param max_abs_error: in units of reward
+    :param relative_error: root mean square error / standard deviation of the real rewards: 1 is as bad as a constant
+    """
+
+    mean_abs_error: float
+    max_abs_error: float
+    relative_error: float
+
+
+@th.no_grad()
+def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor) -> RewardCheck:
+    """
+    :param fn: the function
+    :param obs: [B, O], real, in raw units
+    :param action: what the environment received: float [B, A], long [B] or long [B, k]
+    :param next_obs: [B, O], the terminal observation where an episode ended
+    :param reward: [B], the environment's
+    :return: the errors
+    :raises ValueError: if ``fn`` does not return one number a row
+    """
+    error = _difference(fn(obs, action, next_obs), reward)
+    # Constant rewards have no deviation: 1 % of their size makes rounding small and a wrong constant large
+    scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-8)
+    return RewardCheck(error.abs().mean().item(), error.abs().max().item(), error.square().mean().sqrt().item() / scale)
+
+
+@th.no_grad()
+def check_termination_fn(fn: TerminationFn, next_obs: th.Tensor, terminated: th.Tensor) -> float:
+    """
+    :param fn: the function
+    :param next_obs: [B, O], real, in raw units, the terminal observation where an episode ended
+    :param terminated: [B], the environment's, without truncations
+    :return: the share of rows on which they disagree
+    :raises ValueError: if ``fn`` does not return one truth a row
+    """
+    return _difference(fn(next_obs), terminated).abs().mean().item()
+
+
+def _difference(predicted: th.Tensor, real: th.Tensor) -> th.Tensor:
+    if predicted.shape != real.shape:
+        raise ValueError(f"expected one prediction a row, {tuple(real.shape)}, the function returned {tuple(predicted.shape)}")
+    return predicted.double() - real.double()
