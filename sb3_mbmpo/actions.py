@@ -29,7 +29,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
             raise ValueError(
                 f"The action space must have finite bounds, not {action_space}. "
-                "Wrap the environment in `gymnasium.wrappers.RescaleAction` or give it bounded actions."
+                "Map bounded actions to it with `gymnasium.wrappers.TransformAction`."
             )
     elif isinstance(action_space, spaces.MultiDiscrete):
         if action_space.nvec.ndim != 1:

@@ -19,10 +19,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_integer(name: str, value: Any, at_least: int) -> None:
-    """:raises ValueError: unless ``value`` is an integer of at least ``at_least``"""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"`{name}` must be an integer of at least {at_least}, not {value!r}.")
+def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
+    """:raises ValueError: unless ``value`` is an integer in [at_least, at_most]"""
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+        interval = f"at least {at_least}" + ("" if at_most == math.inf else f" and at most {at_most}")
+        raise ValueError(f"`{name}` must be an integer of {interval}, not {value!r}.")
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:

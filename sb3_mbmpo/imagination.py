@@ -109,7 +109,7 @@ def imagine(
         action = distribution.mode() if deterministic else distribution.sample(generator)
         env_action = world.codec.to_env(action)
         encoded = world.codec.to_dynamics(env_action)
-        prediction = world.step(obs.view(per_model), encoded.reshape(per_model))
+        prediction = world.step(obs.reshape(per_model), encoded.reshape(per_model))
         next_obs = prediction.next_obs.view(start_obs.shape)
 
         if actions is None or env_actions is None:
@@ -130,6 +130,8 @@ def imagine(
             if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not still_alive.any():
                 length = t + 1
                 break
+            # The dead stay where they are: out of the data, models go astray, and 0 * NaN is NaN in every masked mean
+            next_obs = th.where(still_alive.unsqueeze(-1), next_obs, obs)
         obs = next_obs
 
     assert actions is not None and env_actions is not None

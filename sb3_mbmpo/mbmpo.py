@@ -8,21 +8,20 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_mbmpo import tasks
-from sb3_mbmpo.actions import ActionCodec
-from sb3_mbmpo.arguments import CLIP_MARGIN, ENSEMBLE_OPTIONS, FIT_OPTIONS, check_arguments
+from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.arguments import CLIP_MARGIN, ENSEMBLE_OPTIONS, FIT_OPTIONS, check_arguments, check_integer
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.imagination import World
+from sb3_mbmpo.meta import TaskBatch, adapt, split_outer
 from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
+from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm, collect_episodes
+from sb3_mbmpo.vec_env import ModelVecEnv
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 
@@ -38,11 +37,9 @@ TRPO_OPTIONS = (
 )
 # A known reward function that misses the real rewards by more than this share of their spread is worth a warning
 REWARD_ERROR_TOLERANCE = 0.2
-# Real first observations that are kept for the imagination
-MAX_INITIAL_OBS = 10_000
 
 
-class MBMPO(OffPolicyAlgorithm):
+class MBMPO(RealRolloutAlgorithm):
     """
     Model-Based Meta-Policy Optimization (MB-MPO).
 
@@ -180,16 +177,10 @@ class MBMPO(OffPolicyAlgorithm):
         self.outer_kwargs = dict(outer_kwargs or {})
         check_arguments(vars(self))
 
-        # State of a run, besides SB3's; all of it is saved with the model
-        self._generators: dict[str, th.Generator] = {}
+        self._setup_rollouts()
         self._learned_heads: tuple[bool, bool] | None = None  # of reward and termination
         self.learned_inner_lr: th.Tensor | None = None
-        self._adapted: th.Tensor | None = None  # theta'_i (T, P) of the last iteration
-        self._task_turn = 0
-        self._acting_tasks = np.zeros(self.n_envs if env is not None else 1, dtype=int)
-        self._random_phase = True
         self._n_fits = 0
-        self._initial_obs = np.zeros((0, *(self.observation_space.shape or ()))) if env is not None else np.zeros(0)
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._warned_of_reward = self._warned_of_termination = False
         if _init_setup_model:
@@ -208,7 +199,6 @@ class MBMPO(OffPolicyAlgorithm):
         self._termination = tasks.resolve_termination_fn(self.termination_fn, self.env)
         if self._learned_heads is None:
             self._learned_heads = (self._reward.fn is None, self._termination.fn is None)
-        self._codec = ActionCodec(self.action_space)
         self.dynamics = DynamicsEnsemble(
             self.observation_space,
             self.action_space,
@@ -231,20 +221,6 @@ class MBMPO(OffPolicyAlgorithm):
                 f"parameters: {len(theta)} of the policy, {n_dynamics} of {self.n_models} models"
             )
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        resets = reset_num_timesteps or self._last_obs is None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if resets:
-            self._remember_starts(self._raw_last_obs())
-        return result
-
     def _excluded_save_params(self) -> list[str]:
         # A function that is a method of the environment would bring the whole environment into the file
         return [*super()._excluded_save_params(), "_reward", "_termination"]
@@ -258,7 +234,7 @@ class MBMPO(OffPolicyAlgorithm):
         self: SelfMBMPO,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str = "MBMPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -290,76 +266,6 @@ class MBMPO(OffPolicyAlgorithm):
         callback.on_training_end()
         return self
 
-    def _random_steps_left(self) -> int:
-        """:return: uniformly random real steps still to do before the first fit; none once the policy has learned"""
-        assert self.replay_buffer is not None
-        collected = self.replay_buffer.size() * self.n_envs
-        return max(0, self.learning_starts - collected) if self._n_updates == 0 else 0
-
-    def _steps_to_collect(self, total_timesteps: int) -> int:
-        """:return: steps of every environment in the next rollout; real steps are dear, so never more than asked for"""
-        wanted = self._random_steps_left() or self.n_steps
-        return max(1, min(wanted, total_timesteps - self.num_timesteps) // self.n_envs)
-
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
-        self._acting_tasks = self._next_tasks(self.n_envs)
-        self._random_phase = self._random_steps_left() > 0
-        return super().collect_rollouts(*args, **kwargs)
-
-    def _next_tasks(self, count: int) -> np.ndarray:
-        """:return: whose adapted policy acts next: one of another model each time, until every task has had its turn"""
-        order = np.arange(self.n_tasks).reshape(self.n_models, -1).T.reshape(-1)
-        tasks_in_turn = order[(self._task_turn + np.arange(count)) % self.n_tasks]
-        self._task_turn = (self._task_turn + count) % self.n_tasks
-        return tasks_in_turn
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self._random_phase:
-            action = np.array([self.action_space.sample() for _ in range(n_envs)])
-            return action, action
-        assert isinstance(self._last_obs, np.ndarray)
-        parameters = self.policy.actor_vector().unsqueeze(0)
-        if self.exploration == "adapted" and self._adapted is not None:
-            parameters = self._adapted[th.as_tensor(self._acting_tasks, device=self.device)]
-        with th.no_grad():
-            obs = self.policy.standardize(th.as_tensor(self._last_obs, device=self.device))
-            distribution = self.policy.actor(parameters.expand(n_envs, -1))(obs.unsqueeze(1))
-            sample = distribution.sample(self._generators["exploration"]).squeeze(1)
-        action = self._codec.to_numpy(self._codec.to_env(sample))
-        return action, action
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        # The environment's own dtype: float32 would round what known reward functions are checked against
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if dones.any():
-            self._remember_starts(self._raw_last_obs()[dones])
-            self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
-
-    def _raw_last_obs(self) -> np.ndarray:
-        """:return: the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)"""
-        raw = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
-        assert isinstance(raw, np.ndarray)
-        return raw
-
-    def _remember_starts(self, obs: np.ndarray) -> None:
-        """
-        Keep real first observations for the imagination, which then needs no simulator to reset.
-
-        :param obs: (B, O), raw
-        """
-        self._initial_obs = np.concatenate([self._initial_obs, obs])[-MAX_INITIAL_OBS:]
-
     # ---------------------------------------------------------------- training
 
     def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
@@ -375,30 +281,12 @@ class MBMPO(OffPolicyAlgorithm):
             self._fit_dynamics(data)
         self.policy.set_observation_statistics(self._to_policy_units(data.obs))
         with self._stopwatch("meta_update"):
-            self._meta_train(self._meta_trainer(data))
+            self._meta_train(self._meta_trainer(self._generators))
         # The imagination runs inside the meta-update
         self._seconds["meta_update"] -= self._seconds["imagination"]
         self.policy.set_training_mode(False)
         for stage, seconds in self._seconds.items():
             self.logger.record(f"time/{stage}", seconds)
-
-    def _transitions(self) -> Transitions:
-        """:return: all of the replay buffer, in raw units"""
-        buffer = self.replay_buffer
-        assert buffer is not None
-        rows = buffer.size()
-
-        def flat(array: np.ndarray) -> th.Tensor:
-            return th.as_tensor(array[:rows].reshape(rows * self.n_envs, *array.shape[2:]), device=self.device)
-
-        terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
-        return Transitions(
-            flat(buffer.observations),
-            flat(buffer.actions),
-            flat(buffer.next_observations),
-            flat(buffer.rewards),
-            flat(terminated),
-        )
 
     def _check_task(self, data: Transitions) -> None:
         """Compare reward and termination functions with what the environment really gave, and warn once if they differ."""
@@ -434,44 +322,38 @@ class MBMPO(OffPolicyAlgorithm):
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
         self.logger.record("dynamics/epochs", float(report.epochs.mean()))
-        newest = slice(-min(len(data.obs), 1000), None)
-        action = self._codec.to_numpy(data.action[newest])
-        disagreement = self.dynamics.disagreement(data.obs[newest].cpu().numpy(), action)
+        some = slice(None, None, 1 + len(data.obs) // 1000)
+        action = self._codec.to_numpy(data.action[some])
+        disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
         self.logger.record("dynamics/disagreement", float(disagreement.mean()))
 
-    def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:
-        """:return: raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one"""
-        normalizer = self._vec_normalize_env
-        if normalizer is None or not normalizer.norm_obs:
-            return obs
-        statistics = normalizer.obs_rms
-        assert isinstance(statistics, RunningMeanStd)
-        mean, var = (th.as_tensor(x, device=obs.device, dtype=obs.dtype) for x in (statistics.mean, statistics.var))
-        return ((obs - mean) / (var + normalizer.epsilon).sqrt()).clamp(-normalizer.clip_obs, normalizer.clip_obs)
+    def _meta_trainer(self, generators: Mapping[str, th.Generator]) -> MetaTrainer:
+        """
+        :param generators: for imagined actions ("imagination") and first observations ("starts")
+        :return: meta-training in the ensemble as it is now
+        """
+        if self._termination.fn is None and not self.dynamics.learned_termination:
+            raise ValueError(
+                "No termination function is known, and the ensemble learned none: load the model with its environment."
+            )
+        imagination, starts = generators["imagination"], generators["starts"]
+        pool = self._start_pool()
 
-    def _world(self) -> World:
-        """:return: the ensemble as it is now, as an environment for the imagination"""
-        endless = self._termination.fn is tasks.never_terminates
-        return World(
-            self.dynamics.step_fn(self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN), self._generators["imagination"]),
+        def sample_starts(rows: int) -> th.Tensor:
+            return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
+
+        world = World(
+            self.dynamics.step_fn(self._clip_margin, imagination),
             self._reward.fn,
-            None if endless else self._termination.fn,
+            None if self._termination.fn is tasks.never_terminates else self._termination.fn,
             self._codec,
             lambda obs: self.policy.standardize(self._to_policy_units(obs)),
             self.n_models,
         )
-
-    def _meta_trainer(self, data: Transitions) -> MetaTrainer:
-        pool = data.obs.float()
-        if self.imagined_start == "initial":
-            pool = th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
-
-        def sample_starts(rows: int) -> th.Tensor:
-            return pool[th.randint(len(pool), (rows,), generator=self._generators["starts"], device=self.device)]
-
-        outer_kwargs = self.outer_kwargs
         if self.outer_optimizer == "trpo":
             outer_kwargs = {name: getattr(self, name) for name in TRPO_OPTIONS}
+        else:
+            outer_kwargs = self.outer_kwargs
         settings = MetaSettings(
             self.n_tasks,
             self.n_imagined_rollouts,
@@ -487,8 +369,15 @@ class MBMPO(OffPolicyAlgorithm):
             self.normalize_advantage,
             self.ent_coef,
         )
-        generator = self._generators["imagination"]
-        return MetaTrainer(self._world(), self.policy.actor, sample_starts, settings, generator, self._stopwatch)
+        return MetaTrainer(world, self.policy.actor, sample_starts, settings, imagination, self._stopwatch)
+
+    def _start_pool(self) -> th.Tensor:
+        """:return: raw observations at which imagined rollouts may start (B, O)"""
+        if self.imagined_start == "buffer":
+            return self._transitions().obs.float()
+        if self._initial_obs is None:
+            raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
+        return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
 
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports = []
@@ -524,6 +413,73 @@ class MBMPO(OffPolicyAlgorithm):
         if self.learned_inner_lr is not None:
             phi, self.learned_inner_lr = (half.clone() for half in phi.chunk(2))
         self.policy.set_actor_vector(phi)
+
+    # ---------------------------------------------------------------- use
+
+    def adapt(self, env: GymEnv | None = None, n_episodes: int = 10, model_index: int | None = None) -> MetaPolicy:
+        """
+        Few-shot adaptation: the meta-policy after its policy-gradient step(s) on real episodes, or on one of the models.
+
+        :param env: real environment to collect episodes in with the meta-policy; by default the training one. It is reset.
+        :param n_episodes: real episodes, shared out among the ``n_inner_steps``
+        :param model_index: adapt to this member of the ensemble in imagination instead; no real step is made
+        :return: an independent policy with ``predict`` and ``save``; the model is unchanged, down to its random numbers
+        """
+        generators = {name: g.clone_state() for name, g in self._generators.items()}
+        phi = self._outer_variable()
+        if model_index is not None:
+            if env is not None:
+                raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
+            check_integer("model_index", model_index, 0, self.n_models - 1)
+            adaptation = self._meta_trainer(generators).adapt(phi, n_tasks=self.n_models)
+            return self.policy.with_actor_vector(adaptation.parameters[model_index])
+
+        check_integer("n_episodes", n_episodes, self.n_inner_steps)
+        vec_env = self.env if env is None else self._wrap_env(env, self.verbose)
+        if vec_env is None:
+            raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
+        check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+        if vec_env is self.env:
+            self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
+        theta, inner_lr = split_outer(phi, None if self.learn_inner_lr else float(self.inner_lr))
+        parameters = theta.unsqueeze(0)
+        for step in range(self.n_inner_steps):
+            share = (n_episodes + step) // self.n_inner_steps
+            act = self.policy.actor(parameters)
+            episodes = collect_episodes(vec_env, act, self.policy, share, generators["exploration"])
+            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, self.baseline, self.normalize_advantage)
+            batch = TaskBatch.from_rollouts(episodes, advantages)
+            parameters = adapt(self.policy.actor, parameters, [batch], inner_lr)
+        return self.policy.with_actor_vector(parameters[0])
+
+    def imagined_env(
+        self, n_envs: int = 64, model_index: int | None = None, horizon: int | None = None, seed: int | None = None
+    ) -> ModelVecEnv:
+        """
+        The learned model as an environment for any SB3 algorithm, with the same step function as the imagination.
+
+        :param n_envs: number of parallel imagined environments
+        :param model_index: a member of the ensemble; None: a random one each episode
+        :param horizon: time limit of an episode; by default that of the imagined rollouts
+        :param seed: of members, first observations and noise
+        :return: a VecEnv in raw units
+        """
+        return ModelVecEnv(
+            self.dynamics,
+            self._start_pool().cpu().numpy(),
+            self._reward.fn,
+            self._termination.fn,
+            n_envs,
+            self.horizon if horizon is None else horizon,
+            model_index,
+            self._clip_margin,
+            seed,
+        )
+
+    @property
+    def _clip_margin(self) -> float | None:
+        margin: float | None = self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN)
+        return margin
 
     @contextmanager
     def _stopwatch(self, stage: str) -> Iterator[None]:

@@ -128,7 +128,8 @@ class MetaPolicy(ActorCriticPolicy):
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
         """
         parameters = self.actor_parameters()
-        nn.utils.vector_to_parameters(vector, parameters.values())
+        # A copy: PyTorch lets the parameters share the vector's memory, and the projection below would write into it
+        nn.utils.vector_to_parameters(vector.clone(), parameters.values())
         if "log_std" in parameters:
             parameters["log_std"].clamp_(min=self.log_std_min)
 

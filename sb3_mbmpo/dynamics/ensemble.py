@@ -25,7 +25,8 @@ ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
 }
-# A dimension that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise
+# An input that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise. A target
+# that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
 STD_FLOOR = 1e-6
 
 
@@ -210,9 +211,8 @@ class DynamicsEnsemble(nn.Module):
 
     def _bounded_log_var(self, log_var: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
         """Soft bounds on the log-variance (Chua et al. 2018, appendix A.1)."""
-        upper, lower = self.max_log_var, self.min_log_var
-        if members is not None:
-            upper, lower = upper[members], lower[members]
+        chosen = slice(None) if members is None else members
+        upper, lower = self.max_log_var[chosen], self.min_log_var[chosen]
         log_var = upper - F.softplus(upper - log_var)
         return lower + F.softplus(log_var - lower)
 
@@ -285,15 +285,18 @@ class DynamicsEnsemble(nn.Module):
         obs, next_obs, reward = (x.to(self.device, th.float64) for x in (data.obs, data.next_obs, data.reward))
         action = self.codec.to_dynamics(data.action.to(self.device)).double()
         target = th.cat([next_obs - obs, reward.unsqueeze(1)], dim=1) if self.learned_reward else next_obs - obs
-        standardised = []
-        for name, value in (("observation", obs), ("action", action), ("target", target)):
+        columns = {"observation": obs, "action": action, "target": target}
+        for name, value in columns.items():
             if not th.isfinite(value).all():
                 raise ValueError(f"The transitions contain a {name} that is NaN or infinite: the dynamics cannot be fitted.")
-            mean, std = value.mean(0), value.std(0, correction=0)
-            std = th.where(std > STD_FLOOR, std, th.ones_like(std))
+        standardised = []
+        for name, value in columns.items():
+            # Rounded as the buffers are, so that the imagination inverts exactly what the fit has seen
+            mean, std = value.mean(0).float(), value.std(0, correction=0).float()
+            constant = std <= STD_FLOOR
             getattr(self, f"{name}_mean").copy_(mean)
-            getattr(self, f"{name}_std").copy_(std)
-            standardised.append(((value - mean) / std).float())
+            getattr(self, f"{name}_std").copy_(std.masked_fill(constant, 0 if name == "target" else 1))
+            standardised.append(((value - mean) / std.masked_fill(constant, 1)).float())
         both = th.cat([obs, next_obs])
         self.observation_low.copy_(both.amin(0))
         self.observation_high.copy_(both.amax(0))
@@ -307,6 +310,7 @@ class DynamicsEnsemble(nn.Module):
         The imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
 
         The standardisation is folded into the first and the last layer, so that a step is little more than its matmuls.
+        Only the mean of the observations is subtracted apart: where it is large, folding it would cancel all precision.
 
         :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
             standard deviations; None: no clipping
@@ -319,10 +323,10 @@ class DynamicsEnsemble(nn.Module):
         if clip_margin is not None:
             low = self.observation_low - clip_margin * self.observation_std
             high = self.observation_high + clip_margin * self.observation_std
-        log_target_var = 2 * self.target_std.log()
+        center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
 
         def step(obs: th.Tensor, action: th.Tensor) -> Prediction:
-            output = self._forward(layers, th.cat([obs, action], dim=-1))
+            output = self._forward(layers, th.cat([obs - center, action], dim=-1))
             target, log_var, logit = self._split(output)
             if log_var is not None and generator is not None:
                 std = th.exp(0.5 * (self._bounded_log_var(log_var) + log_target_var))
@@ -336,13 +340,12 @@ class DynamicsEnsemble(nn.Module):
         return step
 
     def _folded_layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
-        """:return: layers from raw inputs to raw targets: standardisation and its inverse are part of the weights"""
+        """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
         layers = [(weight.double(), bias.double()) for weight, bias in self._layers()]
-        input_mean = th.cat([self.observation_mean, self.action_mean]).double()
         input_std = th.cat([self.observation_std, self.action_std]).double()
         weight, bias = layers[0]
         weight = weight / input_std.unsqueeze(1)
-        layers[0] = weight, bias - th.einsum("i,mio->mo", input_mean, weight).unsqueeze(1)
+        layers[0] = weight, bias - (self.action_mean.double() @ weight[:, self.observation_dim :]).unsqueeze(1)
         weight, bias = layers[-1]
         scale, shift = th.ones_like(bias[0, 0]), th.zeros_like(bias[0, 0])
         scale[: self.target_dim], shift[: self.target_dim] = self.target_std, self.target_mean
@@ -360,9 +363,10 @@ class DynamicsEnsemble(nn.Module):
         """
         obs_tensor = th.as_tensor(np.asarray(obs), device=self.device, dtype=th.float32)
         action_tensor = self.codec.to_dynamics(self.codec.from_numpy(np.asarray(action), self.device))
-        if obs_tensor.ndim != 2 or obs_tensor.shape[1] != self.observation_dim or len(obs_tensor) != len(action_tensor):
+        shapes = obs_tensor.shape, action_tensor.shape
+        if shapes != ((len(action_tensor), self.observation_dim), (len(obs_tensor), self.action_dim)):
             raise ValueError(
-                f"`obs` must have shape (B, {self.observation_dim}) and `action` as many rows, "
+                f"`obs` must have shape (B, {self.observation_dim}) and `action` as many rows of {self.action_space}, "
                 f"not {np.shape(obs)} and {np.shape(action)}."
             )
         expand = (self.n_models, -1, -1)
@@ -378,6 +382,8 @@ class DynamicsEnsemble(nn.Module):
         :param action: (B, ``*action_space.shape``)
         :return: (B,), 0 where all members agree
         """
-        spread: np.ndarray = self.predict(obs, action).std(0) / self.target_std[: self.observation_dim].cpu().numpy()
+        target_std = self.target_std[: self.observation_dim].cpu().numpy()
+        # Nobody disagrees about what never changes
+        spread = self.predict(obs, action).std(0) / np.where(target_std > 0, target_std, np.inf)
         mean_spread: np.ndarray = spread.mean(1)
         return mean_spread

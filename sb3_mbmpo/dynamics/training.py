@@ -34,7 +34,8 @@ class FitReport(NamedTuple):
 class _EarlyStop:
     """
     The authors' rule: a member stops when the exponential rolling average of its validation loss rises. The average
-    starts at 1.5 times the first loss, so that a noisy first epoch does not stop the fit at once.
+    starts at 1.5 times the first loss, so that a noisy first epoch does not stop the fit at once. (At half its size above
+    it, to be exact: the likelihood loss of probabilistic members may be negative.)
 
     :param persistency: weight of the past in the rolling average, 0 to 1
     """
@@ -49,7 +50,8 @@ class _EarlyStop:
         :param members: their numbers, [A]
         :return: whether each one's average rose, [A] bool (True for a loss that is not finite)
         """
-        before = np.where(np.isnan(self.average[members]), 1.5 * val_loss, self.average[members])
+        start = val_loss + 0.5 * np.abs(val_loss)
+        before = np.where(np.isnan(self.average[members]), start, self.average[members])
         average = self.persistency * before + (1 - self.persistency) * val_loss
         self.average[members] = average
         rose: np.ndarray = ~(average <= before)
@@ -152,7 +154,20 @@ def fit_members(
     with th.no_grad():
         for parameter, best in zip(parameters, best_weights, strict=True):
             parameter.copy_(best)
+    _forget_divergence(optimizer, parameters)
     return FitReport(train_loss, best_loss, epochs)
+
+
+@th.no_grad()
+def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> None:
+    """Averages that are not finite would stay so, and ruin every later fit of their member at its first step."""
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        averages = [value for value in state.values() if isinstance(value, th.Tensor) and value.shape == parameter.shape]
+        if averages:
+            diverged = ~th.stack(averages, dim=1).flatten(1).isfinite().all(1)
+            for average in averages:
+                average[diverged] = 0
 
 
 @th.no_grad()

@@ -1,0 +1,112 @@
+"""Command line: ``python -m sb3_mbmpo train --env Pendulum-v1`` trains, compares with a random policy, and saves."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_mbmpo.mbmpo import MBMPO
+
+# Entries of a zoo configuration that do not go to MBMPO's constructor
+ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
+
+
+def config_file() -> Path:
+    """:return: the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package"""
+    package = Path(__file__).parent
+    in_source_tree = package.parent / "zoo_configs" / "mbmpo.yml"
+    return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """
+    :param name: an entry of the configuration file, usually an environment id
+    :return: its hyperparameters, or those of ``default``
+    """
+    configs: dict[str, dict[str, Any]] = yaml.safe_load(config_file().read_text())
+    return dict(configs.get(name, configs["default"]))
+
+
+class RandomPolicy(BasePolicy):
+    """Uniformly random actions: what any learned return must be compared with."""
+
+    def _predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("predict() samples the action space")
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """:return: one random action an environment"""
+        return np.array([self.action_space.sample() for _ in range(len(observation))]), None
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train as the configuration says, report the return at each milestone, save the model."""
+    config = read_config(arguments.env)
+    env_id, n_envs = config.get("env_id", arguments.env), int(config.get("n_envs", 1))
+    env_kwargs = config.get("env_kwargs", {})
+    hyperparams = {key: value for key, value in config.items() if key not in ENV_ENTRIES}
+    total = arguments.total_timesteps or int(config["n_timesteps"])
+    milestones = sorted({*(step for step in arguments.eval_at if step < total), total})
+
+    def evaluation(policy: BaseAlgorithm | BasePolicy) -> tuple[float, float]:
+        # A seed of its own: neither the training episodes nor those of another milestone
+        env = make_vec_env(env_id, n_envs=1, seed=arguments.seed + 10_000, env_kwargs=env_kwargs)
+        mean, std = evaluate_policy(policy, env, n_eval_episodes=arguments.eval_episodes, deterministic=True)
+        env.close()
+        return float(np.mean(mean)), float(np.mean(std))
+
+    env = make_vec_env(env_id, n_envs=n_envs, seed=arguments.seed, env_kwargs=env_kwargs)
+    model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **hyperparams)
+    random_policy = RandomPolicy(env.observation_space, env.action_space)
+    random_policy.action_space.seed(arguments.seed)
+    rows = [("random policy", 0, 0.0, *evaluation(random_policy))]
+
+    seconds = 0.0
+    for milestone in milestones:
+        start = time.perf_counter()
+        model.learn(
+            milestone - model.num_timesteps,
+            reset_num_timesteps=model.num_timesteps == 0,
+            progress_bar=not arguments.no_progress_bar,
+        )
+        seconds += time.perf_counter() - start
+        rows.append(("MB-MPO", model.num_timesteps, seconds, *evaluation(model)))
+
+    print(f"\n{env_id} {env_kwargs or ''}, seed {arguments.seed}: mean return of {arguments.eval_episodes} episodes")
+    print(f"{'policy':<14}{'real steps':>12}{'wall time':>12}{'return':>12}{'std':>10}")
+    for name, steps, elapsed, mean, std in rows:
+        print(f"{name:<14}{steps:>12}{elapsed:>10.0f} s{mean:>12.1f}{std:>10.1f}")
+
+    path = arguments.save or Path("runs") / f"mbmpo-{arguments.env}-seed{arguments.seed}.zip"
+    model.save(path)
+    print(f"Model saved to {path}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run the verb."""
+    parser = argparse.ArgumentParser(prog="python -m sb3_mbmpo", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("train", help=train.__doc__, description=train.__doc__)
+    verb.add_argument("--env", default="Pendulum-v1", help="environment id, or another entry of zoo_configs/mbmpo.yml")
+    verb.add_argument("--total-timesteps", type=int, help="real steps; by default those of the configuration")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--eval-at", type=int, nargs="*", default=[], help="evaluate at these real steps too")
+    verb.add_argument("--eval-episodes", type=int, default=20)
+    verb.add_argument("--save", type=Path, help="where the model goes; by default runs/mbmpo-ENV-seedSEED.zip")
+    verb.add_argument("--device", default="auto")
+    verb.add_argument("--verbose", type=int, default=0)
+    verb.add_argument("--no-progress-bar", action="store_true")
+    verbs_to_functions: dict[str, Callable[[argparse.Namespace], None]] = {"train": train}
+    arguments = parser.parse_args(argv)
+    verbs_to_functions[arguments.verb](arguments)
+
+
+if __name__ == "__main__":
+    main()

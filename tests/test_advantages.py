@@ -1,0 +1,150 @@
+"""Advantages against numbers written out by hand and against an explicit ridge regression."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_mbmpo.advantages import (
+    RIDGE,
+    discounted_returns,
+    estimate_advantages,
+    generalized_advantages,
+    linear_baseline,
+    standardize,
+)
+from sb3_mbmpo.imagination import ImaginedRollouts
+
+GAMMA = 0.5
+# One task, two rollouts: the first terminates with its third step, the second reaches the horizon.
+# What follows the termination is garbage that must not count.
+REWARDS = [[1, 2, 4, 99], [1, 2, 4, 8]]
+VALUES = [[10, 20, 30, 77], [10, 20, 30, 40]]
+ALIVE = [[1, 1, 1, 0], [1, 1, 1, 1]]
+TERMINATED = [[0, 0, 1, 0], [0, 0, 0, 0]]
+# 4; 2 + 4 / 2; 1 + 4 / 2            8; 4 + 8 / 2; 2 + 8 / 2; 1 + 6 / 2
+RETURNS = [[3, 4, 4, 0], [4, 6, 8, 8]]
+# Temporal differences: 1 + 20 / 2 - 10, 2 + 30 / 2 - 20, 4 - 30 | 1 + 20 / 2 - 10, 2 + 30 / 2 - 20, 4 + 40 / 2 - 30, 8 - 40
+ADVANTAGES = {
+    0.0: [[1, -3, -26, 0], [1, -3, -6, -32]],
+    # from the end, with gamma lambda = 0.475: -3 - 0.475 * 26, ... | -6 - 0.475 * 32, ...
+    0.95: [[-6.29125, -15.35, -26, 0], [-5.20825, -13.07, -21.2, -32]],
+    # returns minus values
+    1.0: [[-7, -16, -26, 0], [-6, -14, -22, -32]],
+}
+
+
+def by_rollout(rows, dtype=th.double):
+    """Rows of one rollout each -> (T = 1, H, N)."""
+    return th.tensor(rows, dtype=dtype).T.unsqueeze(0)
+
+
+def random_rollouts(n_tasks=3, horizon=20, n_rollouts=6, observation_dim=2, dtype=th.double, seed=0):
+    draw = th.Generator().manual_seed(seed)
+    shape = (n_tasks, horizon, n_rollouts)
+    lengths = th.randint(1, 2 * horizon, (n_tasks, 1, n_rollouts), generator=draw)
+    time = th.arange(horizon).view(1, -1, 1)
+    # Observations reach beyond the clip range of the features
+    policy_input = 5 * th.randn(*shape, observation_dim, generator=draw, dtype=dtype)
+    rewards = th.randn(shape, generator=draw, dtype=dtype) + policy_input[..., 0]
+    return ImaginedRollouts(policy_input, th.zeros(*shape, 1), rewards, time < lengths, time == lengths - 1)
+
+
+def test_discounted_returns_by_hand():
+    rewards = by_rollout(REWARDS)
+    th.testing.assert_close(discounted_returns(rewards, by_rollout(ALIVE, th.bool), GAMMA), by_rollout(RETURNS))
+    assert th.equal(rewards, by_rollout(REWARDS)), "the rewards are still needed"
+
+
+@pytest.mark.parametrize("gae_lambda", ADVANTAGES)
+def test_generalized_advantages_by_hand(gae_lambda):
+    masks = by_rollout(ALIVE, th.bool), by_rollout(TERMINATED, th.bool)
+    advantages = generalized_advantages(by_rollout(REWARDS), by_rollout(VALUES), *masks, GAMMA, gae_lambda)
+    th.testing.assert_close(advantages, by_rollout(ADVANTAGES[gae_lambda]))
+
+
+def features(observation, step):
+    """The baseline's features of one observation, as the algorithm's description lists them."""
+    s, t = np.clip(observation, -10, 10), step / 100
+    return np.concatenate([s, s**2, [t, t**2, t**3, 1.0]])
+
+
+def test_the_baseline_is_a_ridge_regression_of_each_task():
+    rollouts = random_rollouts()
+    assert (rollouts.policy_input.abs() > 10).any(), "nothing to clip"
+    returns = discounted_returns(rollouts.rewards, rollouts.alive, 0.99)
+    baseline = linear_baseline(rollouts.policy_input, returns, rollouts.alive).numpy()
+    for observations, targets, alive, values in zip(rollouts.policy_input, returns, rollouts.alive, baseline, strict=True):
+        where = np.argwhere(alive.numpy())  # rows of (step, rollout)
+        X = np.stack([features(observations[step, rollout].numpy(), step) for step, rollout in where])
+        y = targets[alive].numpy()
+        weights = np.linalg.solve(X.T @ X / len(X) + RIDGE * np.eye(X.shape[1]), X.T @ y / len(X))
+        np.testing.assert_allclose(values[alive.numpy()], X @ weights, rtol=1e-9)
+
+
+def test_the_baseline_fits_a_function_of_its_features():
+    rollouts = random_rollouts(horizon=100)
+    weights = np.array([3.0, -1.0, -0.2, 0.1, 5.0, -4.0, 3.0, 7.0])
+    steps = np.broadcast_to(np.arange(100)[None, :, None], rollouts.rewards.shape)
+    X = np.stack([features(*row) for row in zip(rollouts.policy_input.reshape(-1, 2).numpy(), steps.ravel(), strict=True)])
+    returns = th.from_numpy(X @ weights).view_as(rollouts.rewards)
+    error = linear_baseline(rollouts.policy_input, returns, rollouts.alive) - returns
+    # The minimiser of (mean squared error + RIDGE |w|^2) is no worse than the true weights, whose error is 0
+    for task_error, alive in zip(error, rollouts.alive, strict=True):
+        assert task_error[alive].square().mean() <= RIDGE * weights @ weights
+
+
+def test_single_precision_suffices_for_dependent_features():
+    # cos^2 + sin^2 = 1: the features of a pendulum are linearly dependent, and only the ridge makes the problem solvable
+    angle = 3 * th.randn(2, 50, 40, generator=th.Generator().manual_seed(0), dtype=th.double)
+    policy_input = th.stack([angle.cos(), angle.sin()], dim=-1) * 1.4
+    alive = th.ones_like(angle, dtype=th.bool)
+    returns = -100 * angle.square()
+    single = linear_baseline(policy_input.float(), returns.float(), alive)
+    # Of interest beside the spread of the returns
+    error = single - linear_baseline(policy_input, returns, alive)
+    assert error.abs().max() < 1e-3 * returns.std()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("baseline", ["linear", "zero"])
+def test_what_follows_a_termination_changes_nothing(baseline, normalize):
+    rollouts = random_rollouts()
+    dead = ~rollouts.alive
+    assert dead.any()
+    garbage = rollouts._replace(
+        rewards=rollouts.rewards.masked_fill(dead, 1e4), policy_input=rollouts.policy_input.masked_fill(dead[..., None], -1e4)
+    )
+    clean, dirty = (estimate_advantages(x, 0.99, 0.95, baseline, normalize) for x in (rollouts, garbage))
+    th.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    assert (clean[dead] == 0).all()
+
+
+def test_advantages_are_standardized_for_each_task():
+    rollouts = random_rollouts()
+    raw = rollouts.rewards * th.tensor([1.0, 100.0, 1e-3]).view(-1, 1, 1) + 5
+    for ours, task, alive in zip(standardize(raw, rollouts.alive), raw, rollouts.alive, strict=True):
+        living = task[alive].numpy()
+        # The 1e-8 that guards the division is 1e-5 of the smallest deviation here
+        np.testing.assert_allclose(ours[alive], (living - living.mean()) / living.std(), rtol=2e-5)
+        assert (ours[~alive] == 0).all()
+
+
+def test_equal_advantages_become_zero():
+    alive = random_rollouts().alive
+    assert (standardize(th.full(alive.shape, 3.0), alive) == 0).all()
+
+
+@pytest.mark.parametrize("gae_lambda", [0.5, 1.0])
+def test_the_estimate_puts_the_parts_together(gae_lambda):
+    rollouts = random_rollouts()
+    returns = discounted_returns(rollouts.rewards, rollouts.alive, 0.9)
+    values = linear_baseline(rollouts.policy_input, returns, rollouts.alive)
+    raw = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, 0.9, gae_lambda)
+    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda, normalize=False), raw)
+    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda), standardize(raw, rollouts.alive))
+
+
+def test_without_a_baseline_advantages_are_discounted_returns():
+    rollouts = random_rollouts()
+    advantages = estimate_advantages(rollouts, 0.9, 1.0, baseline="zero", normalize=False)
+    th.testing.assert_close(advantages, discounted_returns(rollouts.rewards, rollouts.alive, 0.9))
