@@ -2,11 +2,22 @@
 
 import inspect
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike
+from types import NoneType
 from typing import Any
 
+import gymnasium as gym
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbmpo.actions import check_spaces
 from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.dynamics.ensemble import ACTIVATIONS
 from sb3_mbmpo.meta import proximal_step
+from sb3_mbmpo.policies import MetaPolicy
 
 # Entries of `dynamics_kwargs` that MBMPO itself uses
 DYNAMICS_EXTRAS = ("reinit_every", "clip_margin")
@@ -16,12 +27,13 @@ CLIP_MARGIN = 0.1
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # NumPy's numbers are registered with the abstract ones
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
     """:raises ValueError: unless ``value`` is an integer in [at_least, at_most]"""
-    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= at_most:
         interval = f"at least {at_least}" + ("" if at_most == math.inf else f" and at most {at_most}")
         raise ValueError(f"`{name}` must be an integer of {interval}, not {value!r}.")
 
@@ -54,7 +66,18 @@ def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
 FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch"))
+MAX_EPOCHS: int = inspect.signature(DynamicsEnsemble.fit).parameters["max_epochs"].default
 PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi", "rows_per_chunk"))
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` must be a dictionary, not {value!r}.")
+
+
+def _check_learning_rate(name: str, value: Any) -> None:
+    if not callable(value) and not (_is_number(value) and value >= 0):
+        raise ValueError(f"`{name}` must be a number of at least 0, or a function of the remaining progress, not {value!r}.")
 
 
 def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
@@ -66,8 +89,7 @@ def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) ->
 
 def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
     """:raises ValueError: if ``dynamics_kwargs`` is not a mapping of known options to sensible values"""
-    if not isinstance(kwargs, Mapping):
-        raise ValueError(f"`dynamics_kwargs` must be a dictionary, not {kwargs!r}.")
+    _check_mapping("dynamics_kwargs", kwargs)
     check_known("dynamics_kwargs", kwargs, ENSEMBLE_OPTIONS | FIT_OPTIONS | set(DYNAMICS_EXTRAS))
     integers = {"max_epochs": 1, "batch_size": 1, "reinit_every": 0}
     for name, at_least in integers.items():
@@ -81,6 +103,53 @@ def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
     for name in ("weight_norm", "probabilistic"):
         if name in kwargs:
             check_flag(f"dynamics_kwargs['{name}']", kwargs[name])
+    if "activation_fn" in kwargs:
+        check_choice("dynamics_kwargs['activation_fn']", kwargs["activation_fn"], ACTIVATIONS)
+    net_arch = kwargs.get("net_arch", [])
+    if not isinstance(net_arch, Sequence) or isinstance(net_arch, str):
+        raise ValueError(f"`dynamics_kwargs['net_arch']` must be a list of layer widths, not {net_arch!r}.")
+    for width in net_arch:
+        check_integer("dynamics_kwargs['net_arch']", width, 1)
+
+
+def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
+    """:raises ValueError: if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values"""
+    _check_mapping("outer_kwargs", kwargs)
+    if kwargs and outer_optimizer != "ppo":
+        raise ValueError(
+            f"`outer_kwargs` are options of `outer_optimizer='ppo'`, and TRPO's are arguments of MBMPO itself: "
+            f"{dict(kwargs)!r} would have no effect."
+        )
+    check_known("outer_kwargs", kwargs, PPO_OPTIONS)
+    for name in ("learning_rate", "clip_range"):
+        if name in kwargs:
+            check_number(f"outer_kwargs['{name}']", kwargs[name], 0, open_low=True)
+    if "n_epochs" in kwargs:
+        check_integer("outer_kwargs['n_epochs']", kwargs["n_epochs"], 1)
+
+
+def check_before_building(policy: Any, env: Any, verbose: Any, policy_aliases: Collection[str]) -> GymEnv | None:
+    """
+    What SB3's constructor would stumble over, or accept without a word.
+
+    :return: the environment, made if it was an id
+    :raises ValueError: if MBMPO cannot work with the policy or with the spaces of the environment
+    """
+    check_integer("verbose", verbose, 0, 2)
+    if isinstance(policy, str):
+        check_choice("policy", policy, policy_aliases)
+    elif not (isinstance(policy, type) and issubclass(policy, MetaPolicy)):
+        raise ValueError(
+            f"`policy` must be 'MlpPolicy' or a subclass of sb3_mbmpo.MlpPolicy, not {policy!r}: SB3's own policies cannot "
+            "act with explicit parameters."
+        )
+    if env is None:
+        return None
+    if not isinstance(env, (str, gym.Env, VecEnv)):
+        raise ValueError(f"`env` must be an environment, a VecEnv or a registered id, not {env!r}.")
+    made: GymEnv = maybe_make_env(env, verbose)
+    check_spaces(made.observation_space, made.action_space)
+    return made
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -108,9 +177,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("imagined_start", arguments["imagined_start"], ("initial", "buffer"))
     check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
     check_dynamics_kwargs(arguments["dynamics_kwargs"])
-    check_known("outer_kwargs", arguments["outer_kwargs"], PPO_OPTIONS)
-    if arguments["outer_kwargs"] and arguments["outer_optimizer"] != "ppo":
-        raise ValueError("`outer_kwargs` are options of `outer_optimizer='ppo'`; TRPO has arguments of its own.")
+    check_outer_kwargs(arguments["outer_kwargs"], arguments["outer_optimizer"])
+    _check_mapping("policy_kwargs", arguments["policy_kwargs"])
+    _check_learning_rate("learning_rate", arguments["learning_rate"])
+    check_integer("stats_window_size", arguments["stats_window_size"], 1)
+    if arguments["seed"] is not None:
+        check_integer("seed", arguments["seed"], 0, 2**32 - 1)
+    if not isinstance(arguments["tensorboard_log"], (str, PathLike, NoneType)):
+        raise ValueError(f"`tensorboard_log` must be a folder or None, not {arguments['tensorboard_log']!r}.")
     if arguments["n_tasks"] % arguments["n_models"] != 0:
         raise ValueError(
             f"`n_tasks` must be a multiple of `n_models`, so that every model has as many tasks: "

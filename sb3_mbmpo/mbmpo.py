@@ -1,45 +1,35 @@
 """MBMPO, the SB3 algorithm: holds the state and the order of the stages; the maths lives in the modules it wires."""
 
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from sb3_mbmpo import tasks
 from sb3_mbmpo.advantages import estimate_advantages
-from sb3_mbmpo.arguments import CLIP_MARGIN, ENSEMBLE_OPTIONS, FIT_OPTIONS, check_arguments, check_integer
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
-from sb3_mbmpo.imagination import World
-from sb3_mbmpo.meta import TaskBatch, adapt, split_outer
-from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer
+from sb3_mbmpo.arguments import (
+    ENSEMBLE_OPTIONS,
+    check_arguments,
+    check_before_building,
+    check_integer,
+)
+from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.few_shot import adapt_to_episodes
+from sb3_mbmpo.imagination import ImaginedRollouts
+from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
+from sb3_mbmpo.meta import TaskBatch, split_outer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
-from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm, collect_episodes
+from sb3_mbmpo.progress import StageProgressBar, Stopwatch
+from sb3_mbmpo.tasks import RewardFn, TaskFunctions, TerminationFn
 from sb3_mbmpo.vec_env import ModelVecEnv
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 
-STAGES = ("real_rollout", "dynamics_fit", "imagination", "meta_update")
-RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics")
-TRPO_OPTIONS = (
-    "target_kl",
-    "cg_max_steps",
-    "cg_damping",
-    "line_search_shrinking_factor",
-    "line_search_max_iter",
-    "sub_sampling_factor",
-)
-# A known reward function that misses the real rewards by more than this share of their spread is worth a warning
-REWARD_ERROR_TOLERANCE = 0.2
 
-
-class MBMPO(RealRolloutAlgorithm):
+class MBMPO(ImaginedTrainingAlgorithm):
     """
     Model-Based Meta-Policy Optimization (MB-MPO).
 
@@ -128,8 +118,8 @@ class MBMPO(RealRolloutAlgorithm):
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
         baseline: str = "linear",
-        reward_fn: str | tasks.RewardFn = "auto",
-        termination_fn: str | tasks.TerminationFn | None = "auto",
+        reward_fn: str | RewardFn = "auto",
+        termination_fn: str | TerminationFn | None = "auto",
         imagined_start: str = "initial",
         exploration: str = "adapted",
         dynamics_kwargs: Mapping[str, Any] | None = None,
@@ -142,6 +132,7 @@ class MBMPO(RealRolloutAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        env = check_before_building(policy, env, verbose, self.policy_aliases)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -173,32 +164,26 @@ class MBMPO(RealRolloutAlgorithm):
         self.baseline = baseline
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
         self.imagined_start, self.exploration = imagined_start, exploration
-        self.dynamics_kwargs = dict(dynamics_kwargs or {})
-        self.outer_kwargs = dict(outer_kwargs or {})
-        check_arguments(vars(self))
+        self.dynamics_kwargs = {} if dynamics_kwargs is None else dynamics_kwargs
+        self.outer_kwargs = {} if outer_kwargs is None else outer_kwargs
 
-        self._setup_rollouts()
+        self._init_rollouts()
         self._learned_heads: tuple[bool, bool] | None = None  # of reward and termination
         self.learned_inner_lr: th.Tensor | None = None
-        self._n_fits = 0
-        self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._warned_of_reward = self._warned_of_termination = False
+        self._stopwatch = Stopwatch()
+        self._progress: StageProgressBar | None = None
         if _init_setup_model:
             self._setup_model()
 
     # ---------------------------------------------------------------- set-up
 
     def _setup_model(self) -> None:
+        # Here, not in the constructor: `load` may have changed some
+        check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         super()._setup_model()
-        # One generator a purpose: a change of one stage does not shift the random numbers of the others
-        if not self._generators:
-            seeds = np.random.SeedSequence(self.seed).generate_state(len(RANDOM_PURPOSES))
-            for purpose, number in zip(RANDOM_PURPOSES, seeds, strict=True):
-                self._generators[purpose] = th.Generator(self.device).manual_seed(int(number))
-        self._reward = tasks.resolve_reward_fn(self.reward_fn, self.env)
-        self._termination = tasks.resolve_termination_fn(self.termination_fn, self.env)
+        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
-            self._learned_heads = (self._reward.fn is None, self._termination.fn is None)
+            self._learned_heads = (self._task.reward.fn is None, self._task.termination.fn is None)
         self.dynamics = DynamicsEnsemble(
             self.observation_space,
             self.action_space,
@@ -211,22 +196,55 @@ class MBMPO(RealRolloutAlgorithm):
             **{key: value for key, value in self.dynamics_kwargs.items() if key in ENSEMBLE_OPTIONS},
         )
         theta = self.policy.actor_vector()
-        if self.learned_inner_lr is None and self.learn_inner_lr:
+        if self.learn_inner_lr:
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
         if self.verbose >= 1:
             n_dynamics = sum(parameter.numel() for parameter in self.dynamics.parameters())
             print(
-                f"MBMPO: observations of {self.dynamics.observation_dim}, actions of {self.dynamics.action_dim} numbers; "
-                f"reward: {self._reward.source}; termination: {self._termination.source}; horizon: {self.horizon}; "
-                f"parameters: {len(theta)} of the policy, {n_dynamics} of {self.n_models} models"
+                f"MBMPO: observations {self.observation_space}; actions {self.action_space}; "
+                f"reward: {self._task.reward.source}; termination: {self._task.termination.source}; horizon: {self.horizon}; "
+                f"parameters: {len(theta)} of the policy, {n_dynamics} of {self.n_models} models; device: {self.device}"
             )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``BaseAlgorithm``. Reward and termination functions are those of the new environment."""
+        super().set_env(env, force_reset)
+        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
 
     def _excluded_save_params(self) -> list[str]:
         # A function that is a method of the environment would bring the whole environment into the file
-        return [*super()._excluded_save_params(), "_reward", "_termination"]
+        return [*super()._excluded_save_params(), "_task", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "dynamics", "dynamics.optimizer"], []
+        return ["policy", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._progress = StageProgressBar() if progress_bar else None
+        if self._progress is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([callback, self._progress])
+        return super()._init_callback(callback)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        # Another number of rows than any size of the task: a function that mixes up its axes shows
+        rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
+        obs = th.as_tensor(self._raw_last_obs()[:1], device=self.device).expand(rows, -1)
+        columns = th.zeros((rows, *(self.action_space.shape or (1,))))
+        action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
+        self._task.try_out(obs, self._codec.to_reward(action))
+        return result
 
     # ---------------------------------------------------------------- real rollouts
 
@@ -247,7 +265,7 @@ class MBMPO(RealRolloutAlgorithm):
         assert self.replay_buffer is not None
         iteration = 0
         while self.num_timesteps < total_timesteps:
-            self._seconds = dict.fromkeys(STAGES, 0.0)
+            self._stopwatch = Stopwatch()
             with self._stopwatch("real_rollout"):
                 rollout = self.collect_rollouts(
                     self.env,
@@ -258,6 +276,8 @@ class MBMPO(RealRolloutAlgorithm):
                 )
             if not rollout.continue_training:
                 break
+            if self._random_steps_left() > 0:  # fewer steps were asked for than the first fit waits for
+                continue
             self.train()
             iteration += 1
             if log_interval is not None and iteration % log_interval == 0:
@@ -265,154 +285,6 @@ class MBMPO(RealRolloutAlgorithm):
                 self.dump_logs()
         callback.on_training_end()
         return self
-
-    # ---------------------------------------------------------------- training
-
-    def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
-        """
-        One iteration on the data so far: fit the ensemble, meta-train the policy in it, adapt it to each model.
-
-        The arguments are those of SB3's interface; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
-        """
-        self.policy.set_training_mode(True)
-        data = self._transitions()
-        self._check_task(data)
-        with self._stopwatch("dynamics_fit"):
-            self._fit_dynamics(data)
-        self.policy.set_observation_statistics(self._to_policy_units(data.obs))
-        with self._stopwatch("meta_update"):
-            self._meta_train(self._meta_trainer(self._generators))
-        # The imagination runs inside the meta-update
-        self._seconds["meta_update"] -= self._seconds["imagination"]
-        self.policy.set_training_mode(False)
-        for stage, seconds in self._seconds.items():
-            self.logger.record(f"time/{stage}", seconds)
-
-    def _check_task(self, data: Transitions) -> None:
-        """Compare reward and termination functions with what the environment really gave, and warn once if they differ."""
-        if self._reward.fn is not None:
-            action = self._codec.to_reward(data.action)
-            check = tasks.check_reward_fn(self._reward.fn, data.obs, action, data.next_obs, data.reward)
-            self.logger.record("dynamics/reward_error", check.mean_abs_error)
-            if check.relative_error > REWARD_ERROR_TOLERANCE and not self._warned_of_reward:
-                self._warned_of_reward = True
-                warnings.warn(
-                    f"The reward function ({self._reward.source}) misses the real rewards by {check.mean_abs_error:.3g} "
-                    f"on average and {check.max_abs_error:.3g} at most ({100 * check.relative_error:.0f} % of their standard "
-                    "deviation): pass `reward_fn='learned'` or a function that fits."
-                )
-        if self._termination.fn is not None:
-            rate = tasks.check_termination_fn(self._termination.fn, data.next_obs, data.terminated)
-            if rate > 0.01 and not self._warned_of_termination:
-                self._warned_of_termination = True
-                warnings.warn(
-                    f"The termination function ({self._termination.source}) contradicts {100 * rate:.1f} % of the real steps: "
-                    "pass `termination_fn='learned'` or a function that fits."
-                )
-
-    def _fit_dynamics(self, data: Transitions) -> None:
-        reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
-        if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
-            seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
-            self.dynamics.reset_parameters(th.Generator().manual_seed(int(seed)))
-        self._update_learning_rate(self.dynamics.optimizer)
-        fit_options = {key: value for key, value in self.dynamics_kwargs.items() if key in FIT_OPTIONS}
-        report = self.dynamics.fit(data, generator=self._generators["dynamics"], **fit_options)
-        self._n_fits += 1
-        self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
-        self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
-        self.logger.record("dynamics/epochs", float(report.epochs.mean()))
-        some = slice(None, None, 1 + len(data.obs) // 1000)
-        action = self._codec.to_numpy(data.action[some])
-        disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
-        self.logger.record("dynamics/disagreement", float(disagreement.mean()))
-
-    def _meta_trainer(self, generators: Mapping[str, th.Generator]) -> MetaTrainer:
-        """
-        :param generators: for imagined actions ("imagination") and first observations ("starts")
-        :return: meta-training in the ensemble as it is now
-        """
-        if self._termination.fn is None and not self.dynamics.learned_termination:
-            raise ValueError(
-                "No termination function is known, and the ensemble learned none: load the model with its environment."
-            )
-        imagination, starts = generators["imagination"], generators["starts"]
-        pool = self._start_pool()
-
-        def sample_starts(rows: int) -> th.Tensor:
-            return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
-
-        world = World(
-            self.dynamics.step_fn(self._clip_margin, imagination),
-            self._reward.fn,
-            None if self._termination.fn is tasks.never_terminates else self._termination.fn,
-            self._codec,
-            lambda obs: self.policy.standardize(self._to_policy_units(obs)),
-            self.n_models,
-        )
-        if self.outer_optimizer == "trpo":
-            outer_kwargs = {name: getattr(self, name) for name in TRPO_OPTIONS}
-        else:
-            outer_kwargs = self.outer_kwargs
-        settings = MetaSettings(
-            self.n_tasks,
-            self.n_imagined_rollouts,
-            self.horizon,
-            self.n_inner_steps,
-            None if self.learn_inner_lr else float(self.inner_lr),
-            self.first_order,
-            self.outer_optimizer,
-            outer_kwargs,
-            self.gamma,
-            self.gae_lambda,
-            self.baseline,
-            self.normalize_advantage,
-            self.ent_coef,
-        )
-        return MetaTrainer(world, self.policy.actor, sample_starts, settings, imagination, self._stopwatch)
-
-    def _start_pool(self) -> th.Tensor:
-        """:return: raw observations at which imagined rollouts may start (B, O)"""
-        if self.imagined_start == "buffer":
-            return self._transitions().obs.float()
-        if self._initial_obs is None:
-            raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
-        return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
-
-    def _meta_train(self, trainer: MetaTrainer) -> None:
-        reports = []
-        for _ in range(self.n_meta_steps):
-            step = trainer.step(self._outer_variable())
-            self._set_outer_variable(step.phi)
-            reports.append(step.report)
-            self._n_updates += 1
-        phi = self._outer_variable()
-        adaptation = trainer.adapt(phi)
-        self._adapted = adaptation.parameters
-
-        record = self.logger.record
-        if reports:
-            record("imagined/ep_rew_mean_adapted", float(step.post.returns().mean()))
-            record("train/policy_objective", float(np.mean([report.objective_gain for report in reports])))
-            record("train/kl_divergence", float(np.mean([report.kl_divergence for report in reports])))
-            record("train/is_line_search_success", float(np.mean([report.accepted for report in reports])))
-            record("train/line_search_steps", float(np.mean([report.line_search_steps for report in reports])))
-        record("imagined/ep_rew_mean", float(adaptation.rollouts.returns().mean()))
-        record("imagined/ep_len_mean", float(adaptation.rollouts.lengths().float().mean()))
-        record("train/inner_kl", trainer.inner_kl(phi, adaptation))
-        if hasattr(self.policy, "log_std"):
-            record("train/std", float(self.policy.log_std.detach().exp().mean()))
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def _outer_variable(self) -> th.Tensor:
-        """:return: theta, with the inner step sizes behind it if they are learned"""
-        theta = self.policy.actor_vector()
-        return th.cat([theta, self.learned_inner_lr]) if self.learned_inner_lr is not None else theta
-
-    def _set_outer_variable(self, phi: th.Tensor) -> None:
-        if self.learned_inner_lr is not None:
-            phi, self.learned_inner_lr = (half.clone() for half in phi.chunk(2))
-        self.policy.set_actor_vector(phi)
 
     # ---------------------------------------------------------------- use
 
@@ -441,16 +313,16 @@ class MBMPO(RealRolloutAlgorithm):
         check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
         if vec_env is self.env:
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
-        theta, inner_lr = split_outer(phi, None if self.learn_inner_lr else float(self.inner_lr))
-        parameters = theta.unsqueeze(0)
-        for step in range(self.n_inner_steps):
-            share = (n_episodes + step) // self.n_inner_steps
-            act = self.policy.actor(parameters)
-            episodes = collect_episodes(vec_env, act, self.policy, share, generators["exploration"])
+
+        def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
             advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, self.baseline, self.normalize_advantage)
-            batch = TaskBatch.from_rollouts(episodes, advantages)
-            parameters = adapt(self.policy.actor, parameters, [batch], inner_lr)
-        return self.policy.with_actor_vector(parameters[0])
+            return TaskBatch.from_rollouts(episodes, advantages)
+
+        theta, inner_lr = split_outer(phi, self._fixed_inner_lr)
+        shares = [(n_episodes + step) // self.n_inner_steps for step in range(self.n_inner_steps)]
+        generator = generators["exploration"]
+        adapted = adapt_to_episodes(vec_env, self.policy, theta, inner_lr, shares, to_batch, generator)
+        return self.policy.with_actor_vector(adapted)
 
     def imagined_env(
         self, n_envs: int = 64, model_index: int | None = None, horizon: int | None = None, seed: int | None = None
@@ -464,26 +336,15 @@ class MBMPO(RealRolloutAlgorithm):
         :param seed: of members, first observations and noise
         :return: a VecEnv in raw units
         """
+        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         return ModelVecEnv(
             self.dynamics,
             self._start_pool().cpu().numpy(),
-            self._reward.fn,
-            self._termination.fn,
+            self._task.reward.fn,
+            self._task.termination.fn,
             n_envs,
             self.horizon if horizon is None else horizon,
             model_index,
             self._clip_margin,
             seed,
         )
-
-    @property
-    def _clip_margin(self) -> float | None:
-        margin: float | None = self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN)
-        return margin
-
-    @contextmanager
-    def _stopwatch(self, stage: str) -> Iterator[None]:
-        """Add the wall time of the block to the stage's seconds in this iteration."""
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] += time.perf_counter() - start

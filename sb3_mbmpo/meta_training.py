@@ -3,7 +3,8 @@
 Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch as th
@@ -141,3 +142,27 @@ class MetaTrainer(NamedTuple):
             before = self.actor(theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
             after = self.actor(adaptation.parameters)(batch.policy_input)
             return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
+
+
+def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: ImaginedRollouts | None) -> dict[str, float]:
+    """
+    What the logger records of an iteration's meta-training.
+
+    :param adaptation: of the last outer variable
+    :param reports: of the meta-steps
+    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    :return: value by log key
+    """
+    found = {
+        "imagined/ep_rew_mean": float(adaptation.rollouts.returns().mean()),
+        "imagined/ep_len_mean": float(adaptation.rollouts.lengths().float().mean()),
+    }
+    if last_post is not None:
+        found |= {
+            "imagined/ep_rew_mean_adapted": float(last_post.returns().mean()),
+            "train/policy_objective": fmean(report.objective_gain for report in reports),
+            "train/kl_divergence": fmean(report.kl_divergence for report in reports),
+            "train/is_line_search_success": fmean(report.accepted for report in reports),
+            "train/line_search_steps": fmean(report.line_search_steps for report in reports),
+        }
+    return found

@@ -13,22 +13,19 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from torch.nn.utils.rnn import pad_sequence
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.imagination import Act, ImaginedRollouts
 from sb3_mbmpo.policies import MetaPolicy
+from sb3_mbmpo.resumable import ResumableAlgorithm
 
 # Real first observations that are kept for the imagination
 MAX_INITIAL_OBS = 10_000
 
 
-class RealRolloutAlgorithm(OffPolicyAlgorithm):
+class RealRolloutAlgorithm(ResumableAlgorithm):
     """
     The half of MBMPO that acts in the real environment. Its arguments are documented there.
     """
@@ -39,18 +36,46 @@ class RealRolloutAlgorithm(OffPolicyAlgorithm):
     n_tasks: int
     exploration: str
 
-    def _setup_rollouts(self) -> None:
+    def _init_rollouts(self) -> None:
         """State of the real rollouts, besides SB3's; all of it is saved with the model."""
-        self._generators: dict[str, th.Generator] = {}
-        self._adapted: th.Tensor | None = None  # theta'_i (T, P) of the last iteration
         self._task_turn = 0
         self._acting_tasks = np.zeros(1, dtype=int)
         self._random_phase = True
+        self._n_fits = 0  # of the dynamics
         self._initial_obs: np.ndarray | None = None
+        self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
 
     def _setup_model(self) -> None:
+        # SB3 calls the steps of an n-step return `n_steps`, and would choose its replay buffer by it
+        n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
+        self.n_steps = n_steps
         self._codec = ActionCodec(self.action_space)
+        self._check_wrappers()
+        self._begin_adapted()
+
+    def _begin_adapted(self) -> None:
+        """Nothing is adapted yet: theta'_i (T, P) are all theta."""
+        self._adapted = self.policy.actor_vector().repeat(self.n_tasks, 1)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """See ``BaseAlgorithm``. The adapted policies descend from the parameters that are replaced: they go too."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._begin_adapted()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``BaseAlgorithm``."""
+        super().set_env(env, force_reset)
+        self._check_wrappers()
+
+    def _check_wrappers(self) -> None:
+        """:raises ValueError: if another wrapper changes what VecNormalize shows: the raw observations would not be ours"""
+        normalizer = self._vec_normalize_env
+        if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
+            raise ValueError(
+                f"VecNormalize gives observations of shape {normalizer.observation_space.shape}, but a wrapper round it turns "
+                f"them into {self.observation_space.shape}: wrap the environment in VecNormalize last."
+            )
 
     def _setup_learn(
         self,
@@ -63,25 +88,40 @@ class RealRolloutAlgorithm(OffPolicyAlgorithm):
         resets = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
-            self._remember_starts(self._raw_last_obs())
+            self._is_start = np.ones(self.n_envs, dtype=bool)
+            self._check_finite("observation", self._raw_last_obs())
         return result
 
     def _random_steps_left(self) -> int:
-        """:return: uniformly random real steps still to do before the first fit; none once the policy has learned"""
-        assert self.replay_buffer is not None
-        collected = self.replay_buffer.size() * self.n_envs
-        return max(0, self.learning_starts - collected) if self._n_updates == 0 else 0
+        """:return: uniformly random real steps still to do before the first fit; none once there was one"""
+        buffer = self.replay_buffer
+        assert buffer is not None
+        # A buffer that is shared out among environments may hold a few steps less than its size
+        if self._n_fits > 0 or buffer.full:
+            return 0
+        return max(0, self.learning_starts - buffer.size() * self.n_envs)
 
     def _steps_to_collect(self, total_timesteps: int) -> int:
         """:return: steps of every environment in the next rollout; real steps are dear, so never more than asked for"""
-        wanted = self._random_steps_left() or self.n_steps
-        return max(1, min(wanted, total_timesteps - self.num_timesteps) // self.n_envs)
+        left = (total_timesteps - self.num_timesteps) // self.n_envs
+        wanted = -(-self._random_steps_left() // self.n_envs) or self.n_steps // self.n_envs
+        return max(1, min(wanted, left))
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
+            self._begin_adapted()
         # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
         self._acting_tasks = self._next_tasks(self.n_envs)
         self._random_phase = self._random_steps_left() > 0
-        return super().collect_rollouts(*args, **kwargs)
+        completed = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            completed = rollout.continue_training
+        finally:
+            if not completed:
+                # The environment did a step that was not stored: a later `learn` must not go on from the step before
+                self._last_obs = None
+        return rollout
 
     def _next_tasks(self, count: int) -> np.ndarray:
         """:return: whose adapted policy acts next: one of another model each time, until every task has had its turn"""
@@ -97,9 +137,10 @@ class RealRolloutAlgorithm(OffPolicyAlgorithm):
             action = np.array([self.action_space.sample() for _ in range(n_envs)])
             return action, action
         assert isinstance(self._last_obs, np.ndarray)
-        parameters = self.policy.actor_vector().unsqueeze(0)
-        if self.exploration == "adapted" and self._adapted is not None:
+        if self.exploration == "adapted":
             parameters = self._adapted[th.as_tensor(self._acting_tasks, device=self.device)]
+        else:
+            parameters = self.policy.actor_vector().unsqueeze(0)
         with th.no_grad():
             obs = self.policy.standardize(th.as_tensor(self._last_obs, device=self.device))
             distribution = self.policy.actor(parameters.expand(n_envs, -1))(obs.unsqueeze(1))
@@ -116,27 +157,39 @@ class RealRolloutAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_finite(new_obs, reward)
+        normalizer = self._vec_normalize_env
+        raw_obs, raw_reward = new_obs, reward
+        if normalizer is not None:
+            raw_obs, raw_reward = normalizer.get_original_obs(), normalizer.get_original_reward()
+        assert isinstance(raw_obs, np.ndarray)
+        self._check_finite("observation", raw_obs)
+        self._check_finite("reward", raw_reward[:, None])
+        terminal_obs = [info.get("terminal_observation", obs) for info, obs in zip(infos, raw_obs, strict=True)]
+        self._check_finite("terminal observation", np.stack(terminal_obs))
+        # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
+        if self._is_start.any():
+            self._remember_starts(self._raw_last_obs()[self._is_start])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._is_start = dones.astype(bool)
         if dones.any():
-            self._remember_starts(self._raw_last_obs()[dones])
             self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
 
-    def _check_finite(self, new_obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray) -> None:
-        """:raises ValueError: before a NaN or infinite number of the environment can enter the buffer"""
-        assert isinstance(new_obs, np.ndarray)
-        for name, values in (("observation", new_obs), ("reward", reward[:, None])):
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-            if len(bad) > 0:
-                raise ValueError(
-                    f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
-                    f"environment {bad[0]}: {values[bad[0]]}. The model and the buffer up to that step are intact: "
-                    "`save` and `save_replay_buffer` still work."
-                )
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        """
+        :param values: (n_envs, .) of the environment
+        :raises ValueError: before a NaN or infinite number can enter the buffer
+        """
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad) > 0:
+            raise ValueError(
+                f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
+                f"environment {bad[0]}: {values[bad[0]]}. The model and the buffer up to that step are intact: "
+                "`save` and `save_replay_buffer` still work."
+            )
 
     def _raw_last_obs(self) -> np.ndarray:
         """:return: the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)"""
-        raw = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
+        raw = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
         assert isinstance(raw, np.ndarray)
         return raw
 
@@ -178,47 +231,3 @@ class RealRolloutAlgorithm(OffPolicyAlgorithm):
         assert isinstance(statistics, RunningMeanStd)
         mean, var = (th.as_tensor(x, device=obs.device, dtype=obs.dtype) for x in (statistics.mean, statistics.var))
         return ((obs - mean) / (var + normalizer.epsilon).sqrt()).clamp(-normalizer.clip_obs, normalizer.clip_obs)
-
-
-def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int, generator: th.Generator) -> ImaginedRollouts:
-    """
-    Real episodes of one policy, in the container of imagined rollouts: an adaptation does not care where its data is from.
-
-    As in SB3's ``evaluate_policy``, episodes are shared out evenly among the environments: short ones would be
-    over-represented otherwise.
-
-    :param env: the environment; what VecNormalize shows the policy is normalised, the rewards are the original ones
-    :param act: standardised observations (1, B, O) -> distributions
-    :param policy: standardises observations, translates actions
-    :param n_episodes: number of complete episodes
-    :param generator: samples the actions
-    :return: one task with a rollout an episode (1, H, N, .), as long as the longest; shorter ones are not alive to the end
-    """
-    codec = ActionCodec(policy.action_space)
-    normalizer = unwrap_vec_normalize(env)
-    quota = (n_episodes + np.arange(env.num_envs)) // env.num_envs
-    running: list[list[tuple[th.Tensor, th.Tensor, float, bool]]] = [[] for _ in range(env.num_envs)]
-    episodes: list[list[tuple[th.Tensor, th.Tensor, float, bool]]] = []
-    obs = env.reset()
-    while quota.any():
-        policy_input = policy.standardize(th.as_tensor(np.asarray(obs), device=policy.device))
-        with th.no_grad():
-            sample = act(policy_input.unsqueeze(0)).sample(generator).squeeze(0)
-        obs, rewards, dones, infos = env.step(codec.to_numpy(codec.to_env(sample)))
-        if normalizer is not None:
-            rewards = normalizer.get_original_reward()
-        for i in np.flatnonzero(quota):
-            terminated = bool(dones[i]) and not infos[i].get("TimeLimit.truncated", False)
-            running[i].append((policy_input[i], sample[i], float(rewards[i]), terminated))
-            if dones[i]:
-                episodes.append(running[i])
-                running[i] = []
-                quota[i] -= 1
-
-    lengths = th.tensor([len(episode) for episode in episodes], device=policy.device)
-    alive = th.arange(int(lengths.max()), device=policy.device).unsqueeze(1) < lengths
-    inputs, actions, rewards_, terminations = (
-        pad_sequence([th.stack([th.as_tensor(step[k], device=policy.device) for step in episode]) for episode in episodes])
-        for k in range(4)
-    )
-    return ImaginedRollouts(*(x.unsqueeze(0) for x in (inputs, actions, rewards_, alive, terminations)))

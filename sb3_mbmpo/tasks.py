@@ -6,6 +6,7 @@ Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,6 +24,7 @@ __all__ = [
     "RewardCheck",
     "RewardFn",
     "Task",
+    "TaskFunctions",
     "TerminationFn",
     "check_reward_fn",
     "check_termination_fn",
@@ -240,3 +242,81 @@ def _difference(predicted: th.Tensor, real: th.Tensor) -> th.Tensor:
     if predicted.shape != real.shape:
         raise ValueError(f"expected one prediction a row, {tuple(real.shape)}, the function returned {tuple(predicted.shape)}")
     return predicted.double() - real.double()
+
+
+# A function that misses the real rewards by more than this share of their spread is worth a warning, and so is one that
+# contradicts this share of the real terminations
+REWARD_ERROR_TOLERANCE = 0.2
+TERMINATION_ERROR_TOLERANCE = 0.01
+
+
+class TaskFunctions:
+    """
+    Reward and termination of the task that a model imagines, found once for an environment.
+
+    :param reward_fn: as MBMPO's argument
+    :param termination_fn: as MBMPO's argument
+    :param env: the real environment; None: only what the arguments themselves say is known
+    """
+
+    def __init__(self, reward_fn: str | RewardFn, termination_fn: str | TerminationFn | None, env: VecEnv | None) -> None:
+        self.reward = resolve_reward_fn(reward_fn, env)
+        self.termination = resolve_termination_fn(termination_fn, env)
+        self._warned: set[str] = set()
+
+    def require(self, learned_reward: bool, learned_termination: bool) -> None:
+        """
+        :param learned_reward: whether the ensemble has a reward head
+        :param learned_termination: whether it has a termination head
+        :raises ValueError: if reward or termination of an imagined step would come from nowhere
+        """
+        heads = {"reward": (self.reward.fn, learned_reward), "termination": (self.termination.fn, learned_termination)}
+        for kind, (fn, learned) in heads.items():
+            if fn is None and not learned:
+                raise ValueError(
+                    f"No {kind} function is known, and the ensemble has learned none: load the model with its environment "
+                    f"(`load(path, env=env)`), or pass `{kind}_fn=...` to `load`."
+                )
+
+    def try_out(self, obs: th.Tensor, action: th.Tensor) -> None:
+        """
+        Call both functions once, before any real step is spent: what they return is checked at their first call.
+
+        :param obs: [B, O], real
+        :param action: as the functions get it
+        """
+        if self.reward.fn is not None:
+            self.reward.fn(obs, action, obs)
+        if self.termination.fn is not None:
+            self.termination.fn(obs)
+
+    def compare(
+        self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
+    ) -> float | None:
+        """
+        Compare the functions with what the environment really gave, and warn once if they differ.
+
+        The parameters are those of ``check_reward_fn`` and ``check_termination_fn``.
+
+        :return: mean absolute error of the reward function; None: the reward is learned
+        """
+        if self.termination.fn is not None:
+            rate = check_termination_fn(self.termination.fn, next_obs, terminated)
+            if rate > TERMINATION_ERROR_TOLERANCE:
+                self._warn("termination", f"contradicts {100 * rate:.1f} % of the real steps")
+        if self.reward.fn is None:
+            return None
+        check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
+        if check.relative_error > REWARD_ERROR_TOLERANCE:
+            figures = (
+                f"misses the real rewards by {check.mean_abs_error:.3g} on average and {check.max_abs_error:.3g} at most "
+                f"({100 * check.relative_error:.0f} % of their standard deviation)"
+            )
+            self._warn("reward", figures)
+        return check.mean_abs_error
+
+    def _warn(self, kind: str, figures: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            source = (self.reward if kind == "reward" else self.termination).source
+            warnings.warn(f"The {kind} function ({source}) {figures}: pass `{kind}_fn='learned'` or a function that fits.")

@@ -1,0 +1,186 @@
+"""Training in the imagination: the stages of an iteration after its real rollouts, in their order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
+from sb3_mbmpo.imagination import ImaginedRollouts, World
+from sb3_mbmpo.meta import StepReport
+from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, figures
+from sb3_mbmpo.progress import StageProgressBar, Stopwatch
+from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.tasks import TaskFunctions, never_terminates
+
+TRPO_OPTIONS = (
+    "target_kl",
+    "cg_max_steps",
+    "cg_damping",
+    "line_search_shrinking_factor",
+    "line_search_max_iter",
+    "sub_sampling_factor",
+)
+
+
+class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
+    """
+    The half of MBMPO that acts in the learned models. Its arguments are documented there.
+    """
+
+    dynamics: DynamicsEnsemble
+    n_imagined_rollouts: int
+    horizon: int
+    n_meta_steps: int
+    n_inner_steps: int
+    inner_lr: float
+    learn_inner_lr: bool
+    first_order: bool
+    outer_optimizer: str
+    outer_kwargs: Mapping[str, Any]
+    gae_lambda: float
+    baseline: str
+    normalize_advantage: bool
+    ent_coef: float
+    imagined_start: str
+    dynamics_kwargs: Mapping[str, Any]
+    learned_inner_lr: th.Tensor | None
+    _task: TaskFunctions
+    _stopwatch: Stopwatch
+    _progress: StageProgressBar | None
+
+    def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
+        """
+        One iteration on the data so far: fit the ensemble, meta-train the policy in it, adapt it to each model.
+
+        The arguments are those of SB3's interface; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
+        """
+        # Dropout and batch statistics would make another policy of every forward pass: likelihood ratios compare the same one
+        self.policy.set_training_mode(False)
+        data = self._transitions()
+        action = self._codec.to_reward(data.action)
+        reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
+        if reward_error is not None:
+            self.logger.record("dynamics/reward_error", reward_error)
+        with self._stopwatch("dynamics_fit"):
+            self._fit_dynamics(data)
+        self.policy.set_observation_statistics(self._to_policy_units(data.obs))
+        with self._stopwatch("meta_update"):
+            self._meta_train(self._meta_trainer(self._generators))
+        # The imagination runs inside the meta-update
+        seconds = self._stopwatch.seconds
+        seconds["meta_update"] -= seconds["imagination"]
+        for stage in seconds:
+            self.logger.record(f"time/{stage}", seconds[stage])
+
+    def _fit_dynamics(self, data: Transitions) -> None:
+        reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
+        if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
+            seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
+            self.dynamics.reset_parameters(th.Generator().manual_seed(int(seed)))
+        self._update_learning_rate(self.dynamics.optimizer)
+        fit_options = {key: value for key, value in self.dynamics_kwargs.items() if key in FIT_OPTIONS}
+        max_epochs = fit_options.get("max_epochs", MAX_EPOCHS)
+
+        def on_epoch(epoch: int, val_loss: float) -> None:
+            if self._progress is not None:
+                self._progress.show("dynamics fit, epochs", epoch, max_epochs, {"val_loss": val_loss})
+
+        report = self.dynamics.fit(data, generator=self._generators["dynamics"], on_epoch=on_epoch, **fit_options)
+        self._n_fits += 1
+        self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
+        self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        self.logger.record("dynamics/epochs", float(report.epochs.mean()))
+        some = slice(None, None, 1 + len(data.obs) // 1000)
+        action = self._codec.to_numpy(data.action[some])
+        disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
+        self.logger.record("dynamics/disagreement", float(disagreement.mean()))
+
+    def _meta_trainer(self, generators: Mapping[str, th.Generator]) -> MetaTrainer:
+        """
+        :param generators: for imagined actions ("imagination") and first observations ("starts")
+        :return: meta-training in the ensemble as it is now
+        """
+        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        imagination, starts = generators["imagination"], generators["starts"]
+        pool = self._start_pool()
+
+        def sample_starts(rows: int) -> th.Tensor:
+            return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
+
+        world = World(
+            self.dynamics.step_fn(self._clip_margin, imagination),
+            self._task.reward.fn,
+            None if self._task.termination.fn is never_terminates else self._task.termination.fn,
+            self._codec,
+            lambda obs: self.policy.standardize(self._to_policy_units(obs)),
+            self.n_models,
+        )
+        settings = MetaSettings(
+            self.n_tasks,
+            self.n_imagined_rollouts,
+            self.horizon,
+            self.n_inner_steps,
+            self._fixed_inner_lr,
+            self.first_order,
+            self.outer_optimizer,
+            {name: getattr(self, name) for name in TRPO_OPTIONS} if self.outer_optimizer == "trpo" else self.outer_kwargs,
+            self.gamma,
+            self.gae_lambda,
+            self.baseline,
+            self.normalize_advantage,
+            self.ent_coef,
+        )
+        return MetaTrainer(world, self.policy.actor, sample_starts, settings, imagination, self._stopwatch)
+
+    def _start_pool(self) -> th.Tensor:
+        """:return: raw observations at which imagined rollouts may start (B, O)"""
+        if self.imagined_start == "buffer":
+            return self._transitions().obs.float()
+        if self._initial_obs is None:
+            raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
+        return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
+
+    def _meta_train(self, trainer: MetaTrainer) -> None:
+        reports: list[StepReport] = []
+        post: ImaginedRollouts | None = None
+        for k in range(self.n_meta_steps):
+            step = trainer.step(self._outer_variable())
+            self._set_outer_variable(step.phi)
+            self._n_updates += 1
+            reports.append(step.report)
+            post = step.post
+            if self._progress is not None:
+                means = {"return": float(step.pre.returns().mean()), "adapted": float(post.returns().mean())}
+                self._progress.show("meta-steps", k + 1, self.n_meta_steps, means)
+        phi = self._outer_variable()
+        adaptation = trainer.adapt(phi)
+        self._adapted = adaptation.parameters
+
+        record = self.logger.record
+        for key, value in figures(adaptation, reports, post).items():
+            record(key, value)
+        record("train/inner_kl", trainer.inner_kl(phi, adaptation))
+        if hasattr(self.policy, "log_std"):
+            record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _outer_variable(self) -> th.Tensor:
+        """:return: theta, with the inner step sizes behind it if they are learned"""
+        theta = self.policy.actor_vector()
+        return th.cat([theta, self.learned_inner_lr]) if self.learned_inner_lr is not None else theta
+
+    def _set_outer_variable(self, phi: th.Tensor) -> None:
+        if self.learned_inner_lr is not None:
+            phi, self.learned_inner_lr = (half.clone() for half in phi.chunk(2))
+        self.policy.set_actor_vector(phi)
+
+    @property
+    def _clip_margin(self) -> float | None:
+        margin: float | None = self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN)
+        return margin
+
+    @property
+    def _fixed_inner_lr(self) -> float | None:
+        return None if self.learn_inner_lr else float(self.inner_lr)
