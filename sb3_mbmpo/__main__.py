@@ -7,32 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.zoo import read_config
 
 # Entries of a zoo configuration that do not go to MBMPO's constructor
 ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
-
-
-def config_file() -> Path:
-    """:return: the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package"""
-    package = Path(__file__).parent
-    in_source_tree = package.parent / "zoo_configs" / "mbmpo.yml"
-    return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """
-    :param name: an entry of the configuration file, usually an environment id
-    :return: its hyperparameters, or those of ``default``
-    """
-    configs: dict[str, dict[str, Any]] = yaml.safe_load(config_file().read_text())
-    return dict(configs.get(name, configs["default"]))
 
 
 class RandomPolicy(BasePolicy):
@@ -66,8 +50,16 @@ def train(arguments: argparse.Namespace) -> None:
     model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **hyperparams)
     random_policy = RandomPolicy(env.observation_space, env.action_space)
     random_policy.action_space.seed(arguments.seed)
-    rows = [("random policy", 0, 0.0, *evaluation(random_policy))]
 
+    def report(name: str, steps: int, seconds: float, policy: BaseAlgorithm | BasePolicy) -> None:
+        mean, std = evaluation(policy)
+        print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{mean:>12.1f}{std:>10.1f}", flush=True)
+
+    print(
+        f"{env_id} {env_kwargs or ''} seed {arguments.seed}: mean return of {arguments.eval_episodes} deterministic episodes"
+    )
+    print(f"{'policy':<14}{'real steps':>12}{'wall time':>12}{'return':>12}{'std':>10}")
+    report("random policy", 0, 0.0, random_policy)
     seconds = 0.0
     for milestone in milestones:
         start = time.perf_counter()
@@ -77,12 +69,7 @@ def train(arguments: argparse.Namespace) -> None:
             progress_bar=not arguments.no_progress_bar,
         )
         seconds += time.perf_counter() - start
-        rows.append(("MB-MPO", model.num_timesteps, seconds, *evaluation(model)))
-
-    print(f"\n{env_id} {env_kwargs or ''}, seed {arguments.seed}: mean return of {arguments.eval_episodes} episodes")
-    print(f"{'policy':<14}{'real steps':>12}{'wall time':>12}{'return':>12}{'std':>10}")
-    for name, steps, elapsed, mean, std in rows:
-        print(f"{name:<14}{steps:>12}{elapsed:>10.0f} s{mean:>12.1f}{std:>10.1f}")
+        report("MB-MPO", model.num_timesteps, seconds, model)
 
     path = arguments.save or Path("runs") / f"mbmpo-{arguments.env}-seed{arguments.seed}.zip"
     model.save(path)

@@ -194,7 +194,8 @@ class MetaPolicy(ActorCriticPolicy):
         prefixed = {f"policy.{name}": parameter for name, parameter in named.items()}
 
         def one_task(task_parameters: dict[str, th.Tensor], policy_input: th.Tensor) -> th.Tensor:
-            result: th.Tensor = functional_call(actor, task_parameters, (policy_input,))
+            # SB3 shares one features extractor under several names: tied, the swapped-in tensors would stay in the module
+            result: th.Tensor = functional_call(actor, task_parameters, (policy_input,), tie_weights=False)
             return result
 
         return lambda policy_input: vmap(one_task)(prefixed, policy_input)

@@ -3,6 +3,7 @@
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,10 +13,13 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.training import EpochHook, FitReport, fit_members
+from sb3_mbmpo.files import Path, check_file, file_stamp
 
 ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "relu": th.relu,
@@ -209,12 +213,10 @@ class DynamicsEnsemble(nn.Module):
         logit = output[..., -1] if self.learned_termination else None
         return mean, log_var, logit
 
-    def _bounded_log_var(self, log_var: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
-        """Soft bounds on the log-variance (Chua et al. 2018, appendix A.1)."""
-        chosen = slice(None) if members is None else members
-        upper, lower = self.max_log_var[chosen], self.min_log_var[chosen]
-        log_var = upper - F.softplus(upper - log_var)
-        return lower + F.softplus(log_var - lower)
+    def _log_var_bounds(self, members: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """:return: learned lower and upper bound on the log-variance of standardised targets, (M, 1, target_dim)"""
+        bounds = self.min_log_var, self.max_log_var
+        return bounds if members is None else (bounds[0][members], bounds[1][members])
 
     # ---------------------------------------------------------------- fit
 
@@ -250,7 +252,8 @@ class DynamicsEnsemble(nn.Module):
             mean, log_var, logit = self._split(output)
             error = (mean - targets[rows]).square()
             if log_var is not None:
-                log_var = self._bounded_log_var(log_var, chosen)
+                lower, upper = self._log_var_bounds(chosen)
+                log_var = _softly_bounded(log_var, lower, upper)
                 error = error * th.exp(-log_var) + log_var
             loss = error[..., : self.observation_dim].mean((1, 2))
             if self.learned_reward:
@@ -259,8 +262,7 @@ class DynamicsEnsemble(nn.Module):
                 entropy = F.binary_cross_entropy_with_logits(logit, terminated[rows], reduction="none")
                 loss = loss + entropy.mean(1)
             if log_var is not None:
-                spread = self.max_log_var - self.min_log_var
-                loss = loss + 0.01 * (spread if chosen is None else spread[chosen]).sum((1, 2))
+                loss = loss + 0.01 * (upper - lower).sum((1, 2))
             return loss
 
         return fit_members(
@@ -305,7 +307,12 @@ class DynamicsEnsemble(nn.Module):
     # ---------------------------------------------------------------- use
 
     @th.no_grad()
-    def step_fn(self, clip_margin: float | None = None, generator: th.Generator | None = None) -> StepFn:
+    def step_fn(
+        self,
+        clip_margin: float | None = None,
+        generator: th.Generator | None = None,
+        members: Sequence[int] | None = None,
+    ) -> StepFn:
         """
         The imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
 
@@ -315,21 +322,25 @@ class DynamicsEnsemble(nn.Module):
         :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
             standard deviations; None: no clipping
         :param generator: draws the noise of probabilistic members; None: their mean
+        :param members: which members are the ``M`` of the function, in this order; None: all
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
             change it
         """
-        layers = self._folded_layers()
+        chosen = None if members is None else th.as_tensor(members, device=self.device)
+        layers = self._folded_layers(chosen)
         low = high = None
         if clip_margin is not None:
             low = self.observation_low - clip_margin * self.observation_std
             high = self.observation_high + clip_margin * self.observation_std
+        if self.probabilistic:
+            lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
 
         def step(obs: th.Tensor, action: th.Tensor) -> Prediction:
             output = self._forward(layers, th.cat([obs - center, action], dim=-1))
             target, log_var, logit = self._split(output)
             if log_var is not None and generator is not None:
-                std = th.exp(0.5 * (self._bounded_log_var(log_var) + log_target_var))
+                std = th.exp(0.5 * (_softly_bounded(log_var, lower, upper) + log_target_var))
                 noise = th.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
                 target = th.addcmul(target, std, noise)
             next_obs = obs + target[..., : self.observation_dim]
@@ -339,9 +350,9 @@ class DynamicsEnsemble(nn.Module):
 
         return step
 
-    def _folded_layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
+    def _folded_layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, th.Tensor]]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
-        layers = [(weight.double(), bias.double()) for weight, bias in self._layers()]
+        layers = [(weight.double(), bias.double()) for weight, bias in self._layers(members)]
         input_std = th.cat([self.observation_std, self.action_std]).double()
         weight, bias = layers[0]
         weight = weight / input_std.unsqueeze(1)
@@ -387,3 +398,38 @@ class DynamicsEnsemble(nn.Module):
         spread = self.predict(obs, action).std(0) / np.where(target_std > 0, target_std, np.inf)
         mean_spread: np.ndarray = spread.mean(1)
         return mean_spread
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: Path) -> None:
+        """
+        Save the ensemble alone: spaces, arguments, weights, statistics and optimiser.
+
+        :param path: a file name (".zip" is appended if it has no suffix) or a file
+        """
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
+        del arguments["device"]
+        params = {"dynamics": self.state_dict(), "dynamics.optimizer": self.optimizer.state_dict()}
+        save_to_zip_file(path, {**file_stamp("ensemble"), "arguments": arguments}, params)
+
+    @classmethod
+    def load(cls, path: Path, device: th.device | str = "auto") -> "DynamicsEnsemble":
+        """
+        :param path: a file name or a file
+        :param device: where the networks shall live; "auto" is a GPU if there is one
+        :return: the saved ensemble, ready to predict or to be fitted further
+        :raises ValueError: if the file holds something else, or is of a version whose files this one cannot read
+        """
+        check_file(path, "ensemble")
+        data, params, _ = load_from_zip_file(path, device=device)
+        assert data is not None
+        ensemble = cls(**data["arguments"], device=get_device(device))
+        ensemble.load_state_dict(params["dynamics"])
+        ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
+        return ensemble
+
+
+def _softly_bounded(log_var: th.Tensor, lower: th.Tensor, upper: th.Tensor) -> th.Tensor:
+    """Bounds that leave a gradient on both sides (Chua et al. 2018, appendix A.1)."""
+    log_var = upper - F.softplus(upper - log_var)
+    return lower + F.softplus(log_var - lower)
