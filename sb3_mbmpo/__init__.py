@@ -4,12 +4,12 @@ The public names are imported on first use (PEP 562): a bare `import sb3_mbmpo` 
 tools which only ask for the version, or a hook that runs when Python starts, stay quick.
 """
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
 __all__ = ["MBMPO", "DynamicsEnsemble", "MlpPolicy", "ModelVecEnv", "__version__"]
 
+# Type checkers know this name; importing it from `typing` would cost every start of Python milliseconds, see _zoo_hook.py
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sb3_mbmpo.dynamics import DynamicsEnsemble
     from sb3_mbmpo.mbmpo import MBMPO

@@ -1,0 +1,83 @@
+"""The search space of MBMPO's hyperparameters, for rl_zoo3's ``-optimize`` and for ``tuning/``.
+
+Not in it: what more of always helps and only costs time (imagined rollouts, the line search), and what defines the task.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+# "A.B" is the entry B of MBMPO's argument A. Of the architectures, a string: Optuna's storages keep no lists
+SPACE: dict[str, BaseDistribution] = {
+    # Meta-learning
+    "inner_lr": FloatDistribution(1e-3, 0.1, log=True),
+    "target_kl": FloatDistribution(3e-3, 0.1, log=True),
+    "n_meta_steps": IntDistribution(5, 30, step=5),
+    "gae_lambda": FloatDistribution(0.9, 1.0),
+    "policy_kwargs.net_arch": CategoricalDistribution(["32-32", "64-64", "128-128"]),
+    "policy_kwargs.log_std_init": FloatDistribution(-1.5, 0.5),
+    # Imagination
+    "horizon": CategoricalDistribution([50, 100, 200, 500]),
+    "imagined_start": CategoricalDistribution(["initial", "buffer"]),
+    "models x tasks each": CategoricalDistribution(["3x2", "3x4", "5x2", "5x4", "7x2"]),
+    # Real data and dynamics
+    "n_steps": CategoricalDistribution([200, 500, 1000, 2000]),
+    "learning_rate": FloatDistribution(3e-4, 3e-3, log=True),
+    "dynamics_kwargs.net_arch": CategoricalDistribution(["200-200", "200-200-200", "512-512"]),
+    "dynamics_kwargs.activation_fn": CategoricalDistribution(["swish", "relu"]),
+    "dynamics_kwargs.max_epochs": IntDistribution(20, 200, log=True),
+    "dynamics_kwargs.batch_size": CategoricalDistribution([100, 256, 500]),
+    "dynamics_kwargs.weight_decay": FloatDistribution(1e-7, 1e-3, log=True),
+}
+
+
+def suggest(trial: optuna.Trial, names: Collection[str] = tuple(SPACE)) -> dict[str, Any]:
+    """
+    :param trial: asks the sampler
+    :param names: the part of the space to search
+    :return: a point of the space, as Optuna stores it
+    """
+    return {name: _suggest(trial, name, SPACE[name]) for name in names}
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case FloatDistribution(low=low, high=high, log=log):
+            return trial.suggest_float(name, low, high, log=log)
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(name, low, high, step=step, log=log)
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(name, choices)
+    raise TypeError(f"`{name}` has a distribution of an unknown kind, {distribution}.")
+
+
+def convert(params: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param params: a point of the space, as Optuna stores it
+    :return: arguments of MBMPO, plain enough for YAML
+    """
+    arguments: dict[str, Any] = {}
+    for name, value in params.items():
+        if name == "models x tasks each":
+            n_models, tasks_each = map(int, value.split("x"))
+            arguments |= {"n_models": n_models, "n_tasks": n_models * tasks_each}
+            continue
+        argument, _, entry = name.partition(".")
+        if entry == "net_arch":
+            value = [int(width) for width in value.split("-")]
+        if entry:
+            arguments.setdefault(argument, {})[entry] = value
+        else:
+            arguments[argument] = value
+    return arguments
+
+
+def sample_for_zoo(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The signature is that of rl_zoo3's samplers.
+
+    :return: arguments of MBMPO, over those of the configuration file
+    """
+    return convert(suggest(trial))

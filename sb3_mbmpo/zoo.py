@@ -1,0 +1,116 @@
+"""MBMPO in rl_zoo3: the algorithm, its search space and its default configuration file.
+
+``pip install`` brings a hook (`_zoo_hook.py`) that calls this as soon as rl_zoo3 is imported. Where it cannot run, for example
+after ``pip install --target``, call ``sb3_mbmpo.zoo.register()`` before rl_zoo3's command line.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ALGO = "mbmpo"
+
+
+def config_file() -> Path:
+    """:return: the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package"""
+    package = Path(__file__).parent
+    in_source_tree = package.parent / "zoo_configs" / "mbmpo.yml"
+    return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """
+    :param name: an entry of the configuration file, usually an environment id
+    :return: its hyperparameters, or those of ``default``
+    """
+    configs: dict[str, dict[str, Any]] = yaml.safe_load(config_file().read_text())
+    return dict(configs.get(name, configs["default"]))
+
+
+def register() -> None:
+    """
+    Tell rl_zoo3 about MBMPO; more than once does no harm.
+
+    :raises ImportError: if rl_zoo3 is not installed
+    :raises AttributeError: if it is a version whose insides differ
+    """
+    for name in EXTENSIONS:
+        extend(import_module(name))
+
+
+def extend(module: ModuleType) -> None:
+    """
+    :param module: a module of rl_zoo3 that knows which algorithms there are
+    """
+    EXTENSIONS[module.__name__](module)
+
+
+def extend_or_warn(module: ModuleType) -> None:
+    """
+    Extend a module of rl_zoo3, or say once what to do instead: a program that imports rl_zoo3 for PPO must not fail for us.
+
+    :param module: one of rl_zoo3 that knows which algorithms there are
+    """
+    global _warned
+    try:
+        extend(module)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it happens inside somebody else's import
+        if not _warned:
+            _warned = True
+            warnings.warn(
+                f"rl_zoo3 {_version('rl_zoo3')} will not know `--algo {ALGO}`: sb3_mbmpo {_version('sb3-mbmpo')} cannot "
+                f"extend {module.__name__} ({type(error).__name__}: {error}). Without rl_zoo3, "
+                "`python -m sb3_mbmpo train --env ENV` trains with the same configuration file.",
+                RuntimeWarning,
+            )
+
+
+_warned = False
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "(unknown version)"
+
+
+def _add_algorithm(utils: ModuleType) -> None:
+    from sb3_mbmpo.mbmpo import MBMPO
+
+    utils.ALGOS[ALGO] = MBMPO
+
+
+def _add_search_space(hyperparams_opt: ModuleType) -> None:
+    from sb3_mbmpo.search_space import convert, sample_for_zoo
+
+    hyperparams_opt.HYPERPARAMS_SAMPLER[ALGO] = sample_for_zoo
+    hyperparams_opt.HYPERPARAMS_CONVERTER[ALGO] = convert
+
+
+def _add_config_file(exp_manager: ModuleType) -> None:
+    manager = exp_manager.ExperimentManager
+    shipped_with_the_zoo = Path(exp_manager.__file__ or "").parent / "hyperparams" / f"{ALGO}.yml"
+    initialize: Callable[..., None] = manager.__init__
+
+    @wraps(initialize)
+    def initialize_with_our_default(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        if getattr(self, "config", None) == str(shipped_with_the_zoo) and not shipped_with_the_zoo.exists():
+            self.config = str(config_file())
+
+    manager.__init__ = initialize_with_our_default
+
+
+EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
+    "rl_zoo3.utils": _add_algorithm,
+    "rl_zoo3.hyperparams_opt": _add_search_space,
+    "rl_zoo3.exp_manager": _add_config_file,
+}
