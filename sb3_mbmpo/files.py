@@ -16,9 +16,12 @@ Path = str | pathlib.Path | io.BufferedIOBase
 FILE_FORMAT = 1
 
 
-def file_stamp() -> dict[str, Any]:
-    """:return: what every file says about its origin"""
-    return {"file_format": FILE_FORMAT, "package_version": sb3_mbmpo.__version__}
+def file_stamp(kind: str) -> dict[str, Any]:
+    """
+    :param kind: what the file holds
+    :return: what every file says of itself
+    """
+    return {"file_kind": kind, "file_format": FILE_FORMAT, "package_version": sb3_mbmpo.__version__}
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -26,7 +29,7 @@ def check_file(path: Path, kind: str) -> None:
     Before anything is unpickled: the objects of another format may not even have their classes any more.
 
     :param path: a zip file of SB3's
-    :param kind: what it should hold, for the message
+    :param kind: what it should hold
     :raises ValueError: if this version cannot read it
     """
     file = open_path(path, "r", suffix="zip")
@@ -41,10 +44,10 @@ def check_file(path: Path, kind: str) -> None:
             file.close()
         else:
             file.seek(start)
-    if "file_format" not in data:
+    if data.get("file_kind") != kind:
         raise ValueError(f"{path} holds no {kind} of sb3_mbmpo: load it with the class that saved it.")
-    if data["file_format"] != FILE_FORMAT:
+    if data.get("file_format") != FILE_FORMAT:
         raise ValueError(
-            f"{path} was saved by sb3_mbmpo {data.get('package_version')} in file format {data['file_format']}; "
+            f"{path} was saved by sb3_mbmpo {data.get('package_version')} in file format {data.get('file_format')}; "
             f"version {sb3_mbmpo.__version__} reads format {FILE_FORMAT}: load it with the version that saved it."
         )

@@ -55,7 +55,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """See ``BaseAlgorithm``. The file also says which version of this package it is from."""
-        self.file_format, self.package_version = file_stamp().values()
+        vars(self).update(file_stamp("algorithm"))
         self._random_states: dict[str, Any] = {purpose: g.get_state() for purpose, g in self._generators.items()}
         self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
         super().save(path, exclude, include)
@@ -76,7 +76,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
         :raises ValueError: if the file is of another class, or of a version whose files this one cannot read
         """
-        check_file(path, f"{cls.__name__} model")
+        check_file(path, "algorithm")
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def load_replay_buffer(self, path: Path, truncate_last_traj: bool = True) -> None:
