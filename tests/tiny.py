@@ -1,5 +1,7 @@
 """A task and settings so small that an iteration of MBMPO takes a fraction of a second."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -46,7 +48,7 @@ class Drift(gym.Env):
 
     def __init__(self, action_space=ACTION_SPACES["box"], size=2, length=8, random_start=True, bad=None):
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = action_space
+        self.action_space = copy.deepcopy(action_space)  # every environment has random numbers of its own
         self.length, self.random_start, self.bad = length, random_start, bad or {}
         self.n_steps = self.n_resets = 0
 
@@ -91,8 +93,8 @@ def push(x, action):
     return (1.1 * x + 0.1 * (np.mean(np.asarray(action, dtype=float)) - 0.5)).astype(np.float32)
 
 
-def vec_drift(n_envs=1, env_class=Drift, **kwargs):
-    return DummyVecEnv([lambda: Monitor(env_class(**kwargs)) for _ in range(n_envs)])
+def vec_drift(n_envs=1, env_class=Drift, monitor=True, **kwargs):
+    return DummyVecEnv([lambda: Monitor(env_class(**kwargs)) if monitor else env_class(**kwargs) for _ in range(n_envs)])
 
 
 def tiny_model(env=None, **kwargs):
