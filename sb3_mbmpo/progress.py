@@ -18,23 +18,29 @@ class StageProgressBar(ProgressBarCallback):
         super()._on_training_start()
         self._stage = ""
         # A second bar would want a live display of its own, of which older versions of rich allow only one
-        self._task = self.pbar._prog.add_task("", total=None)
+        self._lines = self.pbar._prog
+        self._line = self._lines.add_task("", visible=False)
 
     def _on_rollout_start(self) -> None:
         self.show("real rollout", 0, None, {})
+
+    def _on_rollout_end(self) -> None:
+        # tqdm saves updates that come too soon after one another for the next one, which comes after the silent stages
+        self.pbar.refresh()
 
     def show(self, stage: str, done: int, total: int | None, figures: dict[str, float]) -> None:
         """
         :param stage: name of the stage, with the unit of ``done``
         :param done: epochs or meta-steps so far
-        :param total: how many there will be at most; None: no count
+        :param total: how many there will be at most; None: they are not counted here
         :param figures: name and value of what is worth watching
         """
-        if stage != self._stage:
+        if stage != self._stage:  # a new line, whose time begins now
             self._stage = stage
-            self.pbar._prog.reset(self._task)
+            self._lines.remove_task(self._line)
+            self._line = self._lines.add_task("", total=total)
         numbers = "".join(f" {name} {value:.3g}" for name, value in figures.items())
-        self.pbar._prog.update(self._task, description=f"{stage}:{numbers}", completed=done, total=total)
+        self._lines.update(self._line, description=f"{stage}:{numbers}", completed=done)
 
 
 class Stopwatch:

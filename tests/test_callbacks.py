@@ -1,0 +1,274 @@
+"""Callbacks, logger and progress bar."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, configure
+from stable_baselines3.common.vec_env import VecNormalize
+from tiny import Drift, Unknown, tiny_model, vec_drift
+
+from sb3_mbmpo import MBMPO
+from sb3_mbmpo.progress import StageProgressBar
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class Recorder(BaseCallback):
+    """Every call, with the number of real steps and of meta-steps at that moment."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.calls, self.locals_of_steps, self.stop_at = [], [], stop_at
+
+    def _note(self, name):
+        self.calls.append((name, self.model.num_timesteps, self.model._n_updates))
+
+    def _on_training_start(self):
+        self._note("training_start")
+
+    def _on_rollout_start(self):
+        self._note("rollout_start")
+
+    def _on_step(self):
+        self._note("step")
+        self.locals_of_steps.append(dict(self.locals))
+        return self.num_timesteps != self.stop_at
+
+    def _on_rollout_end(self):
+        self._note("rollout_end")
+
+    def _on_training_end(self):
+        self._note("training_end")
+
+    def names(self):
+        return [name for name, _, _ in self.calls]
+
+
+def logged_keys(model):
+    class Keys(KVWriter):
+        def write(self, key_values, key_excluded, step=0):
+            keys.update(key_values)
+
+    keys = set()
+    model.set_logger(Logger(None, [Keys()]))
+    model.learn(40)
+    return keys
+
+
+@pytest.fixture
+def log_to(tmp_path):
+    """:return: a function that lets a model log into files under ``tmp_path``, which are closed in the end"""
+    loggers = []
+
+    def set_logger(model, *formats):
+        loggers.append(configure(str(tmp_path), list(formats)))
+        model.set_logger(loggers[-1])
+
+    yield set_logger
+    for logger in loggers:
+        logger.close()
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_protocol(n_envs):
+    recorder = Recorder()
+    model = tiny_model(vec_drift(n_envs), n_meta_steps=2).learn(60, callback=recorder)
+    steps = ["step"] * (20 // n_envs)
+    rollout = ["rollout_start", *steps, "rollout_end"]
+    assert recorder.names() == ["training_start", *rollout * 3, "training_end"]
+    assert [n for name, n, _ in recorder.calls if name == "step"] == list(range(n_envs, 61, n_envs))
+    # Meta-steps happen between the rollouts
+    assert [updates for name, _, updates in recorder.calls if name == "rollout_start"] == [0, 2, 4]
+    assert [updates for name, _, updates in recorder.calls if name == "rollout_end"] == [0, 2, 4]
+    assert model._n_updates == 6
+    for step in recorder.locals_of_steps:
+        assert {"self", "env", "actions", "buffer_actions", "new_obs", "rewards", "dones", "infos", "replay_buffer"} <= set(
+            step
+        )
+        assert step["self"] is model
+        assert step["new_obs"].shape == (n_envs, 2)
+
+
+@pytest.mark.parametrize("stop_at", [1, 20, 33, 60])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_false_stops_at_once(stop_at, as_list):
+    recorder = Recorder(stop_at)
+    model = tiny_model().learn(100, callback=[recorder, Recorder()] if as_list else recorder)
+    assert model.num_timesteps == stop_at == model.env.envs[0].unwrapped.n_steps
+    assert recorder.names()[-2:] == ["step", "training_end"], "no end of the rollout, no training"
+    assert model._n_updates == (stop_at - 1) // 20
+
+
+def test_function_as_callback():
+    steps = []
+    tiny_model().learn(10, callback=lambda local_variables, _: steps.append(local_variables["self"].num_timesteps) or True)
+    assert steps == list(range(1, 11))
+
+
+def test_evaluation_sees_the_meta_policy_and_its_best_model_loads(tmp_path):
+    seen = []
+
+    class Spy(BaseCallback):
+        def _on_step(self):
+            seen.append(self.parent.last_mean_reward)
+            return True
+
+    evaluation = vec_drift(random_start=False)
+    callback = EvalCallback(
+        evaluation, callback_after_eval=Spy(), eval_freq=10, n_eval_episodes=1, best_model_save_path=str(tmp_path), verbose=0
+    )
+    model = tiny_model().learn(40, callback=callback)
+    assert len(seen) == 4
+    assert seen[0] == seen[1], "nothing was learned before the first fit"
+    assert seen[2] != seen[1]
+    best = MBMPO.load(tmp_path / "best_model")
+    assert best.num_timesteps == 10 * (1 + int(np.argmax(seen)))
+    assert model.num_timesteps == 40
+
+
+def test_checkpoints_with_buffer_and_statistics(tmp_path):
+    env = VecNormalize(vec_drift())
+    callback = CheckpointCallback(25, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True)
+    tiny_model(env).learn(50, callback=callback)
+    loaded_env = VecNormalize.load(str(tmp_path / "rl_model_vecnormalize_25_steps.pkl"), vec_drift())
+    loaded = MBMPO.load(tmp_path / "rl_model_25_steps", env=loaded_env)
+    loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_25_steps")
+    assert loaded.num_timesteps == 25
+    assert loaded.replay_buffer.size() == 24, "a callback runs before its step is stored"
+    loaded.learn(20, reset_num_timesteps=False)
+
+
+def test_stopping_callbacks():
+    model = tiny_model(Drift(length=5)).learn(100, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps == 15
+    threshold = EvalCallback(
+        vec_drift(), callback_on_new_best=StopTrainingOnRewardThreshold(-1e6), eval_freq=7, n_eval_episodes=1, verbose=0
+    )
+    assert tiny_model().learn(100, callback=threshold).num_timesteps == 7
+    stale = EvalCallback(
+        vec_drift(random_start=False),
+        callback_after_eval=StopTrainingOnNoModelImprovement(1),
+        eval_freq=3,
+        n_eval_episodes=1,
+        verbose=0,
+    )
+    assert tiny_model().learn(100, callback=stale).num_timesteps == 9, "nothing improves before the first fit"
+
+
+def test_every_n_timesteps_and_log_every_n_timesteps(tmp_path, log_to):
+    recorder = Recorder()
+    model = tiny_model()
+    log_to(model, "csv")
+    model.learn(60, callback=CallbackList([EveryNTimesteps(25, recorder), LogEveryNTimesteps(15)]), log_interval=None)
+    assert [n for name, n, _ in recorder.calls if name == "step"] == [25, 50]
+    with (tmp_path / "progress.csv").open() as file:
+        assert [int(row["time/total_timesteps"]) for row in csv.DictReader(file)] == [15, 30, 45, 60]
+
+
+# ---------------------------------------------------------------- logger
+
+
+@pytest.mark.parametrize("log_interval", [1, 2, None])
+def test_log_interval_counts_iterations(log_interval, tmp_path, log_to):
+    model = tiny_model()
+    log_to(model, "json")
+    model.learn(80, log_interval=log_interval)
+    lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    expected = [] if log_interval is None else list(range(20 * log_interval, 81, 20 * log_interval))
+    assert [line["time/total_timesteps"] for line in lines] == expected
+    for line in lines:
+        assert all(np.isfinite(value) for value in line.values())
+        assert line["time/meta_update"] >= 0
+
+
+def test_table_of_keys_in_the_readme_is_what_an_iteration_logs():
+    table = re.search(r"<!-- keys:begin -->(.*)<!-- keys:end -->", README.read_text(), re.DOTALL)
+    documented = re.findall(r"^\| *`([a-z_]+/[a-z_]+)` *\|", table.group(1), re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert logged_keys(tiny_model(Drift(length=5))) == set(documented)
+
+
+def test_keys_that_have_no_meaning_are_left_out():
+    every = logged_keys(tiny_model(Drift(length=5)))
+    assert every - logged_keys(tiny_model(Unknown(length=5))) == {"dynamics/reward_error"}
+    discrete = tiny_model(Drift(length=5, action_space=Drift().action_space.__class__(-1, 1, (1,))))
+    assert every == logged_keys(discrete)
+    none = {"imagined/ep_rew_mean_adapted", "train/policy_objective", "train/kl_divergence"}
+    none |= {"train/is_line_search_success", "train/line_search_steps"}
+    assert every - logged_keys(tiny_model(Drift(length=5), n_meta_steps=0)) == none
+
+
+def test_every_format(tmp_path, capsys, log_to):
+    model = tiny_model(tensorboard_log=str(tmp_path / "board"), verbose=1)
+    for resets, n_runs in ((True, 1), (False, 1), (True, 2)):
+        model.learn(20, tb_log_name="run", reset_num_timesteps=resets)
+        model.logger.close()
+        assert {path.name for path in (tmp_path / "board").iterdir()} == {f"run_{k + 1}" for k in range(n_runs)}
+    assert "ep_rew_mean_adapted" in capsys.readouterr().out
+    log_to(model, "csv", "json", "log", "tensorboard", "stdout")
+    model.learn(20)
+    assert {"progress.csv", "progress.json", "log.txt"} <= {path.name for path in tmp_path.iterdir()}
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_own_logger_is_kept():
+    stream = io.StringIO()
+    model = tiny_model()
+    model.set_logger(Logger(None, [HumanOutputFormat(stream)]))
+    model.learn(20)
+    assert "val_loss" in stream.getvalue()
+
+
+# ---------------------------------------------------------------- progress bar
+
+
+def test_progress_bar_says_what_the_silent_stages_do(monkeypatch):
+    shown = []
+    show = StageProgressBar.show
+
+    def watched(self, *args):
+        show(self, *args)
+        first, second = self._lines.tasks
+        shown.append((re.sub(r"-?\d[\d.e+-]*", "#", second.description), second.completed, second.total))
+        assert (first.completed, first.total) == (self.model.num_timesteps, 40)
+
+    monkeypatch.setattr(StageProgressBar, "show", watched)
+    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=io.StringIO(), force_terminal=True, width=200))
+    recorder = Recorder()
+    tiny_model(n_meta_steps=3).learn(40, callback=recorder, progress_bar=True)
+    iteration = [
+        ("real rollout:", 0, None),
+        *[("dynamics fit, epochs: val_loss #", k, 2) for k in (1, 2)],
+        *[("meta-steps: return # adapted #", k, 3) for k in (1, 2, 3)],
+    ]
+    assert shown == iteration * 2
+    assert recorder.names()[-1] == "training_end"
+
+
+def test_progress_bar_takes_every_kind_of_callback_and_can_be_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=io.StringIO()))
+    for callback in (None, Recorder(), [Recorder()], lambda *_: True):
+        model = tiny_model().learn(5, callback=callback, progress_bar=True)
+    model.save(tmp_path / "model")
+    assert MBMPO.load(tmp_path / "model")._progress is None
+    assert model.learn(5)._progress is None
