@@ -13,10 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_mbmpo.mbmpo import MBMPO
-from sb3_mbmpo.zoo import read_config
-
-# Entries of a zoo configuration that do not go to MBMPO's constructor
-ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
+from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 
 class RandomPolicy(BasePolicy):

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 ALGO = "mbmpo"
+# Entries of a configuration that do not go to MBMPO's constructor
+ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
 
 
 def config_file() -> Path:

@@ -1,0 +1,214 @@
+"""rl_zoo3's commands as they stand, in an environment where the package is installed as users install it: as a wheel."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import gymnasium as gym
+import optuna
+import pytest
+import yaml
+from rl_zoo3 import exp_manager, hyperparams_opt, utils
+
+from sb3_mbmpo import MBMPO, _zoo_hook, zoo
+from sb3_mbmpo.search_space import SPACE, convert, suggest
+
+ROOT = Path(__file__).parent.parent
+CONFIG = yaml.safe_load(zoo.config_file().read_text())
+KNOWN_AT_IMPORT = "mbmpo" in utils.ALGOS  # before any test calls register()
+ENV_IDS = [
+    *("Pendulum-v1", "CartPole-v1", "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "MountainCarContinuous-v0"),
+    *("Acrobot-v1", "Reacher-v5", "Swimmer-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5"),
+]
+
+TINY = (
+    "-params learning_starts:40 n_steps:20 n_models:2 n_tasks:2 n_imagined_rollouts:2 horizon:5 n_meta_steps:1 "
+    "dynamics_kwargs:dict(net_arch=[8],max_epochs=2) --env-kwargs max_episode_steps:20"
+)
+TRAIN = f"train --algo mbmpo --env Pendulum-v1 -n 80 --eval-freq 40 --eval-episodes 2 --save-replay-buffer {TINY}"
+# In this order: the later ones use what the first one left behind. The last column is a file that must be there afterwards
+COMMANDS = [
+    (f"rl_zoo3 {TRAIN}", "logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip"),
+    ("rl_zoo3 enjoy --algo mbmpo --env Pendulum-v1 -f logs -n 20 --reward-log rewards", "rewards/0.monitor.csv"),
+    ("rl_zoo3 plot_train -a mbmpo -e Pendulum-v1 -f logs -w 1", None),
+    ("rl_zoo3 all_plots -a mbmpo -e Pendulum-v1 -f logs --no-display -o results", "results.pkl"),
+    ("python -m rl_zoo3.record_video --algo mbmpo --env Pendulum-v1 -f logs -n 5 -o video", "video/*.mp4"),
+    (f"python -m rl_zoo3.{TRAIN} -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip", "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip"),
+    # The sampler overrules most of -params; this seed draws small networks and short horizons
+    (f"rl_zoo3 {TRAIN} -optimize --n-trials 1 --sampler random --seed 148 --no-optim-plots", "logs/mbmpo/report_*.csv"),
+]
+
+
+def run(command, folder, bin_folder):
+    """Run a command line in a folder, with that environment's programs first in the path, without a display."""
+    env = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "SDL_VIDEODRIVER": "dummy",
+    }
+    env.pop("PYTHONPATH", None)
+    result = subprocess.run(command.split(), cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout + result.stderr
+
+
+def pip(*arguments):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel_bin(tmp_path_factory):
+    """
+    The programs of an environment with the wheel in it. It sees our dependencies through a .pth file, because installing them
+    again would take minutes; the files that .pth files name are no site directories, so that ours, which would bring the
+    editable installation, are not read.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
+    venv.create(folder / "venv", with_pip=False)
+    programs = folder / "venv" / "bin"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+    (site / "our_dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip("--python", str(programs / "python"), "install", "--no-deps", "--ignore-installed", str(*folder.glob("*.whl")))
+    # The program that pip would write
+    ours = (Path(sys.prefix) / "bin" / "rl_zoo3").read_text().splitlines()
+    (programs / "rl_zoo3").write_text("\n".join([f"#!{programs / 'python'}", *ours[1:]]))
+    (programs / "rl_zoo3").chmod(0o755)
+    return programs
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.mark.parametrize(("command", "result"), COMMANDS, ids=lambda value: " ".join((value or "").split()[:3]))
+def test_literal_command(command, result, wheel_bin, empty_folder):
+    output = run(command, empty_folder, wheel_bin)
+    assert "rror" not in output.replace("reward_error", "")
+    assert result is None or list(empty_folder.glob(result)), output
+
+
+def test_the_wheel_is_what_runs(wheel_bin, tmp_path):
+    code = "import sb3_mbmpo.zoo as z; print(z.__file__, z.config_file())"
+    (tmp_path / "code.py").write_text(code)
+    module, config = run("python code.py", tmp_path, wheel_bin).split()
+    assert Path(module).is_relative_to(wheel_bin.parent)
+    assert Path(config).is_relative_to(wheel_bin.parent)
+
+
+def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
+    def microseconds():
+        output = run("python -X importtime -c pass", tmp_path, wheel_bin)
+        return int(re.search(r"\|\s*(\d+) \|\s*sb3_mbmpo._zoo_hook", output)[1])
+
+    assert min(microseconds() for _ in range(10)) < 1000  # the least of several: other programs may run, too
+
+
+def test_hook_imports_the_standard_library_only(wheel_bin, tmp_path):
+    (tmp_path / "code.py").write_text("import sys; print(*(sorted({name.split('.')[0] for name in sys.modules})))")
+    modules = set(run("python code.py", tmp_path, wheel_bin).split())
+    assert modules - sys.stdlib_module_names - {"__main__", "__mp_main__"} == {"sb3_mbmpo"}
+
+
+def test_uninstalling_leaves_nothing_behind(wheel_bin, tmp_path):
+    shutil.copytree(wheel_bin.parent, tmp_path / "venv", symlinks=True)
+    pip("--python", str(tmp_path / "venv" / "bin" / "python"), "uninstall", "--yes", "sb3-mbmpo")
+    assert not list(tmp_path.glob("venv/lib/**/*mbmpo*"))
+
+
+def test_hook_works_where_the_tests_run():
+    assert KNOWN_AT_IMPORT
+
+
+def test_without_rl_zoo3_the_hook_is_silent(wheel_bin, tmp_path):
+    (tmp_path / "code.py").write_text("import sys; sys.path = sys.path[:-1]; import sb3_mbmpo; import rl_zoo3")
+    result = subprocess.run([wheel_bin / "python", "code.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'rl_zoo3'"
+
+
+def test_register_more_than_once():
+    zoo.register()
+    zoo.register()
+    assert utils.ALGOS["mbmpo"] is MBMPO
+    assert hyperparams_opt.HYPERPARAMS_CONVERTER["mbmpo"] is convert
+    assert len([finder for finder in sys.meta_path if isinstance(finder, _zoo_hook.ZooFinder)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("algo", "config", "expected"),
+    [("mbmpo", None, "mbmpo.yml"), ("mbmpo", "mine.yml", "mine.yml"), ("ppo", None, "hyperparams/ppo.yml")],
+)
+def test_default_configuration_file(algo, config, expected):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(None, algo, "Pendulum-v1", "logs", config=config)
+    assert manager.config == str(zoo.config_file()) if expected == "mbmpo.yml" else manager.config.endswith(expected)
+
+
+def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr(zoo, "_warned", False)
+    with pytest.warns(RuntimeWarning, match=r"rl_zoo3.utils \(AttributeError.*python -m sb3_mbmpo train"):
+        zoo.extend_or_warn(ModuleType("rl_zoo3.utils"))
+    with warnings.catch_warnings(action="error"):
+        zoo.extend_or_warn(ModuleType("rl_zoo3.exp_manager"))
+
+
+# ---------------------------------------------------------------- configuration file
+
+
+def test_there_is_an_entry_for_each_environment():
+    assert set(ENV_IDS) <= set(CONFIG)
+
+
+@pytest.mark.parametrize("name", CONFIG)
+def test_entry_builds_a_model(name):
+    config = zoo.read_config(name)
+    env_id, n_timesteps = config.pop("env_id", name if name != "default" else "Pendulum-v1"), config.pop("n_timesteps")
+    env = gym.make(env_id, **config.pop("env_kwargs", {}))
+    model = MBMPO(env=env, **config)
+    assert n_timesteps > model.learning_starts, "nothing would be learned"
+    # Ant's contact forces are part of the observation that sb3_mbmpo knows the reward of
+    assert (model._task.reward.source == "learned") == env_id.startswith("Ant")
+
+
+# ---------------------------------------------------------------- search space
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_point_of_the_space_builds_a_model(seed):
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask()
+    arguments = convert(suggest(trial))
+    assert yaml.safe_load(yaml.safe_dump(arguments)) == arguments
+    model = MBMPO("MlpPolicy", "Pendulum-v1", **arguments)
+    assert model.n_tasks % model.n_models == 0
+
+
+def test_part_of_the_space():
+    trial = optuna.create_study().ask()
+    assert set(suggest(trial, ["inner_lr", "horizon"])) == {"inner_lr", "horizon"} == set(trial.params)
+    assert {name.split(".")[0] for name in SPACE} >= {"inner_lr", "dynamics_kwargs", "policy_kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("params", "arguments"),
+    [
+        ({"inner_lr": 0.1}, {"inner_lr": 0.1}),
+        ({"models x tasks each": "3x4"}, {"n_models": 3, "n_tasks": 12}),
+        (
+            {"policy_kwargs.net_arch": "32-16", "policy_kwargs.log_std_init": -1.0},
+            {"policy_kwargs": {"net_arch": [32, 16], "log_std_init": -1.0}},
+        ),
+    ],
+)
+def test_convert(params, arguments):
+    assert convert(params) == arguments
