@@ -46,6 +46,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
 
     def _setup_model(self) -> None:
+        if not hasattr(self, "observation_space"):
+            raise ValueError("`env` must be an environment or its id, not None: its spaces decide what is built.")
         # SB3 calls the steps of an n-step return `n_steps`, and would choose its replay buffer by it
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
