@@ -170,7 +170,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_number(name, arguments[name], 0)
     check_number("target_kl", arguments["target_kl"], 0, open_low=True)
     check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], 0, 1, open_low=True)
-    for name in ("learn_inner_lr", "first_order", "normalize_advantage"):
+    for name in ("learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop"):
         check_flag(name, arguments[name])
     check_choice("outer_optimizer", arguments["outer_optimizer"], ("trpo", "ppo"))
     check_choice("baseline", arguments["baseline"], ("linear", "zero"))

@@ -9,7 +9,7 @@ from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.imagination import ImaginedRollouts, World
 from sb3_mbmpo.meta import StepReport
-from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, figures
+from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, ReturnDrop, figures
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.tasks import TaskFunctions, never_terminates
@@ -44,6 +44,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     normalize_advantage: bool
     ent_coef: float
     imagined_start: str
+    stop_on_return_drop: bool
     dynamics_kwargs: Mapping[str, Any]
     learned_inner_lr: th.Tensor | None
     _task: TaskFunctions
@@ -145,8 +146,14 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports: list[StepReport] = []
         post: ImaginedRollouts | None = None
+        drop = ReturnDrop()
         for k in range(self.n_meta_steps):
-            step = trainer.step(self._outer_variable())
+            phi = self._outer_variable()
+            step = trainer.step(phi)
+            if drop.fell(phi, float(step.pre.returns().mean())) and self.stop_on_return_drop:
+                assert drop.best is not None
+                self._set_outer_variable(drop.best)
+                break
             self._set_outer_variable(step.phi)
             self._n_updates += 1
             reports.append(step.report)

@@ -78,10 +78,12 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
-    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed of everything random
     :param device: where all networks and the imagination live; "auto" is a GPU if there is one
+    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
+        back to the best: for tasks that are solved for good, such as balancing
+    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
     :param _init_setup_model: whether to build the networks at the creation of the instance
     """
 
@@ -94,27 +96,27 @@ class MBMPO(ImaginedTrainingAlgorithm):
         policy: str | type[MetaPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 4000,
-        learning_starts: int = 5000,
+        n_steps: int = 2000,
+        learning_starts: int = 2000,
         buffer_size: int = 100_000,
         n_models: int = 5,
         n_tasks: int = 20,
-        n_imagined_rollouts: int = 50,
+        n_imagined_rollouts: int = 10,
         horizon: int = 200,
         n_meta_steps: int = 30,
         n_inner_steps: int = 1,
-        inner_lr: float = 1e-3,
+        inner_lr: float = 3e-3,
         learn_inner_lr: bool = False,
         first_order: bool = False,
         outer_optimizer: str = "trpo",
-        target_kl: float = 0.01,
+        target_kl: float = 0.03,
         cg_max_steps: int = 10,
         cg_damping: float = 1e-5,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,
         gamma: float = 0.99,
-        gae_lambda: float = 1.0,
+        gae_lambda: float = 0.97,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
         baseline: str = "linear",
@@ -126,10 +128,11 @@ class MBMPO(ImaginedTrainingAlgorithm):
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        outer_kwargs: Mapping[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        stop_on_return_drop: bool = False,
+        outer_kwargs: Mapping[str, Any] | None = None,
         _init_setup_model: bool = True,
     ) -> None:
         env = check_before_building(policy, env, verbose, self.policy_aliases)
@@ -164,6 +167,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self.baseline = baseline
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
         self.imagined_start, self.exploration = imagined_start, exploration
+        self.stop_on_return_drop = stop_on_return_drop
         self.dynamics_kwargs = {} if dynamics_kwargs is None else dynamics_kwargs
         self.outer_kwargs = {} if outer_kwargs is None else outer_kwargs
 

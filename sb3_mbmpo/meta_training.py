@@ -3,6 +3,7 @@
 Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -142,6 +143,34 @@ class MetaTrainer(NamedTuple):
             before = self.actor(theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
             after = self.actor(adaptation.parameters)(batch.policy_input)
             return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
+
+
+class ReturnDrop:
+    """
+    The authors' early stop of the meta-steps: the imagined return fell below its rolling average (0.8 old, 0.2 new).
+
+    A policy that has solved the task has nothing left to learn but noise, and a trust-region step is as long for noise as for
+    a gradient.
+
+    :param best: the outer variable with the highest imagined return so far
+    """
+
+    def __init__(self) -> None:
+        self.best: th.Tensor | None = None
+        self._best_return = self._average = -math.inf
+
+    def fell(self, phi: th.Tensor, imagined_return: float) -> bool:
+        """
+        :param phi: outer variable
+        :param imagined_return: mean return of its meta-policy
+        :return: whether to stop, and go back to ``best``
+        """
+        if imagined_return > self._best_return:
+            self.best, self._best_return = phi, imagined_return
+        fell = imagined_return < self._average
+        first = self._average == -math.inf
+        self._average = imagined_return if first else 0.8 * self._average + 0.2 * imagined_return
+        return fell
 
 
 def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: ImaginedRollouts | None) -> dict[str, float]:

@@ -107,8 +107,8 @@ class DynamicsEnsemble(nn.Module):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         n_models: int = 5,
-        net_arch: Sequence[int] = (512, 512),
-        activation_fn: str = "relu",
+        net_arch: Sequence[int] = (200, 200, 200),
+        activation_fn: str = "swish",
         weight_norm: bool = False,
         probabilistic: bool = False,
         learned_reward: bool = False,
@@ -223,10 +223,10 @@ class DynamicsEnsemble(nn.Module):
     def fit(
         self,
         data: Transitions,
-        max_epochs: int = 500,
-        batch_size: int = 500,
+        max_epochs: int = 60,
+        batch_size: int = 256,
         validation_fraction: float = 0.2,
-        rolling_average_persistency: float = 0.99,
+        rolling_average_persistency: float = 0.9,
         generator: th.Generator | None = None,
         on_epoch: EpochHook | None = None,
     ) -> FitReport:
@@ -421,8 +421,9 @@ class DynamicsEnsemble(nn.Module):
         :raises ValueError: if the file holds something else, or is of a version whose files this one cannot read
         """
         check_file(path, "ensemble")
-        data, params, _ = load_from_zip_file(path, device=device)
+        data, saved, _ = load_from_zip_file(path, device=device)
         assert data is not None
+        params: dict[str, Any] = saved  # SB3 takes them for single tensors
         ensemble = cls(**data["arguments"], device=get_device(device))
         ensemble.load_state_dict(params["dynamics"])
         ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])

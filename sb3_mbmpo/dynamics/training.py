@@ -48,14 +48,14 @@ class _EarlyStop:
         """
         :param val_loss: of the members that still train, [A]
         :param members: their numbers, [A]
-        :return: whether each one's average rose, [A] bool (True for a loss that is not finite)
+        :return: whether each one stops, [A] bool (True for a loss that is not finite)
         """
         start = val_loss + 0.5 * np.abs(val_loss)
         before = np.where(np.isnan(self.average[members]), start, self.average[members])
         average = self.persistency * before + (1 - self.persistency) * val_loss
         self.average[members] = average
-        rose: np.ndarray = ~(average <= before)
-        return rose
+        stops: np.ndarray = ~((average <= before) & np.isfinite(val_loss))
+        return stops
 
 
 def split_rows(

@@ -1,0 +1,218 @@
+"""Imagined rollouts against simulations in plain Python, in worlds whose dynamics are written by hand."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.distributions import Categoricals, DiagGaussian
+from sb3_mbmpo.dynamics import Prediction
+from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, World, imagine
+
+M, T, N = 2, 4, 3
+ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4
+
+
+def seeded(seed=0):
+    return th.Generator().manual_seed(seed)
+
+
+# -- A world of linear dynamics, each model with its own ------------------------------------------------------------------
+
+
+def linear_step(obs, action):
+    """Model ``m`` decays by 0.9 and adds (m + 1) x (1, -0.5) x action."""
+    gain = (1.0 + th.arange(len(obs))).view(-1, 1, 1) * th.tensor([1.0, -0.5])
+    return Prediction(0.9 * obs + gain * action, None, None)
+
+
+def telling_reward(obs, action, next_obs):
+    """Every argument can be read off the reward."""
+    return obs[:, 0] + 10 * action[:, 0] + 100 * next_obs[:, 1]
+
+
+def never(next_obs):
+    return th.zeros(len(next_obs), dtype=th.bool)
+
+
+LINEAR = World(linear_step, telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M)
+START = th.randn(T, N, 2, generator=seeded())
+WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # of the policy of each task
+STD = 0.8
+
+
+def linear_policies(policy_input):
+    mean = (policy_input @ WEIGHTS.unsqueeze(-1)).requires_grad_()
+    return DiagGaussian(mean, th.full((T, 1, 1), STD).log())
+
+
+def simulate(task, rollout, noise):
+    """One imagined rollout as one would write it down. :return: policy inputs, actions, rewards"""
+    model = task // (T // M)
+    obs, history = START[task, rollout].double().numpy(), []
+    for e in noise:
+        policy_input = (obs - 3) / 2
+        action = WEIGHTS[task].double().numpy() @ policy_input + STD * e
+        env_action = 2 + 2 * min(max(action, -1), 1)
+        next_obs = 0.9 * obs + (model + 1) * np.array([1, -0.5]) * env_action
+        history.append((policy_input, [action], obs[0] + 10 * env_action + 100 * next_obs[1]))
+        obs = next_obs
+    return [np.array(column) for column in zip(*history, strict=True)]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("horizon", [1, 7])
+@pytest.mark.parametrize("termination_fn", [None, never])
+def test_rollouts_equal_a_simulation_task_by_task(deterministic, horizon, termination_fn):
+    world = LINEAR._replace(termination_fn=termination_fn)
+    rollouts = imagine(world, linear_policies, START, horizon, seeded(1), deterministic)
+    generator = seeded(1)
+    noise = th.stack([th.randn(T, N, 1, generator=generator) for _ in range(horizon)], dim=2).squeeze(-1)
+    noise = noise * (not deterministic)
+    for task in range(T):
+        for rollout in range(N):
+            simulated = simulate(task, rollout, noise[task, rollout].tolist())
+            for imagined, expected in zip(rollouts[:3], simulated, strict=True):
+                # Rewards are hundreds, and float32
+                np.testing.assert_allclose(imagined[task, :, rollout], expected, rtol=1e-5, atol=1e-4)
+    assert rollouts.alive.all()
+    assert not rollouts.terminated.any()
+    assert (rollouts.lengths() == horizon).all()
+    th.testing.assert_close(rollouts.returns(), rollouts.rewards.sum(1))
+    assert not any(x.requires_grad for x in rollouts)
+
+
+def test_actions_are_unclipped_samples_and_rewards_are_of_clipped_ones():
+    world = LINEAR._replace(reward_fn=lambda obs, action, next_obs: action[:, 0])
+    rollouts = imagine(world, linear_policies, START, 20, seeded())
+    actions = rollouts.actions.squeeze(-1)
+    assert actions.min() < -1
+    assert actions.max() > 1
+    th.testing.assert_close(rollouts.rewards, 2 + 2 * actions.clamp(-1, 1))
+
+
+def test_the_generator_decides_everything():
+    first, same, other = (imagine(LINEAR, linear_policies, START, 3, seeded(seed)) for seed in (0, 0, 1))
+    assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
+    assert not th.equal(first.actions, other.actions)
+    modes = [imagine(LINEAR, linear_policies, START, 3, seeded(seed), deterministic=True) for seed in (0, 1)]
+    assert th.equal(modes[0].actions, modes[1].actions)
+
+
+def test_starts_need_not_be_contiguous():
+    transposed = START.transpose(0, 1).contiguous().transpose(0, 1)
+    expected = imagine(LINEAR, linear_policies, START, 3, seeded())
+    assert th.equal(imagine(LINEAR, linear_policies, transposed, 3, seeded()).rewards, expected.rewards)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 3])
+def test_tasks_that_cannot_be_shared_out_are_refused(n_tasks):
+    with pytest.raises(ValueError, match=f"{n_tasks} tasks .* among 2 models"):
+        imagine(LINEAR, linear_policies, th.zeros(n_tasks, N, 2), 3, seeded())
+
+
+def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
+    seen = []
+
+    def step(obs, action):
+        seen.append(action)
+        return Prediction(obs, None, None)
+
+    def reward_fn(obs, action, next_obs):
+        assert action.shape == (len(obs),)
+        return 10.0 * action
+
+    def act(policy_input):  # task i always takes choice i % 3: no batch of the first model has the last choice
+        logits = th.full((T, N, 3), -1e9)
+        logits[th.arange(T), :, th.arange(T) % 3] = 0
+        return Categoricals(logits, (3,))
+
+    world = World(step, reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M)
+    rollouts = imagine(world, act, START, 2, seeded())
+    choices = th.tensor([0, 1, 2, 0]).view(T, 1, 1, 1).expand(T, 2, N, 1)
+    assert rollouts.actions.dtype == th.long
+    assert th.equal(rollouts.actions, choices)
+    assert th.equal(rollouts.rewards, 10.0 * choices.squeeze(-1))
+    one_hot = th.tensor([[[1.0, 0, 0]] * N + [[0, 1, 0]] * N, [[0, 0, 1]] * N + [[1, 0, 0]] * N])
+    assert all(th.equal(action, one_hot) for action in seen)
+
+
+# -- Termination ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """
+    A world of two tasks with a model and two rollouts each. Observations are (minus the steps left, the time), the reward is
+    the time after the step, and once a rollout has ended all predictions for it are one number.
+
+    :param lengths: steps until each rollout terminates, [2, 2]
+    :param afterlife: this number
+    :param learned_reward: predict the reward instead of leaving it to a reward function
+    :param learned_termination: predict the termination instead of leaving it to a termination function
+    """
+
+    def __init__(self, lengths, afterlife=np.nan, learned_reward=False, learned_termination=False):
+        self.lengths, self.afterlife = th.tensor(lengths), afterlife
+        self.learned_reward, self.learned_termination = learned_reward, learned_termination
+        self.time = 0
+
+    def step(self, obs, action):
+        self.time += 1
+        dead = self.time > self.lengths
+        next_obs = (obs + 1).masked_fill(dead.unsqueeze(-1), self.afterlife)
+        # Log-odds of 0 do not end a rollout yet
+        logit = th.where(self.time == self.lengths, 1e-3, 0.0).masked_fill(dead, self.afterlife)
+        return Prediction(
+            next_obs, next_obs[..., 1] if self.learned_reward else None, logit if self.learned_termination else None
+        )
+
+    def imagine(self, horizon):
+        world = World(
+            self.step,
+            None if self.learned_reward else lambda obs, action, next_obs: next_obs[:, 1],
+            None if self.learned_termination else lambda next_obs: next_obs[:, 0] >= 0,
+            ActionCodec(ACT),
+            to_policy_input=lambda obs: obs,
+            n_models=2,
+        )
+        start = th.stack([-self.lengths, th.zeros_like(self.lengths)], dim=-1).float()
+        standard_normal = DiagGaussian(th.zeros(2, 2, 1), th.zeros(2, 1, 1))
+        return imagine(world, lambda policy_input: standard_normal, start, horizon, seeded())
+
+
+@pytest.mark.parametrize("learned_reward", [False, True])
+@pytest.mark.parametrize("learned_termination", [False, True])
+@pytest.mark.parametrize("afterlife", [np.nan, 7.0], ids=["then NaN", "then terminating again and again"])
+def test_nothing_counts_after_termination(afterlife, learned_reward, learned_termination):
+    clock = Clock([[1, 3], [4, 99]], afterlife, learned_reward, learned_termination)
+    rollouts = clock.imagine(horizon=5)
+    time = th.arange(1, 6).view(1, 5, 1)
+    ends = clock.lengths.unsqueeze(1)
+    assert th.equal(rollouts.alive, time <= ends)
+    assert th.equal(rollouts.terminated, time == ends)
+    assert th.equal(rollouts.rewards, (time * (time <= ends)).float())
+    assert rollouts.lengths().tolist() == [[1, 3], [4, 5]]
+    assert rollouts.returns().tolist() == [[1, 6], [10, 15]]
+    # What is masked later must be finite: 0 x NaN is NaN
+    assert rollouts.policy_input.isfinite().all()
+    assert rollouts.actions.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("longest", "horizon", "n_steps"),
+    [
+        (1, 100, ALIVE_CHECK_INTERVAL),
+        (ALIVE_CHECK_INTERVAL, 100, ALIVE_CHECK_INTERVAL),
+        (ALIVE_CHECK_INTERVAL + 1, 100, 2 * ALIVE_CHECK_INTERVAL),
+        (99, 2 * ALIVE_CHECK_INTERVAL + 3, 2 * ALIVE_CHECK_INTERVAL + 3),
+        (1, 4, 4),
+    ],
+)
+def test_imagination_ends_soon_after_everything_has(longest, horizon, n_steps):
+    clock = Clock([[1, 1], [1, longest]])
+    rollouts = clock.imagine(horizon)
+    assert clock.time == n_steps
+    assert [x.shape for x in rollouts] == [(2, n_steps, 2, 2), (2, n_steps, 2, 1), *[(2, n_steps, 2)] * 3]
+    assert all(x.is_contiguous() for x in rollouts)
+    assert rollouts.lengths().tolist() == [[1, 1], [1, min(longest, horizon)]]

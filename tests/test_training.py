@@ -1,0 +1,256 @@
+"""The fit of stacked members, with losses made by hand.
+
+Most of them are scripts: the weights count optimiser steps, so that the number in a restored weight is the epoch it is from,
+and the validation losses are read off a table.
+"""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_mbmpo.dynamics.training import fit_members, split_rows
+
+NAN = float("nan")
+
+
+def seeded(seed=0):
+    return th.Generator().manual_seed(seed)
+
+
+def stacked(*shape):
+    return th.nn.Parameter(th.zeros(shape))
+
+
+def fit(parameters, loss_fn, n_rows=10, optimizer=None, seed=0, **kwargs):
+    options = {"max_epochs": 4, "batch_size": 100, "validation_fraction": 0.2, "rolling_average_persistency": 0.9} | kwargs
+    optimizer = optimizer or th.optim.SGD(parameters, lr=1)
+    return fit_members(parameters, optimizer, loss_fn, n_rows, generator=seeded(seed), **options)
+
+
+class Script:
+    """Every training step adds 1 to all weights of the active members; validation losses are those of the table."""
+
+    def __init__(self, val_losses, parameters):
+        self.val_losses = th.tensor(val_losses)  # [epoch, member]
+        self.parameters = parameters
+        self.epoch = 0
+        self.weights = []  # of all members, after each epoch
+
+    def __call__(self, rows, members):
+        if th.is_grad_enabled():
+            return -sum(parameter[members].flatten(1).sum(1) for parameter in self.parameters)
+        self.weights.append(self.parameters[0].detach().flatten(1)[:, 0].clone())
+        self.epoch += 1
+        return self.val_losses[self.epoch - 1, members]
+
+
+def play(*val_losses_of_members, **kwargs):
+    """:return: report, final weights, script of a fit of one member for each list of validation losses"""
+    n_members = len(val_losses_of_members)
+    parameters = [stacked(n_members, 2, 3), stacked(n_members, 1, 1)]
+    script = Script(np.array(val_losses_of_members, dtype=np.float32).T, parameters)
+    report = fit(parameters, script, max_epochs=len(val_losses_of_members[0]), **kwargs)
+    return report, [parameter.detach() for parameter in parameters], script
+
+
+# -- Splits and batches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_rows", "fraction", "n_val"), [(10, 0.2, 2), (11, 0.5, 5), (100, 0.01, 1)])
+def test_each_member_has_a_split_of_its_own(n_rows, fraction, n_val):
+    train, val = split_rows(n_rows, 3, fraction, seeded())
+    assert train.shape == (3, n_rows - n_val)
+    assert val.shape == (3, n_val)
+    # Disjoint and complete
+    assert th.equal(th.cat([train, val], dim=1).sort(1).values, th.arange(n_rows).expand(3, -1))
+    assert len({frozenset(rows.tolist()) for rows in val}) == 3
+
+
+@pytest.mark.parametrize(("n_rows", "fraction"), [(1, 0.2), (4, 0.2), (10, 0.0)])
+def test_without_rows_to_spare_the_training_rows_validate(n_rows, fraction):
+    for rows in split_rows(n_rows, 2, fraction, seeded()):
+        assert th.equal(rows.sort(1).values, th.arange(n_rows).expand(2, -1))
+
+
+class Witness:
+    """Notes which rows train and which validate, epoch by epoch; the loss of a row is its number."""
+
+    def __init__(self, parameter):
+        self.parameter = parameter
+        self.epochs = []
+        self.was_training = False
+
+    def __call__(self, rows, members):
+        training = th.is_grad_enabled()
+        if training and not self.was_training:
+            self.epochs.append({True: [], False: []})
+        self.was_training = training
+        self.epochs[-1][training].append(rows)
+        return rows.float().mean(1) + 0 * self.parameter[members]
+
+    def rows(self, epoch, training):
+        return th.cat(self.epochs[epoch][training], dim=1)
+
+
+# 3 does not divide the 21 training rows of 26: the last batch is shorter, and 5 validation rows are more than 4 x 1
+@pytest.mark.parametrize("batch_size", [1, 4, 1000])
+def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size):
+    parameter = stacked(2)
+    witness = Witness(parameter)
+    report = fit([parameter], witness, n_rows=26, batch_size=batch_size, max_epochs=3)
+
+    train, val = split_rows(26, 2, 0.2, seeded())  # the fit's first draw from its generator
+    for epoch in range(3):
+        assert th.equal(witness.rows(epoch, True).sort(1).values, train.sort(1).values)
+        assert th.equal(witness.rows(epoch, False).sort(1).values, val.sort(1).values)
+    # Every row weighs the same, whatever the batch it was in
+    np.testing.assert_allclose(report.train_loss, train.float().mean(1))
+    np.testing.assert_allclose(report.val_loss, val.float().mean(1))
+
+
+def test_batches_are_mixed_anew_for_each_member_and_epoch():
+    parameter = stacked(2)
+    witness = Witness(parameter)
+    fit([parameter], witness, n_rows=30, validation_fraction=0, max_epochs=2)
+    orders = [tuple(rows.tolist()) for epoch in range(2) for rows in witness.rows(epoch, True)]
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("validation_fraction", [0, 0.2])
+def test_fewer_rows_than_a_batch_still_train(n_rows, validation_fraction):
+    parameter = stacked(2, 1)
+    data = 1 + th.arange(n_rows).float()
+
+    def squared_error(rows, members):
+        return (parameter[members] - data[rows]).square().mean(1)
+
+    report = fit(
+        [parameter],
+        squared_error,
+        n_rows,
+        th.optim.SGD([parameter], lr=0.25),
+        validation_fraction=validation_fraction,
+        max_epochs=30,
+    )
+    # Half of the error goes with every step; float32 losses tell no errors below the root of 1e-7 apart
+    np.testing.assert_allclose(parameter.detach(), np.full((2, 1), data.mean()), rtol=1e-3)
+    np.testing.assert_allclose(report.val_loss, np.full(2, data.var(correction=0)), atol=1e-6)
+
+
+# -- Early stop -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("persistency", "val_losses", "epochs"),
+    [
+        (0.0, [1, 2, 1, 1], 2),
+        (0.0, [4, 3, 2, 1], 4),
+        # Rolling average from 1.5 x 2 = 3: 2.5, 2.25, 3.125
+        (0.5, [2, 2, 4, 1], 3),
+        # A noisy start, from 1.5: 1.25, 1.225, 1.2125, 1.206
+        (0.5, [1, 1.2, 1.2, 1.2], 4),
+        # Log-likelihoods may be negative: from -0.5: -0.75, -1.375, -2.1875, -3.09375
+        (0.5, [-1, -2, -3, -4], 4),
+        # From -1: -1.5, -1.25
+        (0.5, [-2, -1, -4, -4], 2),
+        (0.5, [1, NAN, 1, 1], 2),
+        (0.5, [float("inf"), 1, 1, 1], 1),
+    ],
+)
+def test_a_member_stops_when_its_rolling_average_rises(persistency, val_losses, epochs):
+    report, _, script = play(val_losses, rolling_average_persistency=persistency)
+    assert report.epochs.tolist() == [epochs]
+    assert script.epoch == epochs, "a fit whose members have all stopped is over"
+
+
+def test_members_stop_one_by_one():
+    report, _, _ = play([1, 2, 0, 0], [4, 3, 2, 1], [4, 3, 5, 0], rolling_average_persistency=0)
+    assert report.epochs.tolist() == [2, 4, 3]
+
+
+# -- Best weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_member_ends_with_the_weights_of_its_own_best_epoch():
+    report, weights, script = play([5, 1, 2, 3], [5, 4, 3, 4], [1, 2, 3, 4], rolling_average_persistency=1)  # nobody stops
+    assert report.epochs.tolist() == [4, 4, 4]
+    assert report.val_loss.tolist() == [1, 3, 1]
+    # Weights count epochs
+    for parameter in weights:
+        assert th.equal(parameter, th.tensor([2.0, 3.0, 1.0]).view(3, 1, 1).expand_as(parameter))
+    assert script.weights[-1].tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("make_optimizer", [th.optim.Adam, lambda p: th.optim.SGD(p, lr=1, momentum=0.9)], ids=["Adam", "SGD"])
+def test_momentum_that_moves_stopped_members_does_not_matter(make_optimizer):
+    parameters = [stacked(2, 1)]
+    script = Script([[1.0, 4.0], [2.0, 3.0], [0.0, 2.0], [0.0, 1.0]], parameters)
+    fit(parameters, script, optimizer=make_optimizer(parameters), rolling_average_persistency=0)
+    after_epoch = th.stack(script.weights)
+    assert after_epoch[3, 0] > after_epoch[1, 0], "nothing pushes the stopped member: this tests nothing"
+    assert parameters[0].flatten().tolist() == [after_epoch[0, 0], after_epoch[3, 1]]
+
+
+def test_weights_from_before_the_fit_do_not_compete():
+    parameter = stacked(1, 1)
+    fit([parameter], Script([[7.0]], [parameter]), max_epochs=1)
+    assert parameter.item() == 1
+    # Worse than the last fit's best loss: that was of other validation rows
+    fit([parameter], Script([[9.0]], [parameter]), max_epochs=1)
+    assert parameter.item() == 2
+
+
+# -- Members that diverge -------------------------------------------------------------------------------------------------
+
+
+def squared_distance(parameter, factor):
+    """:return: loss of member m: factor[m] x the squared distance of its weights from m + 1"""
+    targets = 1.0 + th.arange(len(parameter)).unsqueeze(1)
+    return lambda rows, members: th.tensor(factor)[members] * (parameter - targets)[members].square().sum(1)
+
+
+def fit_three(parameter, optimizer, factor):
+    return fit([parameter], squared_distance(parameter, factor), optimizer=optimizer, max_epochs=60)
+
+
+def test_a_member_that_diverges_keeps_its_weights_and_leaves_the_others_alone():
+    healthy, hurt = stacked(3, 2), stacked(3, 2)
+    fit_three(healthy, th.optim.Adam([healthy], lr=0.1), [1.0, 1.0, 1.0])
+    report = fit_three(hurt, th.optim.Adam([hurt], lr=0.1), [NAN, 1.0, 1.0])
+    assert report.epochs.tolist() == [1, 60, 60]
+    assert np.isnan(report.train_loss).tolist() == [True, False, False]
+    assert report.val_loss[0] == np.inf
+    assert hurt[0].tolist() == [0, 0]
+    assert th.equal(hurt[1:], healthy[1:])
+
+
+def test_a_member_that_diverged_learns_again_in_the_next_fit():
+    parameter = stacked(3, 2)
+    optimizer = th.optim.Adam([parameter], lr=0.1)
+    fit_three(parameter, optimizer, [NAN, 1.0, 1.0])
+    report = fit_three(parameter, optimizer, [1.0, 1.0, 1.0])
+    # 60 steps of about 0.1 reach a target at distance 1
+    assert report.val_loss[0] < 0.01
+
+
+# -- Reports and repeatability --------------------------------------------------------------------------------------------
+
+
+def test_the_hook_hears_of_every_epoch_and_the_mean_best_loss():
+    heard = []
+    play([4, 3, 5, 1], [4, 5, 2, 2], on_epoch=lambda *event: heard.append(event))
+    assert heard == [(1, 4), (2, 3.5), (3, 2.5), (4, 1.5)]
+
+
+def noisy_fit(seed):
+    """Weights after a fit that depends on which rows were drawn when."""
+    parameter, data = stacked(2, 3), th.randn(20, 3, generator=seeded(1))
+    fit([parameter], lambda rows, members: (parameter[members].unsqueeze(1) - data[rows]).square().mean((1, 2)), 20, seed=seed)
+    return parameter
+
+
+def test_the_generator_decides_everything():
+    assert th.equal(noisy_fit(0), noisy_fit(0))
+    assert not th.equal(noisy_fit(0), noisy_fit(1))
+    assert not th.equal(noisy_fit(0)[0], noisy_fit(0)[1])
