@@ -8,6 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_mbmpo.advantages import estimate_advantages
 from sb3_mbmpo.arguments import (
@@ -315,6 +316,11 @@ class MBMPO(ImaginedTrainingAlgorithm):
         if vec_env is None:
             raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
         check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+        if self._vec_normalize_env is not None and unwrap_vec_normalize(vec_env) is None:
+            raise ValueError(
+                "The model was trained on what VecNormalize shows it: wrap `env` in VecNormalize too, with the statistics of "
+                "the training environment (`stable_baselines3.common.vec_env.sync_envs_normalization`)."
+            )
         if vec_env is self.env:
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 

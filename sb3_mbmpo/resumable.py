@@ -29,17 +29,21 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     """
 
     def _setup_model(self) -> None:
-        loaded_action_rng = getattr(self, "_random_states", {}).get("action_space")
         super()._setup_model()
-        # Everything that follows is drawn from these, not from the global generators, which SB3 seeds anew at every load
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(RANDOM_PURPOSES))
-        self._generators = {
-            purpose: th.Generator(self.device).manual_seed(int(number))
-            for purpose, number in zip(RANDOM_PURPOSES, seeds, strict=True)
-        }
-        if loaded_action_rng is not None:
-            self.action_space.np_random.bit_generator.state = loaded_action_rng
+        # SB3 seeds everything anew at every load
+        if hasattr(self, "_random_states"):
+            self.action_space.np_random.bit_generator.state = self._random_states["action_space"]
             self._restore_generators()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """See ``BaseAlgorithm``. Training draws from generators of its own, not from the global ones."""
+        super().set_random_seed(seed)
+        if seed is not None or not hasattr(self, "_generators"):
+            seeds = np.random.SeedSequence(seed).generate_state(len(RANDOM_PURPOSES))
+            self._generators = {
+                purpose: th.Generator(self.device).manual_seed(int(number))
+                for purpose, number in zip(RANDOM_PURPOSES, seeds, strict=True)
+            }
 
     def _restore_generators(self) -> None:
         """Continue the saved streams. Those of another device's kind have no meaning here: begin new ones then."""

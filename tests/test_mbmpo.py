@@ -215,6 +215,23 @@ def test_interrupted_model_can_be_saved_and_go_on(tmp_path):
     assert loaded.num_timesteps == 53
 
 
+@pytest.mark.parametrize("where", ["fit", "imagination"])
+def test_interrupted_training_can_be_saved_and_goes_on(where, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    model = tiny_model(n_meta_steps=3).learn(20)
+    target = "sb3_mbmpo.dynamics.training._mean_loss" if where == "fit" else "sb3_mbmpo.meta_training.estimate_advantages"
+    with monkeypatch.context() as patched:
+        patched.setattr(target, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(20, reset_num_timesteps=False)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=Drift())
+    assert_same(parameters(loaded), parameters(model))
+    assert model.learn(20, reset_num_timesteps=False).num_timesteps == 60
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     ("where", "name"),
@@ -250,6 +267,15 @@ def test_same_seed_same_numbers(action_space):
     assert_same(parameters(one), parameters(same))
     np.testing.assert_array_equal(one.replay_buffer.observations, same.replay_buffer.observations)
     assert not th.equal(one.policy.actor_vector(), other.policy.actor_vector())
+
+
+def test_set_random_seed_begins_the_streams_anew():
+    models = [tiny_model(Drift(), seed=None) for _ in range(2)]
+    models[1].set_parameters(models[0].get_parameters())
+    for model in models:
+        model.set_random_seed(5)
+        model.set_random_seed(None)
+    assert_same(*(parameters(model.learn(40)) for model in models))
 
 
 def test_training_neither_uses_nor_moves_global_generators():

@@ -144,6 +144,9 @@ def test_adapting_leaves_the_statistics_alone():
     evaluation = VecNormalize(vec_drift(), training=False)
     sync_envs_normalization(env, evaluation)
     assert np.isfinite(evaluate_policy(adapted, evaluation, n_eval_episodes=1)[0])
+    model.adapt(evaluation, n_episodes=1)
+    with pytest.raises(ValueError, match="wrap `env` in VecNormalize too"):
+        model.adapt(Drift())
 
 
 @pytest.mark.parametrize(
