@@ -367,8 +367,9 @@ def test_adapt_refuses(arguments, match):
         tiny_model().adapt(**arguments)
 
 
-def test_imagining_before_any_real_step_is_refused():
-    model = tiny_model()
+@pytest.mark.parametrize("imagined_start", ["initial", "buffer"])
+def test_imagining_before_any_real_step_is_refused(imagined_start):
+    model = tiny_model(imagined_start=imagined_start)
     for imagine in (lambda: model.adapt(model_index=0), model.imagined_env):
         with pytest.raises(ValueError, match="call `learn` first"):
             imagine()
