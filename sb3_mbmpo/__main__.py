@@ -1,6 +1,7 @@
 """Command line: ``python -m sb3_mbmpo train --env Pendulum-v1`` trains, compares with a random policy, and saves."""
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     env = make_vec_env(env_id, n_envs=n_envs, seed=arguments.seed, env_kwargs=env_kwargs)
     model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **hyperparams)
-    random_policy = RandomPolicy(env.observation_space, env.action_space)
+    # A copy: the model draws its first actions from this very object
+    random_policy = RandomPolicy(env.observation_space, copy.deepcopy(env.action_space))
     random_policy.action_space.seed(arguments.seed)
 
     def report(name: str, steps: int, seconds: float, policy: BaseAlgorithm | BasePolicy) -> None:

@@ -226,7 +226,7 @@ class DynamicsEnsemble(nn.Module):
         max_epochs: int = 60,
         batch_size: int = 256,
         validation_fraction: float = 0.2,
-        rolling_average_persistency: float = 0.9,
+        rolling_average_persistency: float = 0.99,
         generator: th.Generator | None = None,
         on_epoch: EpochHook | None = None,
     ) -> FitReport:
