@@ -149,13 +149,12 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports: list[StepReport] = []
         post: ImaginedRollouts | None = None
-        drop = ReturnDrop()
+        drop, fell = ReturnDrop(), False
         for k in range(self.n_meta_steps):
             phi = self._outer_variable()
             step = trainer.step(phi)
-            if drop.fell(phi, float(step.pre.returns().mean())) and self.stop_on_return_drop:
-                assert drop.best is not None
-                self._set_outer_variable(drop.best)
+            fell = self.stop_on_return_drop and drop.fell(phi, step.pre)
+            if fell:
                 break
             self._set_outer_variable(step.phi)
             self._n_updates += 1
@@ -164,8 +163,12 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             if self._progress is not None:
                 means = {"return": float(step.pre.returns().mean()), "adapted": float(post.returns().mean())}
                 self._progress.show("meta-steps", k + 1, self.n_meta_steps, means)
-        phi = self._outer_variable()
+        phi = drop.best if fell else self._outer_variable()
         adaptation = trainer.adapt(phi)
+        if self.stop_on_return_drop and not fell and drop.fell(phi, adaptation.rollouts):
+            phi = drop.best
+            adaptation = trainer.adapt(phi)
+        self._set_outer_variable(phi)
         self._adapted = adaptation.parameters
 
         record = self.logger.record

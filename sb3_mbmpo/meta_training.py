@@ -155,22 +155,23 @@ class ReturnDrop:
     :param best: the outer variable with the highest imagined return so far
     """
 
+    best: th.Tensor
+
     def __init__(self) -> None:
-        self.best: th.Tensor | None = None
         self._best_return = self._average = -math.inf
 
-    def fell(self, phi: th.Tensor, imagined_return: float) -> bool:
+    def fell(self, phi: th.Tensor, rollouts: ImaginedRollouts) -> bool:
         """
         :param phi: outer variable
-        :param imagined_return: mean return of its meta-policy
+        :param rollouts: imagined under its meta-policy
         :return: whether to stop, and go back to ``best``
         """
-        if imagined_return > self._best_return:
-            self.best, self._best_return = phi, imagined_return
-        fell = imagined_return < self._average
-        first = self._average == -math.inf
-        self._average = imagined_return if first else 0.8 * self._average + 0.2 * imagined_return
-        return fell
+        imagined = float(rollouts.returns().mean())
+        if imagined > self._best_return:
+            self.best, self._best_return = phi, imagined
+        before = self._average
+        self._average = imagined if before == -math.inf else 0.8 * before + 0.2 * imagined
+        return imagined < before
 
 
 def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: ImaginedRollouts | None) -> dict[str, float]:
