@@ -71,6 +71,7 @@ def train(arguments: argparse.Namespace) -> None:
         report("MB-MPO", model.num_timesteps, seconds, model)
 
     path = arguments.save or Path("runs") / f"mbmpo-{arguments.env}-seed{arguments.seed}.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
     print(f"Model saved to {path}")
 
