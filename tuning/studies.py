@@ -1,8 +1,9 @@
 """What all processes of a search, and the report on it, must agree on: where the study is, and what a trial trains."""
 
 import argparse
+import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # A machine is dead when it has not been heard of for so many heartbeats. Its trial is tried again at most so many times
 MISSED_HEARTBEATS = 5
 MAX_RETRIES = 3
+
+# What one number says about a learning curve. The last return is what users get; single evaluations are noisy, and a
+# search over many trials finds the luckiest
+OBJECTIVES: dict[str, Callable[[Sequence[float]], float]] = {
+    "last": lambda curve: curve[-1],
+    "best": max,
+    "auc": statistics.fmean,
+}
 
 # Heartbeats have been experimental, and in use, since Optuna 2.9
 warnings.filterwarnings("ignore", category=ExperimentalWarning)

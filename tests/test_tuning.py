@@ -1,0 +1,229 @@
+"""The search of tuning/: what a trial trains and reports, several processes on one study, and one of them killed."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from sb3_mbmpo import MBMPO
+from sb3_mbmpo.search_space import suggest
+from tuning import optimize, report, studies, trials
+
+# tuning ignores it at import, which pytest undoes before each test
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+ROOT = Path(__file__).parent.parent
+CONFIG = dict(
+    policy="MlpPolicy",
+    n_timesteps=120,
+    learning_starts=60,
+    n_steps=20,
+    n_models=2,
+    n_tasks=2,
+    n_imagined_rollouts=2,
+    horizon=5,
+    n_meta_steps=1,
+    policy_kwargs=dict(net_arch=[8]),
+    dynamics_kwargs=dict(net_arch=[8], max_epochs=2),
+    env_kwargs=dict(max_episode_steps=20),
+)
+SETTINGS = dict(
+    env="Pendulum-v1",
+    config=CONFIG,
+    n_timesteps=120,
+    names=["inner_lr", "dynamics_kwargs.max_epochs"],
+    objective="last",
+    n_seeds=2,
+    n_evaluations=3,
+    n_eval_episodes=1,
+)
+
+
+@pytest.fixture
+def study():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return studies.open_study(InMemoryStorage(), "study", SETTINGS)
+
+
+# ---------------------------------------------------------------- studies
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [("sqlite:///{}/study.db", RDBStorage), ("{}/study.log", JournalStorage), ("journal://{}/a.log", JournalStorage)],
+)
+def test_storage_keeps_what_is_finished(url, kind, tmp_path):
+    url = url.format(tmp_path)
+    storage = studies.open_storage(url)
+    assert isinstance(storage, kind)
+    studies.open_study(storage, "study", SETTINGS).add_trial(create_trial(value=1.0))
+    assert studies.best_value(studies.open_study(studies.open_storage(url), "study", SETTINGS)) == 1.0
+
+
+def test_a_study_with_other_settings_is_not_mixed_with_ours(study):
+    with pytest.raises(ValueError, match=r"n_seeds.*2, 5.*--study-name"):
+        studies.open_study(study._storage, "study", SETTINGS | {"n_seeds": 5})
+
+
+def test_trial_entry_merges_into_the_configuration():
+    entry = studies.trial_entry(SETTINGS, {"inner_lr": 0.5, "dynamics_kwargs.max_epochs": 7})
+    assert entry == CONFIG | {"inner_lr": 0.5, "dynamics_kwargs": {"net_arch": [8], "max_epochs": 7}}
+    assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
+
+
+# ---------------------------------------------------------------- one trial
+
+
+@pytest.mark.parametrize(("name", "score"), [("last", lambda c: c[-1]), ("best", max), ("auc", lambda c: sum(c) / len(c))])
+def test_objective_is_the_mean_over_seeds(name, score, study):
+    trial = study.ask()
+    value = trials.objective(trial, SETTINGS | {"objective": name}, "cpu")
+    reported = study.trials[0].intermediate_values
+    assert list(reported) == list(range(6))
+    curves = [[reported[3 * seed + i] for i in range(3)] for seed in range(2)]
+    assert curves[0] != curves[1]
+    assert value == pytest.approx(statistics.fmean(map(score, curves)))
+
+
+def test_curve_is_evaluated_at_equal_distances_and_after_the_last_training(study, monkeypatch):
+    seen = []
+    original = trials.CurveCallback.evaluate
+
+    def evaluate(self):
+        seen.append((self.model.num_timesteps, self.model._n_updates))
+        original(self)
+
+    monkeypatch.setattr(trials.CurveCallback, "evaluate", evaluate)
+    trials.objective(study.ask(), SETTINGS | {"n_seeds": 1}, "cpu")
+    assert seen == [(40, 0), (80, 1), (120, 4)]  # trained after 60, 80, 100 and 120 real steps
+
+
+def test_hopeless_trial_ends_early(study):
+    study.pruner = optuna.pruners.ThresholdPruner(lower=0.0)  # Pendulum's returns are negative
+    study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    assert len(study.trials[0].intermediate_values) == 1
+
+
+def test_diverged_trial_is_pruned_with_its_error(study, monkeypatch):
+    def learn(self, *args, **kwargs):
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(MBMPO, "learn", learn)
+    study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+    assert study.trials[0].state == TrialState.PRUNED
+    assert study.trials[0].user_attrs == {"error": "not finite"}
+
+
+def test_interrupted_trial_is_queued_again(study, monkeypatch):
+    def learn(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MBMPO, "learn", learn)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert trials.wait_for_a_trial(study, 0, has_heartbeat=True)
+    assert suggest(study.ask(), SETTINGS["names"]) == study.trials[0].params
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def tuning(module, env, output, *options):
+    """:return: the command line of a tiny search or its report"""
+    tiny = ["--n-seeds", "1", "--n-timesteps", "300", "--n-evaluations", "2", "--n-eval-episodes", "1"]
+    tiny += ["--search", "inner_lr", "gae_lambda", "--set", yaml.safe_dump(CONFIG, default_flow_style=True)]
+    where = ["--env", env, "--output", str(output)]
+    return [sys.executable, "-m", f"tuning.{module}", *where, *(tiny if module == "optimize" else []), *options]
+
+
+def run(command):
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def states(url, name="Pendulum-v1"):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    all_trials = optuna.load_study(storage=studies.open_storage(url), study_name=name).trials
+    return [trial.state.name for trial in all_trials], all_trials
+
+
+def test_search_resumes_and_reports(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    output = run(tuning("optimize", "Pendulum-v1", tmp_path, "--n-trials", "2", "--n-jobs", "2"))
+    assert "2/2" in output
+    assert "best -" in output
+    first = [trial.value for trial in states(url)[1]]
+    run(tuning("optimize", "Pendulum-v1", tmp_path, "--n-trials", "3"))
+    assert states(url)[0] == ["COMPLETE"] * 3
+    assert [trial.value for trial in states(url)[1]][:2] == first
+
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>complete</td><td>3</td>" in page
+    assert page.count("Plotly.newPlot(") == len(report.FIGURES)
+    for name in report.FIGURES:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    entry = yaml.safe_load((tmp_path / "best.yml").read_text())["Pendulum-v1"]
+    best = max(states(url)[1], key=lambda trial: trial.value)
+    assert entry == studies.trial_entry({"config": entry}, best.params)
+
+
+def test_report_on_a_study_without_a_complete_trial(study, tmp_path):
+    assert "No trial is complete" in report.write_report(study, tmp_path).read_text()
+
+
+def shared_database(kind, tmp_path):
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'shared.db'}"
+    url = os.environ.get("MBMPO_TEST_POSTGRESQL")
+    if url is None:
+        assert "CI" not in os.environ, "CI must start PostgreSQL"
+        pytest.skip("MBMPO_TEST_POSTGRESQL names no server: `bash .ci/run` installs one and starts it")
+    return url
+
+
+def wait_until(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
+def test_killed_worker_loses_no_trial(kind, tmp_path):
+    """Two machines, as far as the database can tell, share a study; one dies in the middle of a trial."""
+    url, name, n_trials = shared_database(kind, tmp_path), uuid.uuid4().hex, 4
+    options = ["--storage", url, "--study-name", name, "--n-trials", str(n_trials), "--heartbeat", "2"]
+    commands = [tuning("optimize", "Pendulum-v1", tmp_path / machine, *options) for machine in "ab"]
+    storage = studies.open_storage(url)
+    # It is there already, so that both begin at once
+    shared = studies.open_study(storage, name, optimize.study_settings(optimize.parse(commands[0][3:])))
+    # A session each, so that a machine dies as a whole
+    machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
+    try:
+        wait_until(lambda: [trial.state for trial in shared.get_trials(deepcopy=False)].count(TrialState.RUNNING) == 2)
+        os.killpg(machines[0].pid, signal.SIGKILL)
+        assert machines[1].wait(timeout=300) == 0
+    finally:
+        for machine in machines:
+            if machine.poll() is None:
+                os.killpg(machine.pid, signal.SIGKILL)
+
+    names, all_trials = states(url, name)
+    print({state: names.count(state) for state in sorted(set(names))})
+    assert sorted(names) == ["COMPLETE"] * n_trials + ["FAIL"]
+    failed = all_trials[names.index("FAIL")]
+    retries = [trial for trial in all_trials if trial.system_attrs.get("retry_history") == [failed.number]]
+    assert [trial.params for trial in retries] == [failed.params]
