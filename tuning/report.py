@@ -104,7 +104,7 @@ def best_entry(study: optuna.Study) -> str:
     comment = (
         f"# {seeds}, {settings['n_timesteps']} real steps, {settings['objective']} return {trial.value:.1f} "
         f"({settings['n_eval_episodes']} episodes an evaluation), {datetime.date.today()}.\n"
-        f"# The best of {len(finished(study))} trials of tuning.optimize: other seeds will do worse.\n"
+        f"# The best of {len(finished(study))} trials of tuning.optimize: on other seeds it will rather do worse.\n"
     )
     entry = trial_entry(settings, trial.params)
     return comment + yaml.safe_dump({settings["env"]: entry}, sort_keys=False, default_flow_style=None)
