@@ -212,8 +212,13 @@ def test_killed_worker_loses_no_trial(kind, tmp_path):
     shared = studies.open_study(storage, name, optimize.study_settings(optimize.parse(commands[0][3:])))
     # A session each, so that a machine dies as a whole
     machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
+
+    def both_in_the_middle():
+        running = shared.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return len(running) == 2 and all(trial.params for trial in running)
+
     try:
-        wait_until(lambda: [trial.state for trial in shared.get_trials(deepcopy=False)].count(TrialState.RUNNING) == 2)
+        wait_until(both_in_the_middle)
         os.killpg(machines[0].pid, signal.SIGKILL)
         assert machines[1].wait(timeout=300) == 0
     finally:
