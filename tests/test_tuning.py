@@ -213,9 +213,11 @@ def test_killed_worker_loses_no_trial(kind, tmp_path):
     # A session each, so that a machine dies as a whole
     machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
 
+    n_names = len(shared.user_attrs["settings"]["names"])
+
     def both_in_the_middle():
         running = shared.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return len(running) == 2 and all(trial.params for trial in running)
+        return len(running) == 2 and all(len(trial.params) == n_names for trial in running)
 
     try:
         wait_until(both_in_the_middle)
