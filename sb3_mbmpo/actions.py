@@ -6,7 +6,8 @@ its bounds; the log-probability is that of the unclipped sample. Discrete choice
 width of the *space* (a width read off the data is wrong whenever a batch lacks the last action).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,19 @@ class ActionCodec:
     """
 
     action_space: spaces.Space[Any]
+    _scales: dict[tuple[th.device, th.dtype], tuple[th.Tensor, th.Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the policy's actions are real numbers, not choices."""
+        return isinstance(self.action_space, spaces.Box)
+
+    @property
+    def sample_dim(self) -> int:
+        """Width of the policy's action: A real numbers or K choices."""
+        return math.prod(self.action_space.shape or (1,))
 
     @property
     def dynamics_dim(self) -> int:
@@ -71,11 +85,8 @@ class ActionCodec:
         """
         if not isinstance(self.action_space, spaces.Box):
             return sample
-        low, high = (
-            th.as_tensor(bound.reshape(-1), device=sample.device, dtype=sample.dtype)
-            for bound in (self.action_space.low, self.action_space.high)
-        )
-        return low + 0.5 * (sample.clamp(-1, 1) + 1) * (high - low)
+        center, half_range = self._scale(sample.device, sample.dtype)
+        return th.addcmul(center, half_range, sample.clamp(-1, 1))
 
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """
@@ -118,6 +129,15 @@ class ActionCodec:
         continuous = isinstance(self.action_space, spaces.Box)
         flat = np.asarray(action).reshape(len(action), -1)
         return th.as_tensor(flat, device=device, dtype=th.float32 if continuous else th.long)
+
+    def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
+        """:return: center and half width of the bounds of a Box (A,), made once: the imagination asks at every step"""
+        if (device, dtype) not in self._scales:
+            assert isinstance(self.action_space, spaces.Box)
+            low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
+            center, half_range = (th.as_tensor(x, device=device, dtype=dtype) for x in ((low + high) / 2, (high - low) / 2))
+            self._scales[device, dtype] = center, half_range
+        return self._scales[device, dtype]
 
     def _n_choices(self) -> tuple[int, ...]:
         if isinstance(self.action_space, spaces.Discrete):

@@ -5,34 +5,40 @@ Knows neither SB3 nor the environment: it receives callables and tensors.
 Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizon, ``O`` observation size, ``A`` action size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch as th
 
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import ActionDistribution
-from sb3_mbmpo.dynamics import Prediction
+from sb3_mbmpo.dynamics import Prediction, StepFn
+from sb3_mbmpo.threads import in_parallel
 
 # Policy input (T, B, O) -> distribution of each row
 Act = Callable[[th.Tensor], ActionDistribution]
 # How often the loop looks whether anything is still alive: a look costs a synchronisation on GPUs
 ALIVE_CHECK_INTERVAL = 10
+# Fewer rows than that are not worth a thread: Python's share of a step is the same for few rows as for many
+MIN_ROWS_PER_THREAD = 50
 
 
 class World(NamedTuple):
     """
     Everything the imagination needs to know of the learned environment.
 
-    :param step: (obs (M, B, O), encoded action (M, B, A)) -> Prediction
-    :param reward_fn: (obs (B, O), action (B, A), next_obs (B, O)) -> (B,); None: ``step`` predicts the reward
-    :param termination_fn: next_obs (B, O) -> (B,) bool; None: nothing ends, unless ``step`` predicts termination
+    :param steps: functions (obs (M, B, O), encoded action (M, B, A)) -> Prediction, one for each thread that may imagine: they
+        predict the same, but each has random numbers of its own if it needs any
+    :param reward_fn: (obs (B, O), action (B, A), next_obs (B, O)) -> (B,); None: the steps predict the reward
+    :param termination_fn: next_obs (B, O) -> (B,) bool; None: nothing ends, unless the steps predict termination
     :param codec: translates the policies' actions
     :param to_policy_input: raw observations (..., O) -> what the policies' networks see
-    :param n_models: how many models ``step`` holds
+    :param n_models: how many models a step holds
     """
 
-    step: Callable[[th.Tensor, th.Tensor], Prediction]
+    steps: Sequence[StepFn]
     reward_fn: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor] | None
     termination_fn: Callable[[th.Tensor], th.Tensor] | None
     codec: ActionCodec
@@ -78,6 +84,9 @@ def imagine(
     """
     Let each task's policy act in the task's model. Task ``i`` uses model ``i // (T / M)``.
 
+    Several threads take some of every task's rollouts each. They draw their own random numbers: the same seed gives the same
+    rollouts with the same number of threads.
+
     :param world: models, reward, termination, translations
     :param act: the policies of the ``T`` tasks
     :param start_obs: raw first observations (T, N, O)
@@ -89,64 +98,102 @@ def imagine(
     n_tasks, n_rollouts, observation_dim = start_obs.shape
     if n_tasks % world.n_models != 0:
         raise ValueError(f"{n_tasks} tasks cannot be shared out evenly among {world.n_models} models.")
-    rows = n_tasks * n_rollouts
-    per_model = (world.n_models, rows // world.n_models, -1)
 
-    def history(*trailing: int, dtype: th.dtype = th.float32) -> th.Tensor:
-        return th.empty((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
+    # Zeros: what no thread reaches, because everything has terminated, is dead
+    def history(*trailing: int, dtype: th.dtype = start_obs.dtype) -> th.Tensor:
+        return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
-    policy_inputs, observations, next_observations = (history(observation_dim) for _ in range(3))
-    alive, terminated = (history(dtype=th.bool) for _ in range(2))
-    rewards = history()
-    actions = env_actions = None
+    actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
+    rollouts = ImaginedRollouts(history(observation_dim), actions, history(), history(dtype=th.bool), history(dtype=th.bool))
 
-    obs = start_obs
-    still_alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
+    n_threads = max(1, min(len(world.steps), n_rollouts, n_tasks * n_rollouts // MIN_ROWS_PER_THREAD))
+    generators = [generator] if n_threads == 1 else forked(generator, n_threads)
+    shares = (th.arange(n_threads + 1) * n_rollouts // n_threads).tolist()
+    jobs = [
+        partial(
+            _imagine_share,
+            world,
+            step,
+            act,
+            start_obs[:, first:last],
+            ImaginedRollouts(*(x[:, :, first:last] for x in rollouts)),
+            own_generator,
+            deterministic,
+        )
+        for step, own_generator, (first, last) in zip(world.steps, generators, pairwise(shares), strict=False)
+    ]
+    length = max(in_parallel(jobs))
+    return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
+
+
+def forked(generator: th.Generator, number: int) -> list[th.Generator]:
+    """:return: independent generators, seeded by the given one"""
+    seeds = th.randint(2**63 - 1, (number,), generator=generator, device=generator.device).tolist()
+    return [th.Generator(generator.device).manual_seed(seed) for seed in seeds]
+
+
+@th.no_grad()  # a setting of each thread
+def _imagine_share(
+    world: World,
+    step: StepFn,
+    act: Act,
+    start_obs: th.Tensor,
+    rollouts: ImaginedRollouts,
+    generator: th.Generator,
+    deterministic: bool,
+) -> int:
+    """
+    The hot loop: some rollouts of every task.
+
+    :param rollouts: receives them
+    :return: how many steps were imagined
+    """
+    horizon = rollouts.rewards.shape[1]
+    n_tasks, n_rollouts, observation_dim = start_obs.shape
+    rows, per_model = n_tasks * n_rollouts, (world.n_models, n_tasks * n_rollouts // world.n_models, -1)
+    # Raw observations, time first: what the reward functions see, at once for all steps
+    observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
+    observations[0] = start_obs
+    obs = observations[0]
+    alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
     length = horizon
     for t in range(horizon):
         policy_input = world.to_policy_input(obs)
         distribution = act(policy_input)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        env_action = world.codec.to_env(action)
-        encoded = world.codec.to_dynamics(env_action)
-        prediction = world.step(obs.reshape(per_model), encoded.reshape(per_model))
+        encoded = world.codec.to_dynamics(world.codec.to_env(action))
+        prediction = step(obs.view(per_model), encoded.view(per_model))
         next_obs = prediction.next_obs.view(start_obs.shape)
 
-        if actions is None or env_actions is None:
-            actions = history(*action.shape[2:], dtype=action.dtype)
-            env_actions = history(*action.shape[2:], dtype=action.dtype)
-        policy_inputs[:, t], observations[:, t], next_observations[:, t] = policy_input, obs, next_obs
-        actions[:, t], env_actions[:, t], alive[:, t] = action, env_action, still_alive
+        rollouts.policy_input[:, t], rollouts.actions[:, t], rollouts.alive[:, t] = policy_input, action, alive
+        observations[t + 1] = next_obs
         if prediction.reward is not None:
-            rewards[:, t] = prediction.reward.view(n_tasks, n_rollouts)
+            rollouts.rewards[:, t] = prediction.reward.view(n_tasks, n_rollouts)
 
         ends = _ends(world, prediction, rows)
-        if ends is None:
-            terminated[:, t] = False
-        else:
+        if ends is not None:
             ends = ends.view(n_tasks, n_rollouts)
-            terminated[:, t] = ends & still_alive
-            still_alive = still_alive & ~ends
-            if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not still_alive.any():
+            rollouts.terminated[:, t] = ends & alive
+            alive = alive & ~ends
+            if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
                 length = t + 1
                 break
             # The dead stay where they are: out of the data, models go astray, and 0 * NaN is NaN in every masked mean
-            next_obs = th.where(still_alive.unsqueeze(-1), next_obs, obs)
+            next_obs = th.where(alive.unsqueeze(-1), next_obs, obs)
         obs = next_obs
 
-    assert actions is not None and env_actions is not None
     # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
     if world.reward_fn is not None:
-        flat_action = world.codec.to_reward(env_actions[:, :length].flatten(0, 2))
-        flat_obs, flat_next_obs = (x[:, :length].flatten(0, 2) for x in (observations, next_observations))
-        reward = world.reward_fn(flat_obs, flat_action, flat_next_obs)
-        rewards = reward.to(rewards.dtype).view(n_tasks, length, n_rollouts)
+        env_actions = world.codec.to_env(rollouts.actions[:, :length].transpose(0, 1))
+        reward = world.reward_fn(
+            observations[:length].flatten(0, 2),
+            world.codec.to_reward(env_actions.flatten(0, 2)),
+            observations[1 : length + 1].flatten(0, 2),
+        )
+        rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
     # What a dead rollout would have earned is meaningless, and may be NaN
-    rewards = rewards[:, :length].masked_fill(~alive[:, :length], 0)
-    policy_inputs, actions, alive, terminated = (
-        x[:, :length].contiguous() for x in (policy_inputs, actions, alive, terminated)
-    )
-    return ImaginedRollouts(policy_inputs, actions, rewards, alive, terminated)
+    rollouts.rewards.masked_fill_(~rollouts.alive, 0)
+    return length
 
 
 def _ends(world: World, prediction: Prediction, rows: int) -> th.Tensor | None:

@@ -1,18 +1,20 @@
 """Training in the imagination: the stages of an iteration after its real rollouts, in their order."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch as th
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
-from sb3_mbmpo.imagination import ImaginedRollouts, World
+from sb3_mbmpo.imagination import ImaginedRollouts, World, forked
 from sb3_mbmpo.meta import StepReport
 from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, ReturnDrop, figures
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.tasks import TaskFunctions, never_terminates
+from sb3_mbmpo.threads import worker_threads
 
 TRPO_OPTIONS = (
     "target_kl",
@@ -110,8 +112,10 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         def sample_starts(rows: int) -> th.Tensor:
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
 
+        step = self.dynamics.step_fn(self._clip_margin)
+        n_threads = worker_threads(self.device)
         world = World(
-            self.dynamics.step_fn(self._clip_margin, imagination),
+            [partial(step, generator=own) for own in forked(imagination, n_threads)],
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,

@@ -171,19 +171,20 @@ class MetaPolicy(ActorCriticPolicy):
 
     def _stacked_mlp(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
         """One batched matmul a layer: several times faster than vmap over SB3's modules."""
-        layers: list[Callable[[th.Tensor], th.Tensor]] = []
         modules = [(f"mlp_extractor.policy_net.{i}", module) for i, module in enumerate(self.mlp_extractor.policy_net)]
+        layers: list[_Layer] = []
         for name, module in [*modules, ("action_net", self.action_net)]:
             if isinstance(module, nn.Linear):
-                weight, bias = named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)
-                layers.append(lambda x, weight=weight, bias=bias: th.baddbmm(bias, x, weight))  # type: ignore[misc]
+                layers.append((named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)))
             else:
                 layers.append(module)
+        if not th.is_grad_enabled():
+            layers = _with_sigmoids(layers)
 
         def output(policy_input: th.Tensor) -> th.Tensor:
             hidden = policy_input
             for layer in layers:
-                hidden = layer(hidden)
+                hidden = th.baddbmm(layer[1], hidden, layer[0]) if isinstance(layer, tuple) else layer(hidden)
             return hidden
 
         return output
@@ -199,6 +200,35 @@ class MetaPolicy(ActorCriticPolicy):
             return result
 
         return lambda policy_input: vmap(one_task)(prefixed, policy_input)
+
+
+# Weight (T, in, out) and bias (T, 1, out), or an activation function
+_Layer = tuple[th.Tensor, th.Tensor] | Callable[[th.Tensor], th.Tensor]
+
+
+def _with_sigmoids(layers: list[_Layer]) -> list[_Layer]:
+    """
+    tanh(x) = 2 sigmoid(2 x) - 1, and on CPUs PyTorch's sigmoid takes a third of the time: scales and shift go to the weights.
+
+    :return: the same function, for an imagination without gradients
+    """
+
+    def is_replaced(i: int) -> bool:
+        between = 0 < i < len(layers) - 1 and isinstance(layers[i - 1], tuple) and isinstance(layers[i + 1], tuple)
+        return between and isinstance(layers[i], nn.Tanh)
+
+    faster: list[_Layer] = []
+    for i, layer in enumerate(layers):
+        if isinstance(layer, tuple):
+            weight, bias = layer
+            if is_replaced(i - 1):
+                weight, bias = 2 * weight, bias - weight.sum(1, keepdim=True)
+            if is_replaced(i + 1):
+                weight, bias = 2 * weight, 2 * bias
+            faster.append((weight, bias))
+        else:
+            faster.append(th.sigmoid_ if is_replaced(i) else layer)
+    return faster
 
 
 class _ActorOutput(nn.Module):

@@ -36,7 +36,7 @@ def never(next_obs):
     return th.zeros(len(next_obs), dtype=th.bool)
 
 
-LINEAR = World(linear_step, telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M)
+LINEAR = World([linear_step], telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M)
 START = th.randn(T, N, 2, generator=seeded())
 WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # of the policy of each task
 STD = 0.8
@@ -100,6 +100,29 @@ def test_the_generator_decides_everything():
     assert th.equal(modes[0].actions, modes[1].actions)
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("termination_fn", [None, lambda next_obs: next_obs[:, 0] > 9])
+def test_threads_imagine_what_one_would(n_threads, termination_fn, monkeypatch):
+    monkeypatch.setattr("sb3_mbmpo.imagination.MIN_ROWS_PER_THREAD", 1)
+    alone = LINEAR._replace(termination_fn=termination_fn)
+    shared = alone._replace(steps=[linear_step] * n_threads)
+    expected, rollouts = (
+        imagine(world, linear_policies, START, 40, seeded(), deterministic=True) for world in (alone, shared)
+    )
+    for ours, theirs in zip(rollouts, expected, strict=True):
+        th.testing.assert_close(ours, theirs)
+    # Each thread has random numbers of its own, which the generator decides
+    first, same = (imagine(shared, linear_policies, START, 3, seeded()) for _ in range(2))
+    assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
+    noise = first.actions[:, 0] - expected.actions[:, 0]
+    assert len(noise.unique()) == noise.numel()
+
+
+def test_few_rows_are_not_worth_a_thread():
+    world = LINEAR._replace(steps=[linear_step, None])
+    assert imagine(world, linear_policies, START, 2, seeded()).alive.all()
+
+
 def test_starts_need_not_be_contiguous():
     transposed = START.transpose(0, 1).contiguous().transpose(0, 1)
     expected = imagine(LINEAR, linear_policies, START, 3, seeded())
@@ -128,7 +151,7 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
         logits[th.arange(T), :, th.arange(T) % 3] = 0
         return Categoricals(logits, (3,))
 
-    world = World(step, reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M)
+    world = World([step], reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M)
     rollouts = imagine(world, act, START, 2, seeded())
     choices = th.tensor([0, 1, 2, 0]).view(T, 1, 1, 1).expand(T, 2, N, 1)
     assert rollouts.actions.dtype == th.long
@@ -169,7 +192,7 @@ class Clock:
 
     def imagine(self, horizon):
         world = World(
-            self.step,
+            [self.step],
             None if self.learned_reward else lambda obs, action, next_obs: next_obs[:, 1],
             None if self.learned_termination else lambda next_obs: next_obs[:, 0] >= 0,
             ActionCodec(ACT),

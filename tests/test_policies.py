@@ -112,6 +112,15 @@ def test_the_fast_path_equals_vmap(action_space, name, monkeypatch):
     th.testing.assert_close(fast, output_and_gradient())
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_path_without_gradients_equals_the_one_with(name):
+    policy = make_policy(**ARCHITECTURES[name])
+    policy_input, parameters = 10 * th.randn(N_TASKS, N_ROWS, 3, generator=th.Generator().manual_seed(0)), nearby(policy)
+    with th.no_grad():
+        without = policy.actor(parameters)(policy_input).mode()
+    th.testing.assert_close(without, policy.actor(parameters)(policy_input).mode(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_only_plain_networks_take_the_fast_path(name, monkeypatch):
     policy = make_policy(**ARCHITECTURES[name])

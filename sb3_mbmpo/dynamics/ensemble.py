@@ -6,6 +6,7 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -28,6 +29,15 @@ ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "tanh": th.tanh,
     "elu": F.elu,
     "gelu": F.gelu,
+}
+# Where no gradient is wanted, in place: another array a layer would leave the cache
+ACTIVATIONS_IN_PLACE: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    **ACTIVATIONS,
+    "relu": th.relu_,
+    "swish": partial(F.silu, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+    "tanh": th.tanh_,
+    "elu": partial(F.elu, inplace=True),
 }
 # An input that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise. A target
 # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
@@ -200,7 +210,7 @@ class DynamicsEnsemble(nn.Module):
 
     def _forward(self, layers: list[tuple[th.Tensor, th.Tensor]], inputs: th.Tensor) -> th.Tensor:
         """:return: raw network output (M, B, output_dim) of inputs (M, B, O + A)"""
-        activation = ACTIVATIONS[self.activation_fn]
+        activation = (ACTIVATIONS if th.is_grad_enabled() else ACTIVATIONS_IN_PLACE)[self.activation_fn]
         *hidden, (last_weight, last_bias) = layers
         for weight, bias in hidden:
             inputs = activation(th.baddbmm(bias, inputs, weight))
@@ -324,7 +334,7 @@ class DynamicsEnsemble(nn.Module):
         :param generator: draws the noise of probabilistic members; None: their mean
         :param members: which members are the ``M`` of the function, in this order; None: all
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
-            change it
+            change it. It takes another ``generator``, too: threads need one each
         """
         chosen = None if members is None else th.as_tensor(members, device=self.device)
         layers = self._folded_layers(chosen)
@@ -336,7 +346,7 @@ class DynamicsEnsemble(nn.Module):
             lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
 
-        def step(obs: th.Tensor, action: th.Tensor) -> Prediction:
+        def step(obs: th.Tensor, action: th.Tensor, generator: th.Generator | None = generator) -> Prediction:
             output = self._forward(layers, th.cat([obs - center, action], dim=-1))
             target, log_var, logit = self._split(output)
             if log_var is not None and generator is not None:

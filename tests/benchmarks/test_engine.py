@@ -49,7 +49,7 @@ class Engine:
     def imagine(self, parameters: th.Tensor, horizon: int | None = None):
         codec = ActionCodec(self.dynamics.action_space)
         step = self.dynamics.step_fn(0.1)
-        world = World(step, reward, None, codec, self.policy.standardize, N_MODELS)
+        world = World([step], reward, None, codec, self.policy.standardize, N_MODELS)
         starts = th.randn(self.n_tasks, self.n_rollouts, self.n_obs, generator=self.generator)
         return imagine(world, self.policy.actor(parameters), starts, horizon or self.horizon, self.generator)
 

@@ -1,0 +1,70 @@
+"""Coarse parallelism: a few threads, each of which does a large share of the work with single-threaded operations.
+
+PyTorch's own threads divide every small operation and wait for one another after each. Where another process takes one of
+their cores, all of them wait for it each time, and two threads are many times slower than one. Threads that meet only after
+a whole imagined rollout, or a gradient, lose no more than the core that was taken.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch as th
+
+Result = TypeVar("Result")
+
+
+def worker_threads(device: th.device) -> int:
+    """
+    :param device: where the tensors live
+    :return: how many threads may work at a time: ``torch.get_num_threads()`` (which ``OMP_NUM_THREADS`` sets), but never more
+        than the CPUs this process may use, by its affinity or its container's quota; 1 on GPUs, which are parallel themselves
+    """
+    return min(th.get_num_threads(), _usable_cpus()) if device.type == "cpu" else 1
+
+
+def _usable_cpus() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time, or "max", in a period
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cpus = min(cpus, max(1, int(limit) // int(period)))
+    return cpus
+
+
+@contextmanager
+def single_threaded_operations() -> Iterator[None]:
+    """Inside, PyTorch's operations on CPUs use one thread; afterwards as many as before."""
+    before = th.get_num_threads()
+    th.set_num_threads(1)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+
+
+def in_parallel(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+    """
+    Call all at once, each in a thread of its own with single-threaded operations; the caller's thread takes the first.
+
+    The threads live no longer than the call: they cost 0.1 ms, and a pool would not survive a fork.
+
+    :param jobs: take no arguments, and share nothing that they write to
+    :return: their results, in order
+    :raises Exception: the first one that a job raised, once all have ended
+    """
+    if len(jobs) == 1:
+        return [jobs[0]()]
+
+    def alone(job: Callable[[], Result]) -> Result:
+        th.set_num_threads(1)  # PyTorch's setting is one of each thread
+        return job()
+
+    with single_threaded_operations(), ThreadPoolExecutor(len(jobs) - 1) as pool:
+        futures = [pool.submit(alone, job) for job in jobs[1:]]
+        first = jobs[0]()
+        return [first, *(future.result() for future in futures)]

@@ -1,0 +1,68 @@
+"""Coarse parallelism: results, errors, and settings that are put back."""
+
+import threading
+
+import pytest
+import torch as th
+
+from sb3_mbmpo import threads
+
+CPU = th.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = th.get_num_threads()
+    th.set_num_threads(2)
+    yield
+    th.set_num_threads(before)
+
+
+def test_jobs_run_at_the_same_time_with_single_threaded_operations(two_threads):
+    meeting = threading.Barrier(3, timeout=60)
+
+    def job(number):
+        meeting.wait()  # passes only when all three are here
+        return number, th.get_num_threads()
+
+    assert threads.in_parallel([lambda i=i: job(i) for i in range(3)]) == [(0, 1), (1, 1), (2, 1)]
+    assert th.get_num_threads() == 2
+
+
+def test_a_single_job_stays_in_its_thread():
+    assert threads.in_parallel([threading.get_ident]) == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_arrives_after_all_have_ended(failing, two_threads):
+    ended = []
+
+    def job(number):
+        if number == failing:
+            raise KeyError(number)
+        ended.append(number)
+
+    with pytest.raises(KeyError):
+        threads.in_parallel([lambda i=i: job(i) for i in range(2)])
+    assert ended == [1 - failing]
+    assert th.get_num_threads() == 2
+
+
+def test_as_many_workers_as_pytorch_has_threads_but_no_more_than_there_are_cpus(two_threads, monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "Path", lambda _: tmp_path / "cpu.max")
+    for cpus, quota, expected in [
+        (64, None, 2),
+        (1, None, 1),
+        (64, "max 100000", 2),
+        (64, "150000 100000", 1),
+        (64, "50000 100000", 1),
+        (64, "400000 100000", 2),
+    ]:
+        monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)), raising=False)
+        if quota is not None:
+            (tmp_path / "cpu.max").write_text(quota)
+        assert threads.worker_threads(CPU) == expected, (cpus, quota)
+
+
+def test_gpus_are_parallel_themselves():
+    assert threads.worker_threads(th.device("cuda")) == 1
