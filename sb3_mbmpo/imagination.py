@@ -149,7 +149,7 @@ def _imagine_share(
     :return: how many steps were imagined
     """
     horizon = rollouts.rewards.shape[1]
-    n_tasks, n_rollouts, observation_dim = start_obs.shape
+    n_tasks, n_rollouts = start_obs.shape[:2]
     rows, per_model = n_tasks * n_rollouts, (world.n_models, n_tasks * n_rollouts // world.n_models, -1)
     # Raw observations, time first: what the reward functions see, at once for all steps
     observations = start_obs.new_empty((horizon + 1, *start_obs.shape))

@@ -1,7 +1,6 @@
 """Training in the imagination: the stages of an iteration after its real rollouts, in their order."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch as th
@@ -112,10 +111,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         def sample_starts(rows: int) -> th.Tensor:
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
 
-        step = self.dynamics.step_fn(self._clip_margin)
-        n_threads = worker_threads(self.device)
         world = World(
-            [partial(step, generator=own) for own in forked(imagination, n_threads)],
+            self.dynamics.step_fns(forked(imagination, worker_threads(self.device)), self._clip_margin),
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,

@@ -316,7 +316,6 @@ class DynamicsEnsemble(nn.Module):
 
     # ---------------------------------------------------------------- use
 
-    @th.no_grad()
     def step_fn(
         self,
         clip_margin: float | None = None,
@@ -334,7 +333,22 @@ class DynamicsEnsemble(nn.Module):
         :param generator: draws the noise of probabilistic members; None: their mean
         :param members: which members are the ``M`` of the function, in this order; None: all
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
-            change it. It takes another ``generator``, too: threads need one each
+            change it
+        """
+        return self.step_fns([generator], clip_margin, members)[0]
+
+    @th.no_grad()
+    def step_fns(
+        self,
+        generators: Sequence[th.Generator | None],
+        clip_margin: float | None = None,
+        members: Sequence[int] | None = None,
+    ) -> list[StepFn]:
+        """
+        ``step_fn`` for several threads, which share the weights.
+
+        :param generators: one a thread
+        :return: a function a thread
         """
         chosen = None if members is None else th.as_tensor(members, device=self.device)
         layers = self._folded_layers(chosen)
@@ -346,7 +360,7 @@ class DynamicsEnsemble(nn.Module):
             lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
 
-        def step(obs: th.Tensor, action: th.Tensor, generator: th.Generator | None = generator) -> Prediction:
+        def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
             output = self._forward(layers, th.cat([obs - center, action], dim=-1))
             target, log_var, logit = self._split(output)
             if log_var is not None and generator is not None:
@@ -358,7 +372,7 @@ class DynamicsEnsemble(nn.Module):
                 next_obs = th.clamp(next_obs, low, high)
             return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
 
-        return step
+        return [partial(step, generator) for generator in generators]
 
     def _folded_layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, th.Tensor]]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
