@@ -67,7 +67,7 @@ _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_
 ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
 FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch"))
 MAX_EPOCHS: int = inspect.signature(DynamicsEnsemble.fit).parameters["max_epochs"].default
-PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi", "rows_per_chunk"))
+PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi"))
 
 
 def _check_mapping(name: str, value: Any) -> None:

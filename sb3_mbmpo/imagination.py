@@ -122,7 +122,7 @@ def imagine(
         )
         for step, own_generator, (first, last) in zip(world.steps, generators, pairwise(shares), strict=False)
     ]
-    length = max(in_parallel(jobs))
+    length = max(in_parallel(jobs, n_threads))
     return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
 
 

@@ -6,13 +6,17 @@ policy-gradient steps, differentiably; the outer step improves the return of the
 Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observation size, ``A`` action size.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch as th
 
 from sb3_mbmpo.distributions import ActionDistribution
 from sb3_mbmpo.imagination import ImaginedRollouts
+from sb3_mbmpo.threads import in_parallel
 
 # Parameters (T, P) -> function from policy inputs (T, B, O) to distributions
 Actor = Callable[[th.Tensor], Callable[[th.Tensor], ActionDistribution]]
@@ -140,6 +144,9 @@ class MetaProblem(NamedTuple):
     :param inner_lr: step size, a number; None: the second half of ``phi``
     :param first_order: ignore that the inner gradient depends on theta
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
+    :param rows_per_chunk: how many rows of the post batch are processed at once, at least one task: activations of so many
+        rows stay in the cache, and bound the memory
+    :param n_threads: how many chunks are processed at a time
     """
 
     actor: Actor
@@ -148,6 +155,8 @@ class MetaProblem(NamedTuple):
     inner_lr: float | None
     first_order: bool = False
     ent_coef: float = 0.0
+    rows_per_chunk: int = 16_384
+    n_threads: int = 1
 
     @property
     def n_tasks(self) -> int:
@@ -156,6 +165,11 @@ class MetaProblem(NamedTuple):
     def tasks(self, chunk: slice) -> "MetaProblem":
         """:return: the same problem for some of the tasks only"""
         return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
+
+    def chunks(self) -> list["MetaProblem"]:
+        """:return: the same problem in chunks of tasks: tasks are independent"""
+        rows = self.post.policy_input.shape[1]
+        return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.rows_per_chunk, self.n_threads)]
 
     def subsample(self, factor: int) -> "MetaProblem":
         """:return: the same problem on every ``factor``-th row"""
@@ -199,37 +213,40 @@ class _Old(NamedTuple):
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
-def task_chunks(problem: MetaProblem, rows_per_chunk: int) -> list[MetaProblem]:
+def task_chunks(n_tasks: int, rows_per_task: int, rows_per_chunk: int = 16_384, n_threads: int = 1) -> list[slice]:
     """
-    Tasks are independent: in groups of a few thousand rows, activations stay in the cache and memory stays bounded.
-
-    :param rows_per_chunk: rows that are processed at once, at least one task
+    :param rows_per_task: imagined steps of a task
+    :param rows_per_chunk: the most rows of a chunk, unless a single task has more
+    :param n_threads: equally many chunks for every thread, if there are tasks enough
+    :return: tasks of each chunk, as equally many as can be
     """
-    size = max(1, rows_per_chunk // problem.post.policy_input.shape[1])
-    return [problem.tasks(slice(start, start + size)) for start in range(0, problem.n_tasks, size)]
+    n_chunks = math.ceil(n_tasks / max(1, rows_per_chunk // rows_per_task))
+    n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
+    bounds = [i * n_tasks // n_chunks for i in range(n_chunks + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
-def meta_gradient(problem: MetaProblem, phi: th.Tensor, rows_per_chunk: int = 16_384) -> tuple[th.Tensor, float, list[_Old]]:
+def meta_gradient(problem: MetaProblem, phi: th.Tensor) -> tuple[th.Tensor, float, list[_Old]]:
     """
     Gradient of the outer objective through the adaptation, at the parameters that imagined the data.
 
     :param phi: outer variable
     :return: gradient like ``phi``, the objective's value, and the old adapted policies of each chunk
     """
-    gradient, value, old = th.zeros_like(phi), 0.0, []
-    for chunk in task_chunks(problem, rows_per_chunk):
+
+    def of_chunk(chunk: MetaProblem) -> tuple[th.Tensor, float, _Old]:
         leaf = phi.detach().requires_grad_()
         distribution = chunk.adapted_distribution(leaf, create_graph=True)
-        old.append(_Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach()))
-        objective = chunk.objective(leaf, distribution, old[-1].log_prob).sum() / problem.n_tasks
-        gradient += th.autograd.grad(objective, leaf)[0]
-        value += float(objective.detach())
-    return gradient, value, old
+        old = _Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach())
+        objective = chunk.objective(leaf, distribution, old.log_prob).sum() / problem.n_tasks
+        return th.autograd.grad(objective, leaf)[0], float(objective.detach()), old
+
+    jobs = [partial(of_chunk, chunk) for chunk in problem.chunks()]
+    gradients, values, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
+    return th.stack(gradients).sum(0), sum(values), list(old)
 
 
-def fisher_vector_product(
-    problem: MetaProblem, phi: th.Tensor, damping: float = 0.0, rows_per_chunk: int = 16_384
-) -> Callable[[th.Tensor], th.Tensor]:
+def fisher_vector_product(problem: MetaProblem, phi: th.Tensor, damping: float = 0.0) -> Callable[[th.Tensor], th.Tensor]:
     """
     Products with the Hessian at ``phi`` of the mean KL between old and new adapted policies, *through the inner step*.
 
@@ -241,13 +258,12 @@ def fisher_vector_product(
     :param damping: added to the diagonal
     :return: function from a vector like ``phi`` to the product
     """
-    factors = [_fisher_factors(chunk, phi, problem.n_tasks) for chunk in task_chunks(problem, rows_per_chunk)]
+    build = [partial(_fisher_factors, chunk, phi, problem.n_tasks) for chunk in problem.chunks()]
+    factors = in_parallel(build, problem.n_threads)
 
     def product(vector: th.Tensor) -> th.Tensor:
-        result = damping * vector
-        for factor in factors:
-            result = result + factor(vector)
-        return result
+        parts = in_parallel([partial(factor, vector) for factor in factors], problem.n_threads)
+        return damping * vector + th.stack(parts).sum(0)
 
     return product
 
@@ -278,7 +294,7 @@ def _fisher_factors(problem: MetaProblem, phi: th.Tensor, n_tasks: int) -> Calla
 
 def conjugate_gradient(
     product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, tolerance: float = 1e-10
-) -> th.Tensor:
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Solve ``A x = b`` for a symmetric positive definite A. Unlike sb3-contrib's solver it starts at 0: no random numbers,
     the same result every time.
@@ -287,8 +303,9 @@ def conjugate_gradient(
     :param b: right-hand side
     :param max_steps: upper bound of iterations
     :param tolerance: stop when the squared residual is below this share of the squared ``b``
+    :return: x, and A x without another product
     """
-    x = th.zeros_like(b)
+    x, image_of_x = th.zeros_like(b), th.zeros_like(b)
     residual = b.clone()
     direction = b.clone()
     squared = residual @ residual
@@ -299,22 +316,32 @@ def conjugate_gradient(
         image = product(direction)
         step = squared / (direction @ image)
         x = x + step * direction
+        image_of_x = image_of_x + step * image
         residual = residual - step * image
         new_squared = residual @ residual
         direction = residual + (new_squared / squared) * direction
         squared = new_squared
-    return x
+    return x, image_of_x
+
+
+def _evaluate(problem: MetaProblem, phi: th.Tensor, old: list[_Old]) -> tuple[float, float]:
+    """:return: outer objective and mean KL of the adapted policies at ``phi``"""
+
+    @th.no_grad()
+    def of_chunk(chunk: MetaProblem, before: _Old) -> tuple[float, float]:
+        distribution = chunk.adapted_distribution(phi)
+        objective = chunk.objective(phi, distribution, before.log_prob).sum()
+        return float(objective), float(before.kl_to(distribution, chunk.post.weight).sum())
+
+    jobs = [partial(of_chunk, chunk, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
+    objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
+    return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
 
 
 @th.no_grad()
-def _evaluate(problem: MetaProblem, phi: th.Tensor, old: list[_Old], rows_per_chunk: int) -> tuple[float, float]:
-    """:return: outer objective and mean KL of the adapted policies at ``phi``"""
-    objective = kl = 0.0
-    for chunk, before in zip(task_chunks(problem, rows_per_chunk), old, strict=True):
-        distribution = chunk.adapted_distribution(phi)
-        objective += float(chunk.objective(phi, distribution, before.log_prob).sum()) / problem.n_tasks
-        kl += float(before.kl_to(distribution, chunk.post.weight).sum()) / problem.n_tasks
-    return objective, kl
+def _old_policies(problem: MetaProblem, phi: th.Tensor) -> _Old:
+    distribution = problem.adapted_distribution(phi)
+    return _Old(distribution, distribution.log_prob(problem.post.actions))
 
 
 def trust_region_step(
@@ -327,7 +354,6 @@ def trust_region_step(
     line_search_shrinking_factor: float = 0.8,
     line_search_max_iter: int = 15,
     sub_sampling_factor: int = 1,
-    rows_per_chunk: int = 16_384,
 ) -> tuple[th.Tensor, StepReport]:
     """
     TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
@@ -336,17 +362,17 @@ def trust_region_step(
     :param phi: outer variable, at which the data was imagined
     :return: the new outer variable (the old one if no candidate was good, or anything was not finite) and a report
     """
-    gradient, objective, old = meta_gradient(problem, phi, rows_per_chunk)
-    product = fisher_vector_product(problem.subsample(sub_sampling_factor), phi, cg_damping, rows_per_chunk)
-    direction = conjugate_gradient(product, gradient, cg_max_steps)
-    curvature = direction @ product(direction)
+    gradient, objective, old = meta_gradient(problem, phi)
+    product = fisher_vector_product(problem.subsample(sub_sampling_factor), phi, cg_damping)
+    direction, image = conjugate_gradient(product, gradient, cg_max_steps)
+    curvature = direction @ image
     rejected = StepReport(0.0, 0.0, False, 0)
     if not (th.isfinite(direction).all() and curvature > 0):
         return phi, rejected
     step = (2 * target_kl / curvature).sqrt() * direction
     for iteration in range(line_search_max_iter):
         candidate = phi + line_search_shrinking_factor**iteration * step
-        new_objective, kl = _evaluate(problem, candidate, old, rows_per_chunk)
+        new_objective, kl = _evaluate(problem, candidate, old)
         if new_objective > objective and kl <= target_kl:
             return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
     return phi, rejected._replace(line_search_steps=line_search_max_iter)
@@ -359,7 +385,6 @@ def proximal_step(
     learning_rate: float = 1e-3,
     n_epochs: int = 8,
     clip_range: float = 0.2,
-    rows_per_chunk: int = 16_384,
 ) -> tuple[th.Tensor, StepReport]:
     """
     PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
@@ -367,26 +392,26 @@ def proximal_step(
     :param phi: outer variable, at which the data was imagined
     :return: the new outer variable (the old one if it is not finite) and a report
     """
-    with th.no_grad():
-        old = []
-        for chunk in task_chunks(problem, rows_per_chunk):
-            distribution = chunk.adapted_distribution(phi)
-            old.append(_Old(distribution, distribution.log_prob(chunk.post.actions)))
-    objective, _ = _evaluate(problem, phi, old, rows_per_chunk)
+    chunks = problem.chunks()
+    old = in_parallel([partial(_old_policies, chunk, phi) for chunk in chunks], problem.n_threads)
+    objective, _ = _evaluate(problem, phi, old)
     leaf = phi.detach().clone().requires_grad_()
-    optimizer = th.optim.Adam([leaf], lr=learning_rate)
+
+    def ascent_direction(chunk: MetaProblem, before: _Old) -> th.Tensor:
+        log_prob = chunk.adapted_distribution(leaf, create_graph=True).log_prob(chunk.post.actions)
+        ratio = th.exp(log_prob - before.log_prob)
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
+        total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(leaf)
+        return th.autograd.grad(total.sum() / problem.n_tasks, leaf)[0]
+
+    optimizer = th.optim.Adam([leaf], lr=learning_rate, maximize=True)
+    jobs = [partial(ascent_direction, chunk, before) for chunk, before in zip(chunks, old, strict=True)]
     for _ in range(n_epochs):
-        optimizer.zero_grad()
-        for chunk, before in zip(task_chunks(problem, rows_per_chunk), old, strict=True):
-            log_prob = chunk.adapted_distribution(leaf, create_graph=True).log_prob(chunk.post.actions)
-            ratio = th.exp(log_prob - before.log_prob)
-            clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-            surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
-            total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(leaf)
-            (-total.sum() / problem.n_tasks).backward()
+        leaf.grad = th.stack(in_parallel(jobs, problem.n_threads)).sum(0)
         optimizer.step()
     candidate = leaf.detach()
     if not th.isfinite(candidate).all():
         return phi, StepReport(0.0, 0.0, False, 0)
-    new_objective, kl = _evaluate(problem, candidate, old, rows_per_chunk)
+    new_objective, kl = _evaluate(problem, candidate, old)
     return candidate, StepReport(new_objective - objective, kl, True, 0)

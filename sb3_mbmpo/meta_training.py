@@ -5,6 +5,7 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` ob
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -12,7 +13,18 @@ import torch as th
 
 from sb3_mbmpo.advantages import estimate_advantages
 from sb3_mbmpo.imagination import ImaginedRollouts, World, imagine
-from sb3_mbmpo.meta import Actor, MetaProblem, StepReport, TaskBatch, adapt, proximal_step, split_outer, trust_region_step
+from sb3_mbmpo.meta import (
+    Actor,
+    MetaProblem,
+    StepReport,
+    TaskBatch,
+    adapt,
+    proximal_step,
+    split_outer,
+    task_chunks,
+    trust_region_step,
+)
+from sb3_mbmpo.threads import in_parallel
 
 # number of rows -> raw first observations (rows, O) of imagined rollouts
 SampleStarts = Callable[[int], th.Tensor]
@@ -102,8 +114,26 @@ class MetaTrainer(NamedTuple):
             n_tasks = len(parameters)
             starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
             rollouts = imagine(self.world, self.actor(parameters), starts, s.horizon, self.generator)
-        advantages = estimate_advantages(rollouts, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
-        return rollouts, TaskBatch.from_rollouts(rollouts, advantages)
+
+        def advantages(tasks: slice) -> th.Tensor:
+            chosen = ImaginedRollouts(*(x[tasks] for x in rollouts))
+            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
+
+        return rollouts, TaskBatch.from_rollouts(rollouts, self._by_task(rollouts.rewards, advantages))
+
+    def _by_task(self, rewards: th.Tensor, function: Callable[[slice], th.Tensor]) -> th.Tensor:
+        """
+        :param rewards: (T, H, N) or (T, B), the size of the work
+        :param function: some of the tasks -> their results
+        :return: results of all tasks (T, ...)
+        """
+        chunks = task_chunks(len(rewards), rewards[0].numel(), n_threads=self.n_threads)
+        return th.cat(in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads))
+
+    @property
+    def n_threads(self) -> int:
+        """How many threads work: as many as may imagine."""
+        return len(self.world.steps)
 
     def adapt(self, phi: th.Tensor, n_tasks: int | None = None) -> Adaptation:
         """
@@ -118,9 +148,15 @@ class MetaTrainer(NamedTuple):
             rollouts, batch = self.imagine(parameters)
             first_rollouts = first_rollouts or rollouts
             batches.append(batch)
-            parameters = adapt(self.actor, parameters, [batch], inner_lr)
+            parameters = self._one_inner_step(parameters, batch, inner_lr)
         assert first_rollouts is not None
         return Adaptation(parameters, tuple(batches), first_rollouts)
+
+    def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
+        def of_tasks(tasks: slice) -> th.Tensor:
+            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], inner_lr)
+
+        return self._by_task(batch.advantages, of_tasks)
 
     def step(self, phi: th.Tensor) -> MetaStep:
         """
@@ -131,7 +167,9 @@ class MetaTrainer(NamedTuple):
         s = self.settings
         adaptation = self.adapt(phi)
         post_rollouts, post = self.imagine(adaptation.parameters)
-        problem = MetaProblem(self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef)
+        problem = MetaProblem(
+            self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef, n_threads=self.n_threads
+        )
         phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
         return MetaStep(phi, adaptation.rollouts, post_rollouts, report)
 

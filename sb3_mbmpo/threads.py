@@ -47,24 +47,24 @@ def single_threaded_operations() -> Iterator[None]:
         th.set_num_threads(before)
 
 
-def in_parallel(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+def in_parallel(jobs: Sequence[Callable[[], Result]], n_threads: int) -> list[Result]:
     """
-    Call all at once, each in a thread of its own with single-threaded operations; the caller's thread takes the first.
+    Call all jobs, so many at a time, in threads with single-threaded operations.
 
     The threads live no longer than the call: they cost 0.1 ms, and a pool would not survive a fork.
 
-    :param jobs: take no arguments, and share nothing that they write to
+    :param jobs: take no arguments, and share nothing that they write to; gradients are recorded unless a job says otherwise,
+        whatever the caller's mode
+    :param n_threads: how many threads; with 1, or a single job, the caller works alone
     :return: their results, in order
-    :raises Exception: the first one that a job raised, once all have ended
+    :raises Exception: the first one that a job raised, once those under way have ended
     """
-    if len(jobs) == 1:
-        return [jobs[0]()]
-
-    def alone(job: Callable[[], Result]) -> Result:
-        th.set_num_threads(1)  # PyTorch's setting is one of each thread
-        return job()
-
-    with single_threaded_operations(), ThreadPoolExecutor(len(jobs) - 1) as pool:
-        futures = [pool.submit(alone, job) for job in jobs[1:]]
-        first = jobs[0]()
-        return [first, *(future.result() for future in futures)]
+    if n_threads == 1 or len(jobs) == 1:
+        with th.enable_grad():
+            return [job() for job in jobs]
+    # PyTorch's setting is one of each thread, and of those to come
+    with (
+        single_threaded_operations(),
+        ThreadPoolExecutor(min(n_threads, len(jobs)), initializer=th.set_num_threads, initargs=(1,)) as pool,
+    ):
+        return list(pool.map(lambda job: job(), jobs))

@@ -190,23 +190,44 @@ def test_a_batch_holds_the_rollouts_row_by_row():
 # -- Rows: chunks, masks, sub-samples -------------------------------------------------------------------------------------
 
 
-def everything(problem, phi, **kwargs):
+def everything(problem, phi):
     """One tensor of all that is computed of a problem."""
-    gradient, value, _ = meta_gradient(problem, phi, **kwargs)
-    product = fisher_vector_product(problem, phi, 0.1, **kwargs)(gradient)
+    gradient, value, _ = meta_gradient(problem, phi)
+    product = fisher_vector_product(problem, phi, 0.1)(gradient)
     # Damped well, or conjugate gradient amplifies the rounding errors that the order of a sum makes
-    steps = [trust_region_step(problem, phi, cg_damping=0.1, **kwargs), proximal_step(problem, phi, **kwargs)]
+    steps = [trust_region_step(problem, phi, cg_damping=0.1), proximal_step(problem, phi)]
     assert all(report.accepted for _, report in steps)
     numbers = [value, *(number for _, report in steps for number in report[:2])]
     return th.cat([gradient, product, *(new_phi for new_phi, _ in steps), th.tensor(numbers, dtype=phi.dtype)])
 
 
-@pytest.mark.parametrize(("rows_per_chunk", "n_chunks"), [(1, 3), (2 * N_ROWS, 2), (3 * N_ROWS - 1, 2), (3 * N_ROWS, 1)])
+@pytest.mark.parametrize(
+    ("rows_per_chunk", "n_threads", "sizes"),
+    [
+        (1, 1, [1, 1, 1]),
+        (2 * N_ROWS, 1, [1, 2]),
+        (3 * N_ROWS - 1, 1, [1, 2]),
+        (3 * N_ROWS, 1, [3]),
+        (3 * N_ROWS, 2, [1, 2]),
+        (3 * N_ROWS, 64, [1, 1, 1]),
+    ],
+)
 @pytest.mark.parametrize("learned_lr", [False, True])
-def test_chunks_change_nothing(rows_per_chunk, n_chunks, learned_lr):
+def test_chunks_and_threads_change_nothing(rows_per_chunk, n_threads, sizes, learned_lr):
     problem, phi = make_problem(n_inner_steps=2, learned_lr=learned_lr, ent_coef=0.3)
-    assert len(task_chunks(problem, rows_per_chunk)) == n_chunks
-    th.testing.assert_close(everything(problem, phi, rows_per_chunk=rows_per_chunk), everything(problem, phi))
+    chunked = problem._replace(rows_per_chunk=rows_per_chunk, n_threads=n_threads)
+    assert [chunk.n_tasks for chunk in chunked.chunks()] == sizes
+    th.testing.assert_close(everything(chunked, phi), everything(problem, phi))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rows", "threads", "sizes"),
+    [(20, 10_000, 1, [1] * 20), (20, 1_000, 1, [10, 10]), (20, 2_000, 2, [5] * 4), (5, 100, 4, [1, 1, 1, 2])],
+)
+def test_chunks_are_even_and_equally_many_for_every_thread(tasks, rows, threads, sizes):
+    chunks = task_chunks(tasks, rows, n_threads=threads)
+    assert sorted(len(range(tasks)[chunk]) for chunk in chunks) == sizes
+    assert [task for chunk in chunks for task in range(tasks)[chunk]] == list(range(tasks))
 
 
 @all_families
@@ -274,17 +295,19 @@ def random_system(size, seed=0):
 def test_conjugate_gradient_solves_spd_systems(size, seed):
     A, b = random_system(size, seed)
     # Exact after `size` steps, but for rounding: twice as many
-    x = conjugate_gradient(lambda v: A @ v, b, 2 * size, tolerance=1e-24)
+    x, image = conjugate_gradient(lambda v: A @ v, b, 2 * size, tolerance=1e-24)
+    th.testing.assert_close(image, A @ x)
     th.testing.assert_close(x, th.linalg.solve(A, b), rtol=1e-9, atol=1e-9)
 
 
 def test_conjugate_gradient_stops_at_the_tolerance():
     A, b = random_system(40)
     calls = []
-    x = conjugate_gradient(lambda v: calls.append(v) or A @ v, b, 1000, tolerance=1e-4)
+    x, image = conjugate_gradient(lambda v: calls.append(v) or A @ v, b, 1000, tolerance=1e-4)
     assert (A @ x - b).norm() <= 1e-2 * b.norm() * (1 + 1e-6)
     assert len(calls) < 40
-    one_less = conjugate_gradient(lambda v: A @ v, b, len(calls) - 1, tolerance=0.0)
+    th.testing.assert_close(image, A @ x)
+    one_less, _ = conjugate_gradient(lambda v: A @ v, b, len(calls) - 1, tolerance=0.0)
     assert (A @ one_less - b).norm() > 1e-2 * b.norm(), "stopped late"
 
 
@@ -292,14 +315,14 @@ def test_conjugate_gradient_of_zero_is_zero_without_a_product():
     def product(v):
         raise AssertionError("nothing to multiply")
 
-    assert th.equal(conjugate_gradient(product, th.zeros(5), 10), th.zeros(5))
+    assert all(th.equal(zero, th.zeros(5)) for zero in conjugate_gradient(product, th.zeros(5), 10))
 
 
 def test_conjugate_gradient_draws_no_random_numbers():
     A, b = random_system(10)
-    first = conjugate_gradient(lambda v: A @ v, b, 5)
+    first, _ = conjugate_gradient(lambda v: A @ v, b, 5)
     th.manual_seed(123)
-    assert th.equal(conjugate_gradient(lambda v: A @ v, b, 5), first)
+    assert th.equal(conjugate_gradient(lambda v: A @ v, b, 5)[0], first)
 
 
 # -- Outer steps ----------------------------------------------------------------------------------------------------------

@@ -25,25 +25,34 @@ def test_jobs_run_at_the_same_time_with_single_threaded_operations(two_threads):
         meeting.wait()  # passes only when all three are here
         return number, th.get_num_threads()
 
-    assert threads.in_parallel([lambda i=i: job(i) for i in range(3)]) == [(0, 1), (1, 1), (2, 1)]
+    assert threads.in_parallel([lambda i=i: job(i) for i in range(3)], 3) == [(0, 1), (1, 1), (2, 1)]
     assert th.get_num_threads() == 2
 
 
 def test_a_single_job_stays_in_its_thread():
-    assert threads.in_parallel([threading.get_ident]) == [threading.get_ident()]
+    assert threads.in_parallel([threading.get_ident], 2) == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_gradients_are_recorded_whatever_the_callers_mode(n_threads):
+    with th.no_grad():
+        assert threads.in_parallel([th.is_grad_enabled] * 2, n_threads) == [True, True]
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_arrives_after_all_have_ended(failing, two_threads):
-    ended = []
+def test_an_error_arrives_after_those_under_way_have_ended(failing, two_threads):
+    ended, both_began, failed = [], threading.Barrier(2, timeout=60), threading.Event()
 
     def job(number):
+        both_began.wait()
         if number == failing:
+            failed.set()
             raise KeyError(number)
+        failed.wait(60)
         ended.append(number)
 
     with pytest.raises(KeyError):
-        threads.in_parallel([lambda i=i: job(i) for i in range(2)])
+        threads.in_parallel([lambda i=i: job(i) for i in range(2)], 2)
     assert ended == [1 - failing]
     assert th.get_num_threads() == 2
 
