@@ -65,7 +65,7 @@ def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
 # The signatures are the only home of the option's names and defaults
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
-FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch"))
+FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch", "n_threads"))
 MAX_EPOCHS: int = inspect.signature(DynamicsEnsemble.fit).parameters["max_epochs"].default
 PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi"))
 

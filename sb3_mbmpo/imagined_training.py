@@ -13,7 +13,7 @@ from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, ReturnDrop, figur
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.tasks import TaskFunctions, never_terminates
-from sb3_mbmpo.threads import worker_threads
+from sb3_mbmpo.threads import single_threaded_operations, worker_threads
 
 TRPO_OPTIONS = (
     "target_kl",
@@ -65,18 +65,20 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
         if reward_error is not None:
             self.logger.record("dynamics/reward_error", reward_error)
-        with self._stopwatch("dynamics_fit"):
-            self._fit_dynamics(data)
-        self.policy.set_observation_statistics(self._to_policy_units(data.obs))
-        with self._stopwatch("meta_update"):
-            self._meta_train(self._meta_trainer(self._generators))
+        n_threads = worker_threads(self.device)
+        with single_threaded_operations():
+            with self._stopwatch("dynamics_fit"):
+                self._fit_dynamics(data, n_threads)
+            self.policy.set_observation_statistics(self._to_policy_units(data.obs))
+            with self._stopwatch("meta_update"):
+                self._meta_train(self._meta_trainer(self._generators, n_threads))
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
         for stage in seconds:
             self.logger.record(f"time/{stage}", seconds[stage])
 
-    def _fit_dynamics(self, data: Transitions) -> None:
+    def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
         if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
             seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
@@ -89,7 +91,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             if self._progress is not None:
                 self._progress.show("dynamics fit, epochs", epoch, max_epochs, {"val_loss": val_loss})
 
-        report = self.dynamics.fit(data, generator=self._generators["dynamics"], on_epoch=on_epoch, **fit_options)
+        generator = self._generators["dynamics"]
+        report = self.dynamics.fit(data, generator=generator, on_epoch=on_epoch, n_threads=n_threads, **fit_options)
         self._n_fits += 1
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
@@ -99,9 +102,10 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
         self.logger.record("dynamics/disagreement", float(disagreement.mean()))
 
-    def _meta_trainer(self, generators: Mapping[str, th.Generator]) -> MetaTrainer:
+    def _meta_trainer(self, generators: Mapping[str, th.Generator], n_threads: int) -> MetaTrainer:
         """
         :param generators: for imagined actions ("imagination") and first observations ("starts")
+        :param n_threads: how many threads imagine and differentiate
         :return: meta-training in the ensemble as it is now
         """
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
@@ -112,7 +116,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
 
         world = World(
-            self.dynamics.step_fns(forked(imagination, worker_threads(self.device)), self._clip_margin),
+            self.dynamics.step_fns(forked(imagination, n_threads), self._clip_margin),
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,

@@ -308,7 +308,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             if env is not None:
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
-            adaptation = self._meta_trainer(generators).adapt(phi, n_tasks=self.n_models)
+            adaptation = self._meta_trainer(generators, n_threads=1).adapt(phi, n_tasks=self.n_models)
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
         check_integer("n_episodes", n_episodes, self.n_inner_steps)

@@ -158,6 +158,17 @@ def unfolded(ensemble, obs, action):
     return mean * ensemble.target_std + ensemble.target_mean, *rest
 
 
+@pytest.mark.parametrize("kwargs", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_threads_share_the_rows_of_a_batch_and_change_nothing(kwargs, monkeypatch):
+    monkeypatch.setattr("sb3_mbmpo.dynamics.training.MIN_ROWS_PER_THREAD", 1)
+    alone, shared = make(**kwargs), make(**kwargs)
+    reports = [fit(ensemble, TRAIN, n_threads=n) for ensemble, n in [(alone, 1), (shared, 3)]]
+    for ours, theirs in zip(*reports, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for ours, theirs in zip(alone.parameters(), shared.parameters(), strict=True):
+        th.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # a tenth of what one step moves a weight
+
+
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1e4, 0.1)], ids=["standard", "mean 1e3, std 0.1"])
 @pytest.mark.parametrize(
     "kwargs",

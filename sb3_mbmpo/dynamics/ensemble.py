@@ -239,6 +239,7 @@ class DynamicsEnsemble(nn.Module):
         rolling_average_persistency: float = 0.99,
         generator: th.Generator | None = None,
         on_epoch: EpochHook | None = None,
+        n_threads: int = 1,
     ) -> FitReport:
         """
         Recompute the statistics over the data and train every member on it, from its present weights.
@@ -250,6 +251,7 @@ class DynamicsEnsemble(nn.Module):
         :param rolling_average_persistency: of the early stop, see ``training.fit_members``
         :param generator: draws splits and batches
         :param on_epoch: called after every epoch with its number and the mean best validation loss
+        :param n_threads: how many threads share the rows of a batch, see ``threads.worker_threads``
         :raises ValueError: if the data is empty or not finite
         """
         inputs, targets = self._standardise(data)
@@ -286,6 +288,7 @@ class DynamicsEnsemble(nn.Module):
             rolling_average_persistency=rolling_average_persistency,
             generator=generator if generator is not None else th.Generator(self.device),
             on_epoch=on_epoch,
+            n_threads=n_threads,
         )
 
     @th.no_grad()

@@ -6,15 +6,20 @@ Legend of shapes: ``M`` members, ``B`` rows of a batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
 
+from sb3_mbmpo.threads import in_parallel
+
 # (rows [A, B] long, active members [A] long) -> loss of each active member [A]
 MemberLoss = Callable[[th.Tensor, th.Tensor], th.Tensor]
 # (epoch from 1, mean validation loss) after every epoch
 EpochHook = Callable[[int, float], None]
+# Fewer rows of a batch than that, for each member, are not worth a thread
+MIN_ROWS_PER_THREAD = 64
 
 
 class FitReport(NamedTuple):
@@ -93,6 +98,7 @@ def fit_members(
     rolling_average_persistency: float,
     generator: th.Generator,
     on_epoch: EpochHook | None = None,
+    n_threads: int = 1,
 ) -> FitReport:
     """
     Train all members at once, one optimiser step a batch, and leave every member with its own best weights.
@@ -109,6 +115,7 @@ def fit_members(
     :param rolling_average_persistency: see ``_EarlyStop``
     :param generator: draws splits and batches; decides the device of the row numbers
     :param on_epoch: called after every epoch
+    :param n_threads: how many threads share the rows of a batch
     """
     n_members = len(parameters[0])
     train_rows, val_rows = split_rows(n_rows, n_members, validation_fraction, generator)
@@ -127,17 +134,15 @@ def fit_members(
         rows = train_rows[active].gather(1, shuffle)
         epoch_loss = th.zeros(len(active), device=rows.device)
         for batch in rows.split(batch_size, dim=1):
-            loss = loss_fn(batch, active)
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
+            loss = _set_gradients(parameters, loss_fn, batch, active, n_threads)
             optimizer.step()
-            epoch_loss += loss.detach() * (batch.shape[1] / rows.shape[1])
+            epoch_loss += loss * (batch.shape[1] / rows.shape[1])
 
         active_numbers = active.cpu().numpy()
         train_loss[active_numbers] = epoch_loss.cpu().numpy()
         epochs[active_numbers] = epoch
 
-        val_loss = _mean_loss(loss_fn, val_rows[active], active, batch_size)
+        val_loss = _mean_loss(loss_fn, val_rows[active], active, batch_size, n_threads)
         for member, loss_value in zip(active_numbers, val_loss, strict=True):
             if loss_value < best_loss[member]:
                 best_loss[member] = loss_value
@@ -158,6 +163,23 @@ def fit_members(
     return FitReport(train_loss, best_loss, epochs)
 
 
+def _set_gradients(
+    parameters: Sequence[th.nn.Parameter], loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, n_threads: int
+) -> th.Tensor:
+    """:return: loss of each member on its rows of a batch [A], whose gradients the parameters now have"""
+
+    def of_share(share: th.Tensor) -> tuple[th.Tensor, ...]:
+        loss = loss_fn(share, members) * (share.shape[1] / rows.shape[1])
+        return loss.detach(), *th.autograd.grad(loss.sum(), parameters)
+
+    n_shares = max(1, min(n_threads, rows.shape[1] // MIN_ROWS_PER_THREAD))
+    shares = in_parallel([partial(of_share, share) for share in rows.tensor_split(n_shares, dim=1)], n_threads)
+    totals: list[th.Tensor] = [sum(parts[1:], start=parts[0]) for parts in zip(*shares, strict=True)]
+    for parameter, gradient in zip(parameters, totals[1:], strict=True):
+        parameter.grad = gradient
+    return totals[0]
+
+
 @th.no_grad()
 def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> None:
     """Averages that are not finite would stay so, and ruin every later fit of their member at its first step."""
@@ -170,10 +192,12 @@ def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn
                 average[diverged] = 0
 
 
-@th.no_grad()
-def _mean_loss(loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, batch_size: int) -> np.ndarray:
+def _mean_loss(loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, batch_size: int, n_threads: int) -> np.ndarray:
     """:return: each member's mean loss over its rows, [M]; batched to bound the memory"""
-    total = th.zeros(len(members), device=rows.device)
-    for batch in rows.split(4 * batch_size, dim=1):
-        total += loss_fn(batch, members) * (batch.shape[1] / rows.shape[1])
-    return total.cpu().numpy()
+
+    @th.no_grad()
+    def of_batch(batch: th.Tensor) -> th.Tensor:
+        return loss_fn(batch, members) * (batch.shape[1] / rows.shape[1])
+
+    batches = [partial(of_batch, batch) for batch in rows.split(4 * batch_size, dim=1)]
+    return th.stack(in_parallel(batches, n_threads)).sum(0).cpu().numpy()
