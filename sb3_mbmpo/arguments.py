@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.actions import check_spaces
 from sb3_mbmpo.dynamics import DynamicsEnsemble
-from sb3_mbmpo.dynamics.ensemble import ACTIVATIONS
+from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS
 from sb3_mbmpo.meta import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
 
@@ -105,6 +105,8 @@ def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
             check_flag(f"dynamics_kwargs['{name}']", kwargs[name])
     if "activation_fn" in kwargs:
         check_choice("dynamics_kwargs['activation_fn']", kwargs["activation_fn"], ACTIVATIONS)
+    if "precision" in kwargs:
+        check_choice("dynamics_kwargs['precision']", kwargs["precision"], PRECISIONS)
     net_arch = kwargs.get("net_arch", [])
     if not isinstance(net_arch, Sequence) or isinstance(net_arch, str):
         raise ValueError(f"`dynamics_kwargs['net_arch']` must be a list of layer widths, not {net_arch!r}.")

@@ -73,8 +73,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
     :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
     :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
-        weight_decay) and of its ``fit`` (max_epochs, batch_size, validation_fraction, rolling_average_persistency), and
-        ``reinit_every`` (draw new weights at every k-th fit; 0: never) and ``clip_margin`` (imagined observations stay
+        weight_decay, precision) and of its ``fit`` (max_epochs, batch_size, validation_fraction, rolling_average_persistency),
+        and ``reinit_every`` (draw new weights at every k-th fit; 0: never) and ``clip_margin`` (imagined observations stay
         within the range of the data plus this many standard deviations; None: no clipping)
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)

@@ -159,6 +159,29 @@ def unfolded(ensemble, obs, action):
 
 
 @pytest.mark.parametrize("kwargs", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_low_precision_is_nearly_as_good(kwargs):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        ensemble = make(precision=precision, learning_rate=1e-2, **kwargs)
+        losses[precision] = fit(ensemble, TRAIN, max_epochs=20).val_loss
+        assert {parameter.dtype for parameter in ensemble.parameters()} == {th.float32}  # the master weights
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.3)
+    # The step that imagines is in low precision, predictions for the user are not
+    low, high = steps(ensemble, TRAIN), ensemble.predict(TRAIN.obs.numpy(), TRAIN.action.numpy())
+    assert low.next_obs.dtype == th.float32
+    error = (low.next_obs.numpy() - high) / ensemble.target_std[:3].numpy()
+    assert 1e-4 < np.abs(error).max() < 0.1
+
+
+def test_auto_precision_is_low_only_where_the_hardware_is_fast(monkeypatch):
+    for amx, expected in [(True, th.bfloat16), (False, th.float32)]:
+        monkeypatch.setattr(th.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert make().matmul_dtype == expected
+        assert make(precision="float32").matmul_dtype == th.float32
+        assert make(precision="bfloat16").matmul_dtype == th.bfloat16
+
+
+@pytest.mark.parametrize("kwargs", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_threads_share_the_rows_of_a_batch_and_change_nothing(kwargs, monkeypatch):
     monkeypatch.setattr("sb3_mbmpo.dynamics.training.MIN_ROWS_PER_THREAD", 1)
     alone, shared = make(**kwargs), make(**kwargs)
