@@ -24,14 +24,13 @@ train: $(STAMP) ## Train on Pendulum-v1; ENV=... for another environment, ARGS="
 	$(BIN)/python -m sb3_mbmpo train --env $(ENV) $(ARGS)
 
 # One thread a process: the tests are many small networks, on which several threads only wait for one another.
-# Benchmarks run once, untimed, so that they cannot rot; `make bench` times them.
 .PHONY: test
 test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to choose, WORKERS=2 for two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q --benchmark-disable $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Time the benchmarks, slow ones too
-	$(BIN)/python -m pytest tests/benchmarks -m "" --benchmark-only $(ARGS)
+bench: $(STAMP) ## Time the engine beside plain matmuls; ARGS="--sizes half-cheetah --threads 1 2" to choose
+	$(BIN)/python -m tests.benchmarks.engine $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and formatting

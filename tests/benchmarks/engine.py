@@ -1,0 +1,307 @@
+"""
+The engine against the machine's own limit: ``make bench``.
+
+Every stage is timed beside the dynamics' matmuls alone, on the same shapes and threads, turn by turn in the same run: on a
+shared machine only their ratio means something. Each configuration has a process of its own, so that its peak memory and
+its threads are its own, too.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_mbmpo import MBMPO
+from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.dynamics.networks import matmul_dtype
+from sb3_mbmpo.imagination import imagine
+from sb3_mbmpo.meta import MetaProblem, adapt, conjugate_gradient, fisher_vector_product, meta_gradient, trust_region_step
+from sb3_mbmpo.meta_training import MetaTrainer
+from sb3_mbmpo.threads import in_parallel, single_threaded_operations, worker_threads
+from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
+
+# Entries of zoo_configs/mbmpo.yml, by what they stand for
+ENTRIES = {"authors": "HalfCheetah-v5-authors", "half-cheetah": "HalfCheetah-v5", "pendulum": "Pendulum-v1"}
+FIT_EPOCHS = 2
+CPU = th.device("cpu")
+
+
+class Bench:
+    """One configuration: a model with real data, and what is timed of it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.n_threads = arguments, arguments.threads
+        entry = read_config(ENTRIES[arguments.size])
+        env = make_vec_env(entry.get("env_id", ENTRIES[arguments.size]), seed=0, env_kwargs=entry.get("env_kwargs"))
+        hyperparams = {key: value for key, value in entry.items() if key not in ENV_ENTRIES}
+        dynamics_kwargs = hyperparams.pop("dynamics_kwargs", {}) | {
+            "precision": arguments.precision,
+            "max_epochs": arguments.epochs,
+            "rolling_average_persistency": 1.0,  # no early stop: equally many epochs for everyone
+        }
+        hyperparams |= {
+            "learning_starts": arguments.rows + 1,
+            "n_meta_steps": arguments.meta_steps,
+            "stop_on_return_drop": False,
+        }
+        self.model = MBMPO(
+            env=env, seed=0, device=arguments.device, dynamics_kwargs=dynamics_kwargs, **{**hyperparams, **arguments.override}
+        )
+        self.model.learn(arguments.rows)  # random steps only: one fewer than the first fit waits for
+        self.dynamics = self.model.dynamics
+        self.layers = [weight.detach().to(self.dynamics.matmul_dtype) for weight in self.dynamics.weights]
+        self.batch_size = dynamics_kwargs.get("batch_size", 256)
+
+    # ---------------------------------------------------------------- time
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """:return: wall time of a call"""
+        start = time.perf_counter()
+        function()
+        if self.dynamics.device.type == "cuda":
+            th.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def in_turns(self, *functions: Callable[[], object]) -> list[list[float]]:
+        """:return: wall times of each function, called in turns: the machine's moods hit all alike. The first turn warms up"""
+        turns = [[self.seconds(function) for function in functions] for _ in range(self.arguments.repeat + 1)]
+        return [list(times) for times in zip(*turns[1:], strict=True)]
+
+    # ---------------------------------------------------------------- the matmuls alone
+
+    def flops_per_row(self) -> int:
+        """:return: floating-point operations of a forward pass of one row through one member"""
+        return sum(2 * weight.shape[1] * weight.shape[2] for weight in self.layers)
+
+    def matmuls(self, rows: int, times: int, n_threads: int, backward: bool = False) -> Callable[[], None]:
+        """:return: the products of ``times`` passes of ``rows`` rows a member, shared out among threads as the engine does"""
+        bounds = [i * rows // n_threads for i in range(n_threads + 1)]
+        jobs = [partial(self._chain(last - first, backward), times) for first, last in pairwise(bounds)]
+        return lambda: in_parallel(jobs, n_threads) and None
+
+    def _chain(self, rows: int, backward: bool) -> Callable[[int], None]:
+        def random(width: int) -> th.Tensor:
+            return th.randn(len(self.layers[0]), rows, width, device=self.dynamics.device).to(self.dynamics.matmul_dtype)
+
+        inputs = [random(weight.shape[1]) for weight in self.layers]
+        gradients = [random(weight.shape[2]) for weight in self.layers] if backward else []
+        outputs = [th.empty_like(random(weight.shape[2])) for weight in self.layers]
+        transposed = [weight.transpose(1, 2) for weight in self.layers]
+
+        @th.no_grad()
+        def run(times: int) -> None:
+            for _ in range(times):
+                for x, weight, out in zip(inputs, self.layers, outputs, strict=True):
+                    th.bmm(x, weight, out=out)
+                for i, gradient in enumerate(gradients):
+                    th.bmm(inputs[i].transpose(1, 2), gradient)
+                    if i > 0:
+                        th.bmm(gradient, transposed[i])
+
+        return run
+
+    # ---------------------------------------------------------------- stages
+
+    def fit(self) -> dict[str, Any]:
+        """:return: rows x models a second of the fit, beside its matmuls"""
+        model, data = self.model, self.model._transitions()
+        options = {"batch_size": self.batch_size, "rolling_average_persistency": 1.0, "n_threads": self.n_threads}
+        n_train = len(data.obs) - int(0.2 * len(data.obs))
+        train_batches = FIT_EPOCHS * n_train / self.batch_size
+        validation = self.matmuls(4 * self.batch_size, 1, self.n_threads)
+        training = self.matmuls(self.batch_size, 1, self.n_threads, backward=True)
+
+        def bound() -> None:
+            for _ in range(round(train_batches)):
+                training()
+            for _ in range(round(FIT_EPOCHS * (len(data.obs) - n_train) / (4 * self.batch_size))):
+                validation()
+
+        ours, alone = self.in_turns(lambda: model.dynamics.fit(data, max_epochs=FIT_EPOCHS, **options), bound)
+        return {
+            "rows_x_models_per_s": FIT_EPOCHS * n_train * model.n_models / median(ours),
+            "share_of_bound": median(b / a for a, b in zip(ours, alone, strict=True)),
+        }
+
+    def imagination(self) -> dict[str, Any]:
+        """:return: imagined steps a second, beside the matmuls, beside one thread, and beside a busy process"""
+        trainer, alone = self.trainer(self.n_threads), self.trainer(1)
+        s = trainer.settings
+        steps, rows = s.n_tasks * s.n_imagined_rollouts * s.horizon, s.n_tasks * s.n_imagined_rollouts // self.model.n_models
+        bound = self.matmuls(rows, s.horizon, self.n_threads)
+        parameters = self.model.policy.actor_vector().expand(s.n_tasks, -1)
+        ours, theirs, single = self.in_turns(
+            lambda: self.rollouts(trainer, parameters), bound, lambda: self.rollouts(alone, parameters)
+        )
+        result = {
+            "steps_per_s": steps / median(ours),
+            "gflops": steps * self.flops_per_row() / median(ours) / 1e9,
+            "bound_gflops": steps * self.flops_per_row() / median(theirs) / 1e9,
+            "share_of_bound": median(b / a for a, b in zip(ours, theirs, strict=True)),
+        }
+        if self.n_threads > 1:
+            result["times_one_thread"] = median(b / a for a, b in zip(ours, single, strict=True))
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            try:
+                ours, single = self.in_turns(
+                    lambda: self.rollouts(trainer, parameters), lambda: self.rollouts(alone, parameters)
+                )
+            finally:
+                process.kill()
+                process.wait()
+            result["times_one_thread_beside_a_busy_process"] = median(b / a for a, b in zip(ours, single, strict=True))
+        return result
+
+    def trainer(self, n_threads: int) -> MetaTrainer:
+        return self.model._meta_trainer(self.model._generators, n_threads)
+
+    @th.no_grad()
+    def rollouts(self, trainer: MetaTrainer, parameters: th.Tensor) -> Any:
+        s = trainer.settings
+        starts = trainer.sample_starts(s.n_tasks * s.n_imagined_rollouts).view(s.n_tasks, s.n_imagined_rollouts, -1)
+        return imagine(trainer.world, trainer.actor(parameters), starts, s.horizon, trainer.generator)
+
+    def meta_step(self) -> dict[str, Any]:
+        """:return: seconds of a meta-step by part, and its ratio to the imagination of its two batches"""
+        trainer, phi = self.trainer(self.n_threads), self.model.policy.actor_vector()
+        s = trainer.settings
+        parameters = phi.expand(s.n_tasks, -1)
+        rollouts, pre = trainer.imagine(parameters)
+        _, post = trainer.imagine(adapt(trainer.actor, phi, [pre], s.inner_lr))
+        problem = MetaProblem(trainer.actor, (pre,), post, s.inner_lr, n_threads=self.n_threads)
+        sample = problem.subsample(self.model.sub_sampling_factor)
+        gradient, *_ = meta_gradient(problem, phi)
+        product = fisher_vector_product(sample, phi, self.model.cg_damping)
+
+        def advantages(tasks: slice) -> th.Tensor:
+            chosen = type(rollouts)(*(x[tasks] for x in rollouts))
+            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
+
+        parts: dict[str, Callable[[], object]] = {
+            "advantages of one batch": lambda: trainer._by_task(rollouts.rewards, advantages),
+            "adaptation": lambda: trainer._one_inner_step(parameters, pre, s.inner_lr),
+            "meta-gradient": lambda: meta_gradient(problem, phi),
+            "Fisher graphs": lambda: fisher_vector_product(sample, phi),
+            "conjugate gradient": lambda: conjugate_gradient(product, gradient, self.model.cg_max_steps),
+            "outer step": lambda: trust_region_step(problem, phi, **s.outer_kwargs),
+            "imagination of one batch": lambda: self.rollouts(trainer, parameters),
+        }
+        times = dict(zip(parts, self.in_turns(*parts.values()), strict=True))
+        turns = zip(*(times[name] for name in ("advantages of one batch", "adaptation", "outer step")), strict=True)
+        whole = [2 * advantage + adaptation + outer for advantage, adaptation, outer in turns]
+        imagined = times["imagination of one batch"]
+        return {
+            "seconds": {name: median(times[name]) for name in times} | {"whole, without imagination": median(whole)},
+            "ratio_to_imagination": median(a / (2 * b) for a, b in zip(whole, imagined, strict=True)),
+        }
+
+    def iteration(self) -> dict[str, Any]:
+        """:return: seconds of one whole iteration by stage, as the algorithm logs them"""
+        self.model._stopwatch = type(self.model._stopwatch)()
+        th.set_num_threads(self.n_threads)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.model.train()
+        seconds = {name: value for name, value in self.model._stopwatch.seconds.items() if value > 0}
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        s = self.model
+        return {
+            "seconds": seconds | {"whole": sum(seconds.values())},
+            "imagined_steps": (2 * s.n_meta_steps + 1) * s.n_tasks * s.n_imagined_rollouts * s.horizon,
+            "peak_memory_mib": after / 1024,
+            "peak_memory_of_the_iteration_mib": (after - before) / 1024,
+        }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """:return: all figures of one configuration, in this process"""
+    th.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    result: dict[str, Any] = {
+        "size": arguments.size,
+        "device": str(bench.dynamics.device),
+        "threads": arguments.threads,
+        "dtype": str(bench.dynamics.matmul_dtype).removeprefix("torch."),
+    }
+    # First: what follows it cannot lower the peak
+    result["iteration"] = bench.iteration()
+    with single_threaded_operations():
+        result["fit"], result["imagination"], result["meta_step"] = bench.fit(), bench.imagination(), bench.meta_step()
+    return result
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """:return: what a person reads of one configuration"""
+    imagination, fit, meta_step, iteration = (result[key] for key in ("imagination", "fit", "meta_step", "iteration"))
+    yield f"## {result['size']}, {result['device']}, {result['threads']} thread(s), {result['dtype']}"
+    yield (
+        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s beside "
+        f"{imagination['bound_gflops']:.0f} of the dynamics' matmuls alone ({imagination['share_of_bound']:.0%})"
+    )
+    if "times_one_thread" in imagination:
+        yield (
+            f"  {imagination['times_one_thread']:.2f} times one thread; beside a busy process "
+            f"{imagination['times_one_thread_beside_a_busy_process']:.2f} times"
+        )
+    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its matmuls alone"
+    yield f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; seconds of"
+    yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
+    yield (
+        f"a whole iteration ({iteration['imagined_steps']:,} imagined steps): "
+        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in iteration["seconds"].items())
+        + f"; peak memory {iteration['peak_memory_mib']:,.0f} MiB"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure what is asked for, print it, and save it as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=["authors", "pendulum"])
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, worker_threads(CPU)}))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is left out where it is float32')
+    parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
+    parser.add_argument("--repeat", type=int, default=5, help="turns of which the median counts")
+    parser.add_argument("--rows", type=int, default=20_000, help="real transitions")
+    parser.add_argument("--epochs", type=int, default=50, help="of the iteration's fit")
+    parser.add_argument("--meta-steps", type=int, default=30, help="of the iteration")
+    parser.add_argument("--override", type=json.loads, default={}, help="arguments of MBMPO as JSON")
+    parser.add_argument("--output", type=Path, default=Path(".benchmarks/engine.json"))
+    arguments = parser.parse_args(argv)
+
+    print(
+        f"{platform.processor() or platform.machine()}, {worker_threads(CPU)} usable CPUs, PyTorch {th.__version__}",
+        flush=True,
+    )
+    results = []
+    for size in arguments.sizes:
+        for device in arguments.devices:
+            for precision in arguments.precisions:
+                if precision == "auto" and matmul_dtype("auto", th.device(device)) == th.float32:
+                    print(f"## {size}, {device}: no fast low precision on this machine", flush=True)
+                    continue
+                for threads in arguments.threads if device == "cpu" else [1]:
+                    one = {**vars(arguments), "size": size, "device": device, "precision": precision, "threads": threads}
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                        results.append(pool.submit(measure, argparse.Namespace(**one)).result())
+                    print("\n".join(lines(results[-1])), flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1))
+    print(f"Saved to {arguments.output}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
