@@ -53,6 +53,11 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
     raise TypeError(f"`{name}` has a distribution of an unknown kind, {distribution}.")
 
 
+def as_trained(value: Any) -> Any:
+    """:return: a number with the digits that mean something, so that a configuration file says exactly what was trained"""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
 def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param params: a point of the space, as Optuna stores it
@@ -67,9 +72,9 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
         if entry == "net_arch":
             value = [int(width) for width in value.split("-")]
         if entry:
-            arguments.setdefault(argument, {})[entry] = value
+            arguments.setdefault(argument, {})[entry] = as_trained(value)
         else:
-            arguments[argument] = value
+            arguments[argument] = as_trained(value)
     return arguments
 
 

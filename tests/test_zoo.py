@@ -232,7 +232,7 @@ def test_part_of_the_space():
 @pytest.mark.parametrize(
     ("params", "arguments"),
     [
-        ({"inner_lr": 0.1}, {"inner_lr": 0.1}),
+        ({"inner_lr": 0.0123456}, {"inner_lr": 0.0123}),
         ({"n_models-n_tasks": "3-12"}, {"n_models": 3, "n_tasks": 12}),
         (
             {"policy_kwargs.net_arch": "32-16", "policy_kwargs.log_std_init": -1.0},
