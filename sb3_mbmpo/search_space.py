@@ -69,12 +69,11 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
             arguments["n_models"], arguments["n_tasks"] = map(int, value.split("-"))
             continue
         argument, _, entry = name.partition(".")
-        if entry == "net_arch":
-            value = [int(width) for width in value.split("-")]
+        value = [int(width) for width in value.split("-")] if entry == "net_arch" else as_trained(value)
         if entry:
-            arguments.setdefault(argument, {})[entry] = as_trained(value)
+            arguments.setdefault(argument, {})[entry] = value
         else:
-            arguments[argument] = as_trained(value)
+            arguments[argument] = value
     return arguments
 
 

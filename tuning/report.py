@@ -124,7 +124,7 @@ def draw_curves(study: optuna.Study) -> tuple[str, Figure, go.Figure]:
 # ---------------------------------------------------------------- tables
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """:return: HTML"""
 
     def line(tag: str, cells: Sequence[Any]) -> str:
@@ -137,7 +137,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def trial_table(study: optuna.Study) -> str:
     """:return: HTML of the best trials, a column each, and their hyperparameters"""
     trials = complete_trials(study)[:N_TRIALS]
-    rows = [["value", *(trial.value for trial in trials)]]
+    rows: list[list[Any]] = [["value", *(trial.value for trial in trials)]]
     rows.append(["duration", *(str(trial.duration).split(".")[0] for trial in trials)])
     for name in sorted({name for trial in trials for name in trial.params}):
         rows.append([name, *(as_trained(trial.params.get(name, "")) for trial in trials)])
