@@ -3,6 +3,9 @@
 rl_zoo3 lists its algorithms before it imports anything of ours and has no entry points for others. `sb3_mbmpo_zoo.pth` in
 site-packages therefore imports this module whenever Python starts: standard library only, no imports that cost time, and
 nothing happens unless a program imports rl_zoo3.
+
+The wheel has it beside the package, as `_sb3_mbmpo_zoo_hook.py`: at that time `sys.path` is not complete, and an import of the
+package would hide a source tree that comes before the installed one.
 """
 
 import sys
@@ -13,8 +16,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-# The modules of rl_zoo3 that know which algorithms there are
-ZOO_MODULES = ("rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager")
+# The modules of rl_zoo3 that know which algorithms there are, and their package, which may have lost them in a later version
+ZOO_MODULES = ("rl_zoo3", "rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager")
 
 
 class ZooFinder:

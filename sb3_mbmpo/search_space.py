@@ -9,10 +9,10 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-# "A.B" is the entry B of MBMPO's argument A. Of the architectures, a string: Optuna's storages keep no lists
+# "A.B" is the entry B of MBMPO's argument A. Optuna's storages keep no lists: widths and pairs are joined by "-"
 SPACE: dict[str, BaseDistribution] = {
     # Meta-learning
-    "inner_lr": FloatDistribution(1e-3, 0.1, log=True),
+    "inner_lr": FloatDistribution(1e-3, 0.03, log=True),
     "target_kl": FloatDistribution(3e-3, 0.1, log=True),
     "n_meta_steps": IntDistribution(5, 30, step=5),
     "gae_lambda": FloatDistribution(0.9, 1.0),
@@ -21,7 +21,7 @@ SPACE: dict[str, BaseDistribution] = {
     # Imagination
     "horizon": CategoricalDistribution([50, 100, 200, 500]),
     "imagined_start": CategoricalDistribution(["initial", "buffer"]),
-    "models x tasks each": CategoricalDistribution(["3x2", "3x4", "5x2", "5x4", "7x2"]),
+    "n_models-n_tasks": CategoricalDistribution(["3-6", "3-12", "5-10", "5-20", "7-14"]),
     # Real data and dynamics
     "n_steps": CategoricalDistribution([200, 500, 1000, 2000]),
     "learning_rate": FloatDistribution(3e-4, 3e-3, log=True),
@@ -53,6 +53,11 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
     raise TypeError(f"`{name}` has a distribution of an unknown kind, {distribution}.")
 
 
+def as_trained(value: Any) -> Any:
+    """:return: a number with the digits that mean something, so that a configuration file says exactly what was trained"""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
 def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param params: a point of the space, as Optuna stores it
@@ -60,13 +65,11 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {}
     for name, value in params.items():
-        if name == "models x tasks each":
-            n_models, tasks_each = map(int, value.split("x"))
-            arguments |= {"n_models": n_models, "n_tasks": n_models * tasks_each}
+        if name == "n_models-n_tasks":
+            arguments["n_models"], arguments["n_tasks"] = map(int, value.split("-"))
             continue
         argument, _, entry = name.partition(".")
-        if entry == "net_arch":
-            value = [int(width) for width in value.split("-")]
+        value = [int(width) for width in value.split("-")] if entry == "net_arch" else as_trained(value)
         if entry:
             arguments.setdefault(argument, {})[entry] = value
         else:

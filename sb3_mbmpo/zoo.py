@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ def register() -> None:
     """
     Tell rl_zoo3 about MBMPO; more than once does no harm.
 
-    :raises ImportError: if rl_zoo3 is not installed
+    :raises ImportError: if rl_zoo3 is not installed, or is a version that lacks one of the modules
     :raises AttributeError: if it is a version whose insides differ
     """
     for name in EXTENSIONS:
@@ -49,7 +50,7 @@ def register() -> None:
 
 def extend(module: ModuleType) -> None:
     """
-    :param module: a module of rl_zoo3 that knows which algorithms there are
+    :param module: rl_zoo3, or a module of it that knows which algorithms there are
     """
     EXTENSIONS[module.__name__](module)
 
@@ -58,7 +59,7 @@ def extend_or_warn(module: ModuleType) -> None:
     """
     Extend a module of rl_zoo3, or say once what to do instead: a program that imports rl_zoo3 for PPO must not fail for us.
 
-    :param module: one of rl_zoo3 that knows which algorithms there are
+    :param module: rl_zoo3, or a module of it that knows which algorithms there are
     """
     global _warned
     try:
@@ -84,6 +85,12 @@ def _version(distribution: str) -> str:
         return "(unknown version)"
 
 
+def _check_modules(package: ModuleType) -> None:
+    missing = [name for name in EXTENSIONS if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"{package.__name__} has no {', '.join(missing)}")
+
+
 def _add_algorithm(utils: ModuleType) -> None:
     from sb3_mbmpo.mbmpo import MBMPO
 
@@ -99,19 +106,27 @@ def _add_search_space(hyperparams_opt: ModuleType) -> None:
 
 def _add_config_file(exp_manager: ModuleType) -> None:
     manager = exp_manager.ExperimentManager
-    shipped_with_the_zoo = Path(exp_manager.__file__ or "").parent / "hyperparams" / f"{ALGO}.yml"
-    initialize: Callable[..., None] = manager.__init__
+    read: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]] = manager.read_hyperparameters
+    if hasattr(read, "__wrapped__"):
+        return
+    default = Path(exp_manager.__file__ or "").parent / "hyperparams" / f"{ALGO}.yml"
 
-    @wraps(initialize)
-    def initialize_with_our_default(self: Any, *args: Any, **kwargs: Any) -> None:
-        initialize(self, *args, **kwargs)
-        if getattr(self, "config", None) == str(shipped_with_the_zoo) and not shipped_with_the_zoo.exists():
+    @wraps(read)
+    def read_ours(self: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if getattr(self, "algo", None) != ALGO:
+            return read(self)
+        if self.config == str(default) and not default.exists():
             self.config = str(config_file())
+        hyperparams, saved = read(self)
+        # rl_zoo3 trains in an entry's env_kwargs but evaluates without them: longer episodes, other observations
+        self.eval_env_kwargs = self.eval_env_kwargs or dict(hyperparams.get("env_kwargs", {}))
+        return hyperparams, saved
 
-    manager.__init__ = initialize_with_our_default
+    manager.read_hyperparameters = read_ours
 
 
 EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
+    "rl_zoo3": _check_modules,
     "rl_zoo3.utils": _add_algorithm,
     "rl_zoo3.hyperparams_opt": _add_search_space,
     "rl_zoo3.exp_manager": _add_config_file,

@@ -137,6 +137,11 @@ def test_interrupted_trial_is_queued_again(study, monkeypatch):
     assert suggest(study.ask(), SETTINGS["names"]) == study.trials[0].params
 
 
+def test_training_without_learning_is_refused(study):
+    with pytest.raises(ValueError, match=r"All 60 real steps would be random \(learning_starts=60\)"):
+        trials.objective(study.ask(), SETTINGS | {"n_timesteps": 60}, "cpu")
+
+
 # ---------------------------------------------------------------- several processes
 
 
@@ -172,8 +177,9 @@ def test_search_resumes_and_reports(tmp_path):
 
     page = (tmp_path / "report.html").read_text()
     assert "<td>complete</td><td>3</td>" in page
-    assert page.count("Plotly.newPlot(") == len(report.FIGURES)
-    for name in report.FIGURES:
+    figures = [*report.FIGURES, "curves"]
+    assert page.count("Plotly.newPlot(") == len(figures)
+    for name in figures:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     entry = yaml.safe_load((tmp_path / "best.yml").read_text())["Pendulum-v1"]
     best = max(states(url)[1], key=lambda trial: trial.value)
@@ -181,7 +187,38 @@ def test_search_resumes_and_reports(tmp_path):
 
 
 def test_report_on_a_study_without_a_complete_trial(study, tmp_path):
-    assert "No trial is complete" in report.write_report(study, tmp_path).read_text()
+    study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={"error": "not finite"}))
+    page = report.write_report(study, tmp_path).read_text()
+    assert "No trial is complete" in page
+    assert "<td>not finite</td><td>1</td>" in page
+
+
+@pytest.mark.parametrize("values", [[500.0], [500.0, 500.0, 500.0]])
+def test_report_where_nothing_can_be_said_of_importances(values, study, tmp_path):
+    for value in values:
+        trial = study.ask()
+        suggest(trial)
+        for step in range(6):
+            trial.report(value, step)
+        study.tell(trial, value)
+    assert report.write_report(study, tmp_path).read_text().count("Plotly.newPlot(") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--n-trials 0", "must be an integer of at least 1, not '0'"),
+        ("--set horizon", "must be a dictionary"),
+        ("--set {horizon", "must be YAML"),
+        ("--search lr", "invalid choice: 'lr'"),
+        ("--env Pendulum-v1000", "Environment version `v1000`"),
+    ],
+)
+def test_arguments_that_cannot_work(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        optimize.main(["--output", str(tmp_path), *options.split()])
+    assert message in f"{ended.value} {capsys.readouterr().err}"
+    assert list(tmp_path.iterdir()) == []  # no study was begun
 
 
 def shared_database(kind, tmp_path):
@@ -210,18 +247,16 @@ def test_killed_worker_loses_no_trial(kind, tmp_path):
     storage = studies.open_storage(url)
     # It is there already, so that both begin at once
     shared = studies.open_study(storage, name, optimize.study_settings(optimize.parse(commands[0][3:])))
-    # A session each, so that a machine dies as a whole
-    machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
 
-    n_names = len(shared.user_attrs["settings"]["names"])
-
-    def both_in_the_middle():
+    def both_train():
         running = shared.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return len(running) == 2 and all(len(trial.params) == n_names for trial in running)
+        return [len(trial.params) for trial in running] == [2, 2]
 
+    # A session each, to end whatever is left of one
+    machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
     try:
-        wait_until(both_in_the_middle)
-        os.killpg(machines[0].pid, signal.SIGKILL)
+        wait_until(both_train)
+        machines[0].kill()  # its worker ends with it
         assert machines[1].wait(timeout=300) == 0
     finally:
         for machine in machines:

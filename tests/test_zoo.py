@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
 
-from sb3_mbmpo import MBMPO, _zoo_hook, zoo
+from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.search_space import SPACE, convert, suggest
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +110,7 @@ def test_the_wheel_is_what_runs(wheel_bin, tmp_path):
 def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
     def microseconds():
         output = run("python -X importtime -c pass", tmp_path, wheel_bin)
-        return int(re.search(r"\|\s*(\d+) \|\s*sb3_mbmpo._zoo_hook", output)[1])
+        return int(re.search(r"\|\s*(\d+) \|\s*_sb3_mbmpo_zoo_hook", output)[1])
 
     assert min(microseconds() for _ in range(10)) < 1000  # the least of several: other programs may run, too
 
@@ -118,7 +118,14 @@ def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
 def test_hook_imports_the_standard_library_only(wheel_bin, tmp_path):
     (tmp_path / "code.py").write_text("import sys; print(*(sorted({name.split('.')[0] for name in sys.modules})))")
     modules = set(run("python code.py", tmp_path, wheel_bin).split())
-    assert modules - sys.stdlib_module_names - {"__main__", "__mp_main__"} == {"sb3_mbmpo"}
+    assert modules - sys.stdlib_module_names - {"__main__", "__mp_main__"} == {"_sb3_mbmpo_zoo_hook"}
+
+
+def test_a_source_tree_comes_before_the_wheel(wheel_bin, tmp_path):
+    (tmp_path / "sb3_mbmpo").mkdir()
+    (tmp_path / "sb3_mbmpo" / "__init__.py").touch()
+    (tmp_path / "code.py").write_text("import sb3_mbmpo; print(sb3_mbmpo.__file__)")
+    assert Path(run("python code.py", tmp_path, wheel_bin).strip()).is_relative_to(tmp_path)
 
 
 def test_uninstalling_leaves_nothing_behind(wheel_bin, tmp_path):
@@ -137,22 +144,45 @@ def test_without_rl_zoo3_the_hook_is_silent(wheel_bin, tmp_path):
     assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'rl_zoo3'"
 
 
+def test_rl_zoo3_without_the_modules_we_extend_is_warned_of(wheel_bin, tmp_path):
+    (tmp_path / "rl_zoo3").mkdir()
+    (tmp_path / "rl_zoo3" / "__init__.py").touch()
+    (tmp_path / "rl_zoo3" / "exp_manager.py").touch()
+    (tmp_path / "code.py").write_text("import rl_zoo3, rl_zoo3.exp_manager")
+    output = run("python code.py", tmp_path, wheel_bin)
+    assert output.count("RuntimeWarning") == 1
+    assert "rl_zoo3 has no rl_zoo3.utils, rl_zoo3.hyperparams_opt" in output
+    assert "`python -m sb3_mbmpo train --env ENV`" in output
+
+
 def test_register_more_than_once():
     zoo.register()
     zoo.register()
     assert utils.ALGOS["mbmpo"] is MBMPO
     assert hyperparams_opt.HYPERPARAMS_CONVERTER["mbmpo"] is convert
-    assert len([finder for finder in sys.meta_path if isinstance(finder, _zoo_hook.ZooFinder)]) == 1
+    assert [type(finder).__name__ for finder in sys.meta_path].count("ZooFinder") == 1
 
 
-@pytest.mark.parametrize(
-    ("algo", "config", "expected"),
-    [("mbmpo", None, "mbmpo.yml"), ("mbmpo", "mine.yml", "mine.yml"), ("ppo", None, "hyperparams/ppo.yml")],
-)
-def test_default_configuration_file(algo, config, expected):
+@pytest.mark.parametrize(("algo", "config"), [("mbmpo", None), ("mbmpo", "mine.yml"), ("ppo", None)])
+def test_default_configuration_file(algo, config, tmp_path):
     zoo.register()
-    manager = exp_manager.ExperimentManager(None, algo, "Pendulum-v1", "logs", config=config)
-    assert manager.config == str(zoo.config_file()) if expected == "mbmpo.yml" else manager.config.endswith(expected)
+    mine = {"Pendulum-v1": {"policy": "MlpPolicy", "n_timesteps": 7}}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(mine))
+    config = config and str(tmp_path / config)
+    hyperparams, _ = exp_manager.ExperimentManager(None, algo, "Pendulum-v1", "logs", config=config).read_hyperparameters()
+    if algo == "ppo":
+        assert "clip_range" in hyperparams
+    else:
+        assert hyperparams == (mine if config else CONFIG)["Pendulum-v1"]
+
+
+@pytest.mark.parametrize(("given", "size"), [(None, 27), ({"include_cfrc_ext_in_observation": True}, 105)])
+def test_evaluation_has_the_env_kwargs_of_the_entry(given, size, tmp_path):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(None, "mbmpo", "Ant-v5", str(tmp_path), eval_env_kwargs=given, verbose=0)
+    manager._preprocess_hyperparams(manager.read_hyperparameters()[0])
+    assert manager.create_envs(1, no_log=True).observation_space.shape == (27,)
+    assert manager.create_envs(1, eval_env=True).observation_space.shape == (size,)
 
 
 def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):
@@ -202,8 +232,8 @@ def test_part_of_the_space():
 @pytest.mark.parametrize(
     ("params", "arguments"),
     [
-        ({"inner_lr": 0.1}, {"inner_lr": 0.1}),
-        ({"models x tasks each": "3x4"}, {"n_models": 3, "n_tasks": 12}),
+        ({"inner_lr": 0.0123456}, {"inner_lr": 0.0123}),
+        ({"n_models-n_tasks": "3-12"}, {"n_models": 3, "n_tasks": 12}),
         (
             {"policy_kwargs.net_arch": "32-16", "policy_kwargs.log_std_init": -1.0},
             {"policy_kwargs": {"net_arch": [32, 16], "log_std_init": -1.0}},

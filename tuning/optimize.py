@@ -5,13 +5,17 @@ The same command again goes on where a search ended or was killed; with the same
 
 import argparse
 import multiprocessing as mp
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import gymnasium as gym
 import optuna
 import yaml
 from tqdm import tqdm
@@ -23,9 +27,19 @@ from tuning.studies import OBJECTIVES, add_arguments, best_value, complete, fini
 
 def work(*arguments: Any) -> None:
     """A process of the search; only these need PyTorch, which takes its time to import."""
-    from tuning import trials
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with suppress(KeyboardInterrupt):
+        from tuning import trials
 
-    trials.work(*arguments)
+        trials.work(*arguments)
+
+
+def end_with_parent() -> None:
+    """However a search is killed, it leaves no processes behind that nobody sees: their trials will be tried again."""
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def watch(study: optuna.Study, n_trials: int, processes: Sequence[BaseProcess]) -> None:
@@ -42,29 +56,57 @@ def watch(study: optuna.Study, n_trials: int, processes: Sequence[BaseProcess]) 
                 time.sleep(1)
 
 
+def positive(text: str) -> int:
+    """:return: an integer of at least 1"""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
+    return int(text)
+
+
+def yaml_mapping(text: str) -> dict[str, Any]:
+    """:return: what a dictionary in YAML says"""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"must be YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a dictionary such as '{{horizon: 100}}', not {text!r}")
+    return value
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """:return: the command line's arguments"""
     parser = argparse.ArgumentParser(prog="python -m tuning.optimize", description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--n-trials", type=int, default=20, help="finished trials the study is to have, of all machines")
-    parser.add_argument("--n-jobs", type=int, default=1, help="processes on this machine; they share its PyTorch threads")
+    parser.add_argument("--n-trials", type=positive, default=20, help="finished trials the study is to have, of all machines")
+    parser.add_argument("--n-jobs", type=positive, default=1, help="processes on this machine; they share its PyTorch threads")
     parser.add_argument("--objective", choices=OBJECTIVES, default="last", help="of the returns of a learning curve")
-    parser.add_argument("--n-seeds", type=int, default=3, help="the objective is the mean over seeds 0, 1, ...")
-    parser.add_argument("--n-timesteps", type=int, help="real steps of a training; by default those of the configuration")
-    parser.add_argument("--n-evaluations", type=int, default=8, help="points of a learning curve; a trial may end at each")
-    parser.add_argument("--n-eval-episodes", type=int, default=10)
-    parser.add_argument("--search", nargs="+", choices=SPACE, default=list(SPACE), metavar="NAME", help=", ".join(SPACE))
+    parser.add_argument("--n-seeds", type=positive, default=3, help="the objective is the mean over seeds 0, 1, ...")
+    parser.add_argument("--n-timesteps", type=positive, help="real steps of a training; by default those of the configuration")
+    parser.add_argument("--n-evaluations", type=positive, default=8, help="points of a learning curve; a trial can end at any")
+    parser.add_argument("--n-eval-episodes", type=positive, default=10, help="of each evaluation")
     parser.add_argument(
-        "--set", type=yaml.safe_load, default={}, metavar="YAML", help="for example '{n_imagined_rollouts: 10}'"
+        "--search", nargs="+", choices=SPACE, default=list(SPACE), metavar="NAME", help=f"by default all of {', '.join(SPACE)}"
     )
-    parser.add_argument("--heartbeat", type=int, default=30, help="seconds between two signs of life of a trial")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--set",
+        type=yaml_mapping,
+        default={},
+        metavar="YAML",
+        help="what all trials have other than the configuration, for example '{n_imagined_rollouts: 10}'",
+    )
+    parser.add_argument("--heartbeat", type=positive, default=30, help="seconds between two signs of life of a trial")
+    parser.add_argument("--device", default="cpu", help="of the networks: cpu, cuda, ...")
     return complete(parser.parse_args(argv))
 
 
 def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """:return: what all trials of the study have in common, in numbers and strings that any storage keeps"""
+    """
+    :return: what all trials of the study have in common, in numbers and strings that any storage keeps
+    :raises gymnasium.error.Error: if there is no such environment
+    """
     config = merge(read_config(arguments.env), arguments.set)
+    gym.spec(config.get("env_id", arguments.env))
     config["n_timesteps"] = arguments.n_timesteps or config["n_timesteps"]
     return {
         "env": arguments.env,
@@ -78,11 +120,11 @@ def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes, watch them, write the report."""
     arguments = parse(argv)
-    settings = study_settings(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        settings = study_settings(arguments)
         study = open_study(open_storage(arguments.storage, arguments.heartbeat), arguments.study_name, settings)
-    except ValueError as error:
+    except (ValueError, gym.error.Error) as error:
         sys.exit(str(error))
     # Without it, the processes would outlive this one when a cluster ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: the same command goes on with the study."))

@@ -5,24 +5,29 @@ import datetime
 import html
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import optuna
+import plotly.graph_objects as go
 import yaml
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
 
+from sb3_mbmpo.search_space import as_trained
 from tuning.studies import add_arguments, complete, finished, open_storage, trial_entry
 
-N_CURVES, N_ROWS = 5, 20
+# The best trials of the table and of the curves; the most important hyperparameters of the parallel coordinates
+N_TRIALS, N_CURVES, N_COORDINATES = 10, 5, 8
 STYLE = """body { font: 15px sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { padding: .2em .6em; text-align: right; white-space: nowrap }
-tr:nth-child(even) { background: #f2f2f2 } pre { background: #f2f2f2; padding: 1em }"""
+td, th { padding: .2em .6em; text-align: right; white-space: nowrap } th:first-child, td:first-child { text-align: left }
+tr:nth-child(even) { background: #f2f2f2 } pre { background: #f2f2f2; padding: 1em; overflow-x: auto }"""
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -31,27 +36,33 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda trial: trial.value or 0.0, reverse=True)
 
 
-def best_curves(study: optuna.Study) -> optuna.Study:
-    """:return: a study of the best trials alone, in this order: its steps are real steps, its values means over the seeds"""
-    settings = study.user_attrs["settings"]
-    n_evaluations = settings["n_evaluations"]
-    curves = optuna.create_study(direction="maximize")
-    for trial in complete_trials(study)[:N_CURVES]:
-        mean = np.reshape([trial.intermediate_values[i] for i in sorted(trial.intermediate_values)], (-1, n_evaluations)).mean(
-            0
-        )
-        steps = [settings["n_timesteps"] * (i + 1) // n_evaluations for i in range(n_evaluations)]
-        values = dict(zip(steps, mean.tolist(), strict=True))
-        curves.add_trial(optuna.create_trial(value=trial.value, intermediate_values=values))
-    return curves
+# ---------------------------------------------------------------- figures
 
 
-# File name: (heading, Optuna's function of this name in both of its backends, what it draws)
-FIGURES: dict[str, tuple[str, str, Callable[[optuna.Study], optuna.Study]]] = {
-    "history": ("History", "plot_optimization_history", lambda study: study),
-    "importances": ("Importances", "plot_param_importances", lambda study: study),
-    "parallel_coordinate": ("Parallel coordinates", "plot_parallel_coordinate", lambda study: study),
-    "curves": ("Returns of the best trials (0 is the best) against real steps", "plot_intermediate_values", best_curves),
+def with_short_names(study: optuna.Study) -> optuna.Study:
+    """:return: a copy for Optuna's figures, which cut names of 20 letters or more"""
+    copy = optuna.create_study(direction="maximize")
+    for trial in study.get_trials():
+        trial.params = {name.replace("_kwargs.", "."): value for name, value in trial.params.items()}
+        trial.distributions = {name.replace("_kwargs.", "."): value for name, value in trial.distributions.items()}
+        copy.add_trial(trial)
+    return copy
+
+
+def most_important(study: optuna.Study) -> dict[str, Any]:
+    """:return: the argument that restricts a figure to the hyperparameters that decide most"""
+    return {"params": list(optuna.importance.get_param_importances(study))[:N_COORDINATES]}
+
+
+# File name: (heading, Optuna's function of this name in both of its backends, its further arguments)
+FIGURES: dict[str, tuple[str, str, Callable[[optuna.Study], dict[str, Any]]]] = {
+    "history": ("History", "plot_optimization_history", lambda study: {}),
+    "importances": ("Importances of the hyperparameters", "plot_param_importances", lambda study: {}),
+    "parallel_coordinate": (
+        "Parallel coordinates: the most important hyperparameters",
+        "plot_parallel_coordinate",
+        most_important,
+    ),
 }
 
 
@@ -61,22 +72,59 @@ def draw(study: optuna.Study, folder: Path) -> str:
     :param folder: receives a PNG a figure
     :return: the figures as HTML that needs no network
     """
-    from matplotlib import pyplot as plt
-
     matplotlib.use("Agg")
+    # Matplotlib's and Plotly's versions of each
+    drawn: dict[str, tuple[str, Figure, go.Figure]] = {}
+    short, value = with_short_names(study), f"{study.user_attrs['settings']['objective']} return"
+    for name, (heading, function, further) in FIGURES.items():
+        arguments = {"target_name": value, **further(short)}
+        axes = getattr(visualization.matplotlib, function)(short, **arguments)
+        drawn[name] = heading, axes.figure, getattr(visualization, function)(short, **arguments)
+    make_coordinates_legible(*drawn["parallel_coordinate"][1:])
+    drawn["curves"] = draw_curves(study)
+
     parts: list[str] = []
-    for name, (heading, function, prepare) in FIGURES.items():
-        drawn = prepare(study)
-        interactive = getattr(visualization, function)(drawn).update_layout(title=heading, showlegend=name == "curves")
+    for name, (heading, figure, interactive) in drawn.items():
+        figure.axes[0].set_title(heading)
+        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        plt.close(figure)
+        interactive.update_layout(title=None, margin={"t": 40})
         # The first figure brings the library for all
-        parts.append(interactive.to_html(full_html=False, include_plotlyjs=not parts))
-        axes = getattr(visualization.matplotlib, function)(drawn)
-        axes.figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
-        plt.close(axes.figure)
+        parts.append(f"<h2>{heading}</h2>" + interactive.to_html(full_html=False, include_plotlyjs=not parts))
     return "\n".join(parts)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def make_coordinates_legible(figure: Figure, interactive: go.Figure) -> None:
+    """An axis with its numbers for each hyperparameter needs room; the worst trial's line is white."""
+    figure.set_size_inches(16, 6)
+    for axes in figure.axes:
+        axes.grid(False)
+        axes.spines[:].set_color("grey")
+    interactive.update_layout(plot_bgcolor="gainsboro")
+
+
+def draw_curves(study: optuna.Study) -> tuple[str, Figure, go.Figure]:
+    """:return: heading and figures of what the best trials returned, mean over the seeds, after how many real steps"""
+    settings = study.user_attrs["settings"]
+    n_evaluations = settings["n_evaluations"]
+    steps = [settings["n_timesteps"] * (i + 1) // n_evaluations for i in range(n_evaluations)]
+    figure, axes = plt.subplots()
+    interactive = go.Figure()
+    for trial in complete_trials(study)[:N_CURVES]:
+        reported = [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)]
+        curve = np.reshape(reported, (-1, n_evaluations)).mean(0)
+        axes.plot(steps, curve, marker=".", label=f"trial {trial.number}")
+        interactive.add_scatter(x=steps, y=curve, name=f"trial {trial.number}")
+    axes.legend()
+    axes.set(xlabel="real steps", ylabel="return")
+    interactive.update_layout(xaxis_title="real steps", yaxis_title="return", showlegend=True)
+    return "Returns of the best trials, the best first", figure, interactive
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """:return: HTML"""
 
     def line(tag: str, cells: Sequence[Any]) -> str:
@@ -87,23 +135,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def trial_table(study: optuna.Study) -> str:
-    """:return: HTML of the best trials and their hyperparameters"""
-    trials = complete_trials(study)[:N_ROWS]
-    names = sorted({name for trial in trials for name in trial.params})
-    rows = [
-        [trial.number, trial.value, str(trial.duration).split(".")[0], *(trial.params.get(name, "") for name in names)]
-        for trial in trials
-    ]
-    return table(["trial", "value", "duration", *names], rows)
+    """:return: HTML of the best trials, a column each, and their hyperparameters"""
+    trials = complete_trials(study)[:N_TRIALS]
+    rows: list[list[Any]] = [["value", *(trial.value for trial in trials)]]
+    rows.append(["duration", *(str(trial.duration).split(".")[0] for trial in trials)])
+    for name in sorted({name for trial in trials for name in trial.params}):
+        rows.append([name, *(as_trained(trial.params.get(name, "")) for trial in trials)])
+    return table(["trial", *(trial.number for trial in trials)], rows)
+
+
+def error_table(study: optuna.Study) -> str:
+    """:return: HTML of why models diverged, empty if none did"""
+    errors = Counter(trial.user_attrs["error"] for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs)
+    return table(["pruned because of", "trials"], errors.most_common()) if errors else ""
+
+
+def meaning(settings: Mapping[str, Any]) -> str:
+    """:return: what the value of a trial is"""
+    return (
+        f"Value of a trial: the {settings['objective']} return of {settings['n_evaluations']} evaluations of "
+        f"{settings['n_eval_episodes']} deterministic episodes each, in {settings['n_timesteps']:,} real steps; "
+        f"{_seeds(settings)}."
+    )
+
+
+def _seeds(settings: Mapping[str, Any]) -> str:
+    return "seed 0" if settings["n_seeds"] == 1 else f"mean over seeds 0 to {settings['n_seeds'] - 1}"
 
 
 def best_entry(study: optuna.Study) -> str:
     """:return: the best trial as YAML, ready for zoo_configs/mbmpo.yml"""
     settings, trial = study.user_attrs["settings"], complete_trials(study)[0]
-    seeds = "seed 0" if settings["n_seeds"] == 1 else f"seeds 0 to {settings['n_seeds'] - 1}"
     comment = (
-        f"# {seeds}, {settings['n_timesteps']} real steps, {settings['objective']} return {trial.value:.1f} "
-        f"({settings['n_eval_episodes']} episodes an evaluation), {datetime.date.today()}.\n"
+        f"# {settings['objective'].capitalize()} return {trial.value:.1f} in {settings['n_timesteps']} real steps, "
+        f"{_seeds(settings)}. {datetime.date.today()}\n"
         f"# The best of {len(finished(study))} trials of tuning.optimize: on other seeds it will rather do worse.\n"
     )
     entry = trial_entry(settings, trial.params)
@@ -117,7 +182,12 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
     :return: the HTML file
     """
     counts = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
-    parts = [f"<h1>{html.escape(study.study_name)}</h1>", table(["trials", "number"], sorted(counts.items()))]
+    parts = [
+        f"<h1>{html.escape(study.study_name)}</h1>",
+        f"<p>{html.escape(meaning(study.user_attrs['settings']))}</p>",
+        table(["trials", "number"], sorted(counts.items())),
+        error_table(study),
+    ]
     if complete_trials(study):
         best = best_entry(study)
         (folder / "best.yml").write_text(best)
@@ -126,10 +196,10 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
             warnings.simplefilter("ignore")
             figures = draw(study, folder)
         parts += [
-            "<h2>Best entry</h2>",
-            f"<pre>{html.escape(best)}</pre>",
             "<h2>Best trials</h2>",
             trial_table(study),
+            "<h2>The best one as an entry of zoo_configs/mbmpo.yml</h2>",
+            f"<pre>{html.escape(best)}</pre>",
             figures,
         ]
     else:

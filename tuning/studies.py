@@ -67,6 +67,8 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
         return JournalStorage(JournalRedisBackend(url))
     return RDBStorage(
         url,
+        # Between two evaluations, a server may have closed the connection
+        engine_kwargs={"pool_pre_ping": True},
         heartbeat_interval=heartbeat,
         grace_period=MISSED_HEARTBEATS * heartbeat,
         heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),

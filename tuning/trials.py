@@ -67,6 +67,7 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
     :param seed: of the training; the evaluation has another, the same in all trials
     :param device: of the networks
     :return: mean returns at equal distances of real steps
+    :raises ValueError: if the arguments cannot work, or end the training before it learns
     """
     task, arguments = split_entry(trial_entry(settings, trial.params))
     make = partial(make_vec_env, task.get("env_id", settings["env"]), env_kwargs=task.get("env_kwargs"))
@@ -75,6 +76,11 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
         closing(make(n_envs=1, seed=seed + 10_000)) as evaluation_env,
     ):
         model = MBMPO(env=env, seed=seed, device=device, **arguments)
+        if settings["n_timesteps"] <= model.learning_starts:
+            raise ValueError(
+                f"All {settings['n_timesteps']} real steps would be random (learning_starts={model.learning_starts}), nothing "
+                "would be learned: ask for more --n-timesteps, or for less with --set '{learning_starts: ...}'."
+            )
         callback = CurveCallback(trial, evaluation_env, settings, seed * settings["n_evaluations"])
         try:
             model.learn(settings["n_timesteps"], callback=callback)
