@@ -224,9 +224,7 @@ def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[
 
 
 @th.no_grad()
-def open_loop(
-    dynamics: DynamicsEnsemble, obs: np.ndarray, actions: np.ndarray, clip_margin: float | None = None
-) -> np.ndarray:
+def open_loop(dynamics: DynamicsEnsemble, obs: np.ndarray, actions: np.ndarray, clip_margin: float | None) -> np.ndarray:
     """
     Every member's prediction along given actions, each step from its own prediction before, by the imagination's step.
 
@@ -268,7 +266,7 @@ def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndar
 
 
 def horizon_errors(
-    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], horizon: int, clip_margin: float | None = None
+    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], horizon: int, clip_margin: float | None
 ) -> HorizonErrors:
     """
     Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,

@@ -42,11 +42,11 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
         """
         :param action: the displacement (2,)
         """
-        displacement = np.clip(action, self.action_space.low, self.action_space.high)
+        displacement = np.clip(action, -self.MAX_DISPLACEMENT, self.MAX_DISPLACEMENT)
         self.position = np.clip(self.position + displacement, -self.WALL, self.WALL).astype(np.float32)
         return self.position.copy(), -float(np.linalg.norm(self.position)), False, False, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """:return: the plane from above (200, 200, 3): the origin green, the point black"""
         image = np.full((200, 200, 3), 255, np.uint8)
         for position, half_width, colour in ((np.zeros(2), 6, (0, 158, 115)), (self.position, 4, (0, 0, 0))):
@@ -57,7 +57,8 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
     @staticmethod
     def reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         """:return: the rewards (B,) of transitions (B, 2), for the imagination"""
-        return -th.linalg.vector_norm(next_obs, dim=1)
+        distance: th.Tensor = th.linalg.vector_norm(next_obs, dim=1)
+        return -distance
 
     @staticmethod
     def done(next_obs: th.Tensor) -> th.Tensor:

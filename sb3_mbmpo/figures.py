@@ -27,6 +27,8 @@ except ImportError as error:
 
 # Dimensions that are drawn one by one, at most: those that are predicted worst
 MAX_DIMENSIONS = 8
+# Steps of a trajectory: more are a blur where the task is to run
+DRAWN_STEPS = 60
 REAL, IMAGINED, ADAPTED = "black", "#0072b2", "#d55e00"
 STAGES = {
     "time/real_rollout": ("real rollout", "#009e73"),
@@ -91,7 +93,8 @@ def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     caption = (
         "What the policy earns in reality, beside what it earns in the learned models. Imagined returns that climb away from "
         "the real ones mean that the policy exploits errors of the models. The real returns while collecting are those of the "
-        "adapted policies, which explore; the diamond is the meta-policy without noise."
+        "adapted policies, which explore; what is imagined after so many real steps shows in the next real point. The diamond "
+        "is the final meta-policy without noise."
     )
     return Picture("learning_curve", "Learning curve", caption + _notes(run), figure)
 
@@ -107,8 +110,8 @@ def _notes(run: RunLog) -> str:
     real, imagined = (run.column(key)[1][-1:] for key in ("rollout/ep_len_mean", "imagined/ep_len_mean"))
     if len(real) > 0 and abs(real[0] - imagined[0]) > 0.02 * real[0]:
         notes += (
-            f" The two are sums over unequal lengths here: real episodes last {real[0]:.0f} steps in the end, imagined rollouts "
-            f"{imagined[0]:.0f}."
+            f" The two are sums over unequal lengths here: real episodes last {real[0]:.0f} steps in the end, imagined "
+            f"rollouts {imagined[0]:.0f}."
         )
     if run.model.imagined_start == "buffer":
         notes += " Imagined rollouts start anywhere in the data here, real episodes at their beginning."
@@ -138,7 +141,7 @@ def draw_times(run: RunLog) -> Picture:
 
 def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
     """:return: error against steps ahead, by member and by dimension, a row an actor"""
-    figure = Figure(figsize=(10, 3.6 * len(actors)), layout="constrained")
+    figure = Figure(figsize=(11, 3.4 * len(actors)), layout="constrained")
     rows = figure.subplots(len(actors), 2, squeeze=False, sharey="row")
     figure.suptitle("Error of predictions against the number of steps ahead, on fresh real episodes")
     for (by_member, by_dimension), (actor, study) in zip(rows, actors.items(), strict=True):
@@ -156,12 +159,14 @@ def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
         by_dimension.set_title(f"{actor}: {few}, over all members", fontsize=10)
         _label(by_member, "steps ahead", "error (standard deviations of\nthe observations in the data)")
         _label(by_dimension, "steps ahead", "")
+        for axes in (by_member, by_dimension):
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
         "Root mean square error of what each member predicts k steps ahead, when it is told the real actions and goes on from "
         "its own predictions. The episodes are fresh ones, not training data. Unit: standard deviation of the observations in "
-        "the training data. Where a curve crosses the dotted line, the member knows no more than somebody who says that nothing "
-        "changes. Around an unstable balance that comes early: these actions do not react to what the members predict, as those "
-        "of a policy that acts in them do."
+        "the training data. Where a curve crosses the dotted line, the member knows no more than somebody who says that "
+        "nothing changes. Around an unstable balance that comes early: these actions do not react to what the members "
+        "predict, as those of a policy that acts in them do."
     )
     return Picture("prediction_error", "Prediction error against horizon", caption, figure)
 
@@ -205,8 +210,8 @@ def draw_replay(trajectory: Trajectory) -> Picture:
 def draw_play(trajectory: Trajectory) -> Picture:
     """:return: the same with the meta-policy acting in the members"""
     caption = (
-        "From the same first observation the meta-policy acts in each member (colours), on what that member imagines; the same "
-        "fresh real episode in black. Rewards that only the members pay are exploitation of their errors."
+        "From the same first observation the meta-policy acts in each member (colours), on what that member imagines; the "
+        "same fresh real episode in black. Rewards that only the members pay are exploitation of their errors."
     )
     title = "A real episode of the meta-policy, and the meta-policy acting in each member"
     return Picture(
@@ -223,12 +228,18 @@ def _drawn_dimensions(trajectory: Trajectory) -> np.ndarray:
 def _panels_caption(trajectory: Trajectory) -> str:
     n_all, n_drawn = trajectory.real.shape[1], len(_drawn_dimensions(trajectory))
     some = "" if n_drawn == n_all else f" Of {n_all} dimensions, the {n_drawn} that differ most."
-    return f"{some} Observations in the environment's own units; the last panel adds up the rewards."
+    n_steps = len(trajectory.real_rewards)
+    first = f"its first {DRAWN_STEPS} steps, " if n_steps > DRAWN_STEPS else ""
+    return (
+        f"{some} Observations: {first}in the environment's own units. The last panel adds up the rewards of {n_steps} steps."
+    )
 
 
 def _panels(trajectory: Trajectory, title: str) -> Figure:
+    drawn = DRAWN_STEPS + 1  # observations
     series = [
-        (f"obs[{i}]", "raw units", trajectory.real[:, i], trajectory.imagined[:, :, i]) for i in _drawn_dimensions(trajectory)
+        (f"obs[{i}]", "raw units", trajectory.real[:drawn, i], trajectory.imagined[:, :drawn, i])
+        for i in _drawn_dimensions(trajectory)
     ]
     real, imagined = (
         np.insert(rewards.cumsum(-1), 0, 0, axis=-1) for rewards in (trajectory.real_rewards, trajectory.imagined_rewards)
@@ -242,7 +253,7 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
     for panel, (label, unit, one_real, one_imagined) in zip(panels, series, strict=False):
         for i, values in enumerate(one_imagined):
             panel.plot(values, linewidth=1, label=f"member {i}")
-        panel.plot(one_real, "--", color=REAL, linewidth=1.6, label="real")
+        panel.plot(one_real, "--", color=REAL, linewidth=1.3, label="real")
         # What a member that went far astray says would flatten everything else
         margin = 1.5 * max(one_real.max() - one_real.min(), 1e-3)
         low = max(min(one_real.min(), one_imagined.min()), one_real.min() - margin)
@@ -265,17 +276,18 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
 
 def draw_plasticity(plasticity: Plasticity) -> Picture:
     """:return: maps of disagreement and KL over the plane; a scatter for other observations"""
-    correlation = rank_correlation(plasticity.disagreement, plasticity.kl)
+    # 0 for -0
+    correlation = f"{round(rank_correlation(plasticity.disagreement, plasticity.kl), 2) + 0:.2f}"
     name, title = "plasticity", "Disagreement and adaptation"
     if not plasticity.kl.any():
         return missing(name, title, "the adapted policies equal the meta-policy, as before the first iteration.")
     draw = _draw_maps if plasticity.is_map else _draw_scatter
     what = "points of the plane" if plasticity.is_map else "states of fresh real episodes of the meta-policy"
     caption = (
-        f"Disagreement: standard deviation of the members' predictions for the meta-policy's action, in standard deviations of "
-        f"the changes in one step. KL: how much the adaptation to a model changes the policy there, mean over the tasks. Over "
-        f"{what}, their rank correlation is {correlation:.2f}: 1 if the policy is plastic just where the models are unsure, as "
-        f"MB-MPO intends, 0 if the two have nothing to do with one another."
+        f"Disagreement: standard deviation of the members' predictions for the meta-policy's action, in standard deviations "
+        f"of the changes in one step. KL: how much the adaptation to a model changes the policy there, mean over the tasks. "
+        f"Over {what}, their rank correlation is {correlation}: 1 if the policy is plastic just where the models are "
+        f"unsure, as MB-MPO intends, 0 if the two have nothing to do with one another."
     )
     return Picture(name, title, caption, draw(plasticity, correlation))
 
@@ -284,11 +296,9 @@ KL_LABEL = "KL of meta-policy to adapted policies (nats)"
 DISAGREEMENT_LABEL = "disagreement (standard deviations of the changes)"
 
 
-def _draw_maps(plasticity: Plasticity, correlation: float) -> Figure:
+def _draw_maps(plasticity: Plasticity, correlation: str) -> Figure:
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    figure.suptitle(
-        f"Disagreement of the models and plasticity of the policy over the plane (rank correlation {correlation:.2f})"
-    )
+    figure.suptitle(f"Disagreement of the models and plasticity of the policy over the plane (rank correlation {correlation})")
     size = round(len(plasticity.obs) ** 0.5)
     x, y = (plasticity.obs[:, i].reshape(size, size) for i in range(2))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -305,7 +315,7 @@ def _draw_maps(plasticity: Plasticity, correlation: float) -> Figure:
     return figure
 
 
-def _draw_scatter(plasticity: Plasticity, correlation: float) -> Figure:
+def _draw_scatter(plasticity: Plasticity, correlation: str) -> Figure:
     figure, axes = _figure("Disagreement of the models and plasticity of the policy", 7, 4.5)
     axes.loglog(plasticity.disagreement, plasticity.kl, ".", color=IMAGINED, markersize=4, alpha=0.6, label="a real state")
     for axis in (axes.xaxis, axes.yaxis):  # the usual labels overlap where the values span few decades
@@ -313,7 +323,7 @@ def _draw_scatter(plasticity: Plasticity, correlation: float) -> Figure:
         axis.set_major_formatter("{x:.0e}")
         axis.set_minor_formatter(NullFormatter())
     _label(axes, DISAGREEMENT_LABEL, KL_LABEL)
-    axes.legend(title=f"rank correlation {correlation:.2f}", fontsize=8)
+    axes.legend(title=f"rank correlation {correlation}", fontsize=8)
     return figure
 
 

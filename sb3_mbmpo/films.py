@@ -6,6 +6,7 @@ coordinates that the task does not depend on, such as how far a runner has got: 
 
 import io
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,7 +16,8 @@ from PIL import Image, ImageDraw
 from sb3_mbmpo.diagnostics import meta_actor, open_loop, play_episode
 from sb3_mbmpo.mbmpo import MBMPO
 
-SIZE, MAX_FRAMES, MAX_STEPS = 240, 100, 200
+# Pixels of a side; steps that are shown; steps from one frame to the next, because rendering without a GPU is slow
+SIZE, MAX_STEPS, FRAME_STEPS = 240, 200, 2
 
 
 class NoFilmError(Exception):
@@ -68,52 +70,56 @@ def state_layout(simulator: Any) -> StateLayout:
     raise NoFilmError("its observation does not hold positions and velocities as the simulator has them.")
 
 
-def film(model: MBMPO, make_env: Callable[[], gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
+def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
     """
     :param model: trained
-    :param make_env: makes its real environment, with ``render_mode="rgb_array"``
+    :param make_env: makes its real environment; takes the arguments of ``gymnasium.make``
     :param seed: of the episode
     :param member: whose prediction is shown
     :return: an animated WebP: the real episode of the meta-policy left, the prediction from its first observation and its
         actions right
     :raises NoFilmError: if the state cannot be set from the observation
     """
-    env = make_env()
-    frames: list[np.ndarray] = []
-    starts: list[np.ndarray] = []  # of the positions that the observation leaves out
-    simulator: Any = env.unwrapped
-    env.reset(seed=seed)
-    layout = state_layout(simulator)
+    with closing(make_env()) as env:
+        env.reset(seed=seed)
+        layout = state_layout(env.unwrapped)
+    with closing(make_env(render_mode="rgb_array", width=SIZE, height=SIZE)) as env:
+        simulator: Any = env.unwrapped
+        _follow(simulator)
+        states: list[np.ndarray] = []
+        frames: list[np.ndarray] = []
 
-    def record() -> None:
-        if len(frames) <= MAX_STEPS:
-            frames.append(np.asarray(env.render()))
-            starts.append(simulator.data.qpos[: layout.n_skipped].copy())
+        def record() -> None:
+            if len(states) % FRAME_STEPS == 0 and len(states) <= MAX_STEPS:
+                frames.append(np.asarray(env.render()))
+            states.append(simulator.data.qpos[: layout.n_skipped].copy())
 
-    episode = play_episode(env, meta_actor(model), seed, record)
-    n_steps = len(frames) - 1
-    predicted = open_loop(model.dynamics, episode.obs[:1], episode.actions[None, :n_steps], model._clip_margin)[member, 0]
-    skipped, imagined = starts[0], [frames[0]]
-    for obs in predicted:
-        positions, velocities = layout.split(obs.astype(float), skipped)
-        skipped = skipped + simulator.dt * velocities[: layout.n_skipped]
-        positions[: layout.n_skipped] = skipped
-        simulator.set_state(positions, velocities)
-        imagined.append(np.asarray(env.render()))
-    env.close()
-    every = -(-len(frames) // MAX_FRAMES)
-    pairs = [
-        _side_by_side(real, guess, f"real, step {t}", f"member {member}, {t} steps ahead")
-        for t, (real, guess) in enumerate(zip(frames, imagined, strict=True))
-    ]
-    return _webp(pairs[::every], milliseconds=round(1000 * simulator.dt * every))
+        episode = play_episode(env, meta_actor(model), seed, record)
+        actions = episode.actions[None, :MAX_STEPS]
+        predicted = open_loop(model.dynamics, episode.obs[:1], actions, model._clip_margin)[member, 0]
+        skipped, images = states[0], [_side_by_side(frames[0], frames[0], 0, member)]
+        for step, obs in enumerate(predicted, start=1):
+            positions, velocities = layout.split(obs.astype(float), skipped)
+            skipped = skipped + simulator.dt * velocities[: layout.n_skipped]
+            if step % FRAME_STEPS == 0:
+                simulator.set_state(np.concatenate([skipped, positions[layout.n_skipped :]]), velocities)
+                guess = np.asarray(env.render())
+                images.append(_side_by_side(frames[step // FRAME_STEPS], guess, step, member))
+        return _webp(images, milliseconds=round(1000 * simulator.dt * FRAME_STEPS))
 
 
-def _side_by_side(real: np.ndarray, guess: np.ndarray, real_text: str, guess_text: str) -> Image.Image:
+def _follow(simulator: Any) -> None:
+    """Let the camera go with the runner, where the model has one that does."""
+    cameras = [simulator.model.camera(i).name for i in range(simulator.model.ncam)]
+    if "track" in cameras:
+        simulator.mujoco_renderer.camera_id = cameras.index("track")
+
+
+def _side_by_side(real: np.ndarray, guess: np.ndarray, step: int, member: int) -> Image.Image:
     canvas = Image.new("RGB", (2 * SIZE + 4, SIZE), "white")
-    for x, image, text in ((0, real, real_text), (SIZE + 4, guess, guess_text)):
-        canvas.paste(Image.fromarray(image).resize((SIZE, SIZE)), (x, 0))
-        draw = ImageDraw.Draw(canvas)
+    draw = ImageDraw.Draw(canvas)
+    for x, image, text in ((0, real, f"real, step {step}"), (SIZE + 4, guess, f"member {member}, {step} steps ahead")):
+        canvas.paste(Image.fromarray(image), (x, 0))
         draw.rectangle((x, 0, x + SIZE, 14), fill="white")
         draw.text((x + 4, 2), text, fill="black")
     return canvas

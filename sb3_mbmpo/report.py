@@ -8,6 +8,7 @@ import base64
 import html
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -119,11 +120,11 @@ def embedded(data: bytes, mime: str, alternative: str) -> str:
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
     """:return: HTML: the film, which also goes to ``folder``, or why there is none"""
-    from sb3_mbmpo.films import SIZE, NoFilmError, film
+    from sb3_mbmpo.films import NoFilmError, film
 
     title = "Film"
     try:
-        data = film(model, partial(make_env, render_mode="rgb_array", width=SIZE, height=SIZE), FIRST_SEED + seed)
+        data = film(model, make_env, FIRST_SEED + seed)
     except NoFilmError as error:
         return section(title, "", f"Left out: {error}")
     except Exception as error:  # noqa: BLE001 - graphics drivers fail in every way there is; the figures are worth having
@@ -131,8 +132,8 @@ def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> st
         return section(title, "", f"Left out: {reason}")
     (folder / "film.webp").write_bytes(data)
     caption = (
-        "Left, a fresh real episode of the meta-policy; right, what member 0 of the ensemble makes of its first observation and "
-        "its actions, rendered from predicted observations. Where the right one moves as no body can, the model is wrong."
+        "Left, a fresh real episode of the meta-policy; right, what member 0 of the ensemble makes of its first observation "
+        "and its actions, rendered from predicted observations. Where the right one moves as no body can, the model is wrong."
     )
     return section(title, embedded(data, "image/webp", title), caption)
 
@@ -193,6 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1:
         parser.error(f"--episodes must be at least 1, not {arguments.episodes}")
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
     try:
         import sb3_mbmpo.figures  # noqa: F401 - before the work, not after it
 
