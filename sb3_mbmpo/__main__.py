@@ -77,6 +77,7 @@ def train(arguments: argparse.Namespace) -> None:
         report("MB-MPO", model.num_timesteps, seconds, model)
 
     model.save(path)
+    model.logger.close()
     print(f"Model saved to {path}")
 
 

@@ -130,8 +130,8 @@ class ModelStudy(NamedTuple):
         """:return: root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log"""
         _, errors, one_step = self.actors["meta-policy"]
         return {
-            "one_step_error": float(np.sqrt(np.nanmean(np.square(one_step)))),
-            "horizon_error": float(root_mean_square(errors.members[:, -1], axis=(0, 1))),
+            "one_step_rmse": float(np.sqrt(np.nanmean(np.square(one_step)))),
+            "horizon_rmse": float(root_mean_square(errors.members[:, -1], axis=(0, 1))),
         }
 
 

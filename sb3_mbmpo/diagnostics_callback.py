@@ -14,7 +14,7 @@ from sb3_mbmpo.mbmpo import MBMPO
 class DiagnosticsCallback(BaseCallback):
     """
     Every few iterations, compare the model with fresh episodes of the real environment, and log the figures of
-    ``python -m sb3_mbmpo.report`` to TensorBoard, ``diagnostics/one_step_error`` and ``diagnostics/horizon_error`` everywhere.
+    ``python -m sb3_mbmpo.report`` to TensorBoard, ``diagnostics/one_step_rmse`` and ``diagnostics/horizon_rmse`` everywhere.
 
     Its episodes are not counted as real steps, as those of ``EvalCallback``. Needs matplotlib:
     ``pip install "sb3-mbmpo[plots]"``.

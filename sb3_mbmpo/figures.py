@@ -21,7 +21,7 @@ from sb3_mbmpo.run_log import RunLog
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 except ImportError as error:
     raise ImportError("Figures need matplotlib: pip install 'sb3-mbmpo[plots]'.") from error
 
@@ -131,6 +131,7 @@ def draw_times(run: RunLog) -> Picture:
         label = f"{label}: {seconds[key].sum():.0f} s in all"
         axes.bar(np.arange(1, n_iterations + 1), seconds[key], bottom=bottom, color=colour, label=label)
         bottom = bottom + seconds[key]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes, "iteration", "wall time (seconds)")
     caption = "The tallest colour is what to save on first: fewer epochs, or fewer, shorter imagined rollouts and meta-steps."
     return Picture(name, title, caption, figure)
