@@ -19,7 +19,7 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
 
     Observation: the position (2,), each coordinate in [-2, 2]. Action: the displacement of a step (2,), each coordinate in
     [-0.1, 0.1]; a wall stops it. Reward: minus the distance to the origin after the step. Episodes start anywhere and have
-    no end but the time limit of 50 steps. A policy that goes straight home gets -9 on average.
+    no end but the time limit of 50 steps. Going home at full speed earns -10 on average.
     """
 
     WALL, MAX_DISPLACEMENT = 2.0, 0.1

@@ -75,7 +75,7 @@ def model_pictures(study: ModelStudy) -> list[Picture]:
 
 def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     """:return: real and imagined returns against real steps, and the fresh episodes of the report"""
-    figure, axes = _figure("Real and imagined return", 8, 4.5)
+    figure, axes = _figure("Real and imagined return" if run.has_imagined_returns() else "Real return", 8, 4.5)
     curves = {
         "mean": ("real, mean of the last episodes", "grey", ":", run.column("rollout/ep_rew_mean")),
         "new": ("real, while collecting", REAL, "o-", run.new_episodes()),

@@ -13,8 +13,9 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sb3_mbmpo.diagnostics import meta_actor, open_loop, play_episode
+from sb3_mbmpo.diagnostics import open_loop
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.real_episodes import meta_actor, play_episode
 
 # Pixels of a side; steps that are shown; steps from one frame to the next, because rendering without a GPU is slow
 SIZE, MAX_STEPS, FRAME_STEPS = 240, 200, 2

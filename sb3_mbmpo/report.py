@@ -20,8 +20,9 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import sb3_mbmpo
-from sb3_mbmpo.diagnostics import FIRST_SEED, ModelStudy, study_model
+from sb3_mbmpo.diagnostics import ModelStudy, study_model
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.real_episodes import FIRST_SEED
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
@@ -61,14 +62,14 @@ def load_run(files: RunFiles, env_id: str | None) -> tuple[MBMPO, MakeEnv]:
     :return: the model with its real environment, and what makes that environment
     :raises ValueError: if the environment is not known or not the model's
     """
-    make_env = env_maker(env_id, MBMPO.load(files.model))
+    make_env = env_maker(env_id, MBMPO.load(files.model, verbose=0))
     env: VecEnv = DummyVecEnv([make_env])
     if files.vec_normalize is not None:
         env = VecNormalize.load(str(files.vec_normalize), env)
         assert isinstance(env, VecNormalize)
         env.training = False
     try:
-        return MBMPO.load(files.model, env=env), make_env
+        return MBMPO.load(files.model, env=env, verbose=0), make_env
     except ValueError as error:
         raise ValueError(f"{files.model} does not fit the environment ({error}): pass its own with `--env ID`.") from error
 

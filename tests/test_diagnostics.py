@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_drift
 
-from sb3_mbmpo import diagnostics
+from sb3_mbmpo import diagnostics, real_episodes
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Prediction
 
@@ -47,7 +47,7 @@ def trained():
 
 def random_episodes(n=4, **kwargs):
     env = Drift(**kwargs)
-    return diagnostics.play_episodes(env, diagnostics.random_actor(env.action_space, 0), n, seed=0)
+    return real_episodes.play_episodes(env, real_episodes.random_actor(env.action_space, 0), n, seed=0)
 
 
 # -- Real episodes --------------------------------------------------------------------------------------------------------
@@ -56,8 +56,8 @@ def random_episodes(n=4, **kwargs):
 def test_an_episode_is_what_the_environment_did():
     env = Drift(length=5)
     seen = []
-    act = diagnostics.random_actor(env.action_space, 3)
-    episode = diagnostics.play_episode(env, act, seed=7, on_step=lambda: seen.append(env.x.copy()))
+    act = real_episodes.random_actor(env.action_space, 3)
+    episode = real_episodes.play_episode(env, act, seed=7, on_step=lambda: seen.append(env.x.copy()))
     np.testing.assert_array_equal(episode.obs, seen)
     again = Drift(length=5)
     obs, _ = again.reset(seed=7)
@@ -70,8 +70,8 @@ def test_an_episode_is_what_the_environment_did():
 
 def test_episodes_differ_from_one_another_and_between_seeds():
     env = Drift()
-    act = diagnostics.random_actor(env.action_space, 0)
-    starts = [e.obs[0, 0] for seed in (0, 1) for e in diagnostics.play_episodes(env, act, 3, seed)]
+    act = real_episodes.random_actor(env.action_space, 0)
+    starts = [e.obs[0, 0] for seed in (0, 1) for e in real_episodes.play_episodes(env, act, 3, seed)]
     assert len(set(starts)) == 6
 
 
@@ -79,7 +79,7 @@ def test_episodes_differ_from_one_another_and_between_seeds():
 def test_the_meta_actor_is_predict(space):
     model = tiny_model(Drift(space)).learn(40)
     obs = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
-    np.testing.assert_array_equal(diagnostics.meta_actor(model)(obs), model.predict(obs, deterministic=True)[0])
+    np.testing.assert_array_equal(real_episodes.meta_actor(model)(obs), model.predict(obs, deterministic=True)[0])
 
 
 def test_raw_observations_pass_vec_normalize_on_their_way_to_the_policy():
@@ -87,7 +87,7 @@ def test_raw_observations_pass_vec_normalize_on_their_way_to_the_policy():
     model = tiny_model(env).learn(40)
     obs = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     expected, _ = model.predict(env.normalize_obs(obs), deterministic=True)
-    np.testing.assert_allclose(diagnostics.meta_actor(model)(obs), expected, rtol=1e-5)
+    np.testing.assert_allclose(real_episodes.meta_actor(model)(obs), expected, rtol=1e-5)
 
 
 # -- Errors of predictions ------------------------------------------------------------------------------------------------
@@ -131,20 +131,20 @@ def test_the_forecast_that_nothing_changes():
 @pytest.mark.parametrize(("horizon", "longest", "expected"), [(3, 20, 3), (50, 20, 10), (1000, 400, 100), (50, 1, 1)])
 def test_how_far_ahead(horizon, longest, expected):
     obs = np.zeros((longest + 1, 2), np.float32)
-    episode = diagnostics.Episode(obs, np.zeros((longest, 2), np.float32), np.zeros(longest))
+    episode = real_episodes.Episode(obs, np.zeros((longest, 2), np.float32), np.zeros(longest))
     errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), [episode], horizon, None)
     assert errors.members.shape == (1, expected, 2)
 
 
 def test_windows_stay_within_episodes_and_are_few():
     episodes = [
-        diagnostics.Episode(10 * i + np.arange(n + 1)[:, None], 10 * i + np.arange(n)[:, None], np.zeros(n))
+        real_episodes.Episode(10 * i + np.arange(n + 1)[:, None], 10 * i + np.arange(n)[:, None], np.zeros(n))
         for i, n in enumerate([4, 2, 3])
     ]
     obs, actions = diagnostics.windows(episodes, 3)
     np.testing.assert_array_equal(obs[..., 0], [[0, 1, 2, 3], [1, 2, 3, 4], [20, 21, 22, 23]])
     np.testing.assert_array_equal(actions[..., 0], obs[:, :-1, 0])
-    many = [diagnostics.Episode(np.zeros((1001, 2)), np.zeros((1000, 2)), np.zeros(1000))]
+    many = [real_episodes.Episode(np.zeros((1001, 2)), np.zeros((1000, 2)), np.zeros(1000))]
     assert diagnostics.MAX_STARTS / 2 < len(diagnostics.windows(many, 1)[0]) <= diagnostics.MAX_STARTS
 
 
@@ -160,7 +160,7 @@ def test_predictions_use_the_clipping_of_the_imagination(trained):
 @pytest.mark.parametrize("function", [diagnostics.replay, diagnostics.play])
 def test_an_exact_model_repeats_the_episode_and_its_rewards(function):
     model = tiny_model(Drift(length=6), horizon=5).learn(40)
-    episode = diagnostics.play_episodes(Drift(length=6), diagnostics.meta_actor(model), 1, seed=0)[0]
+    episode = real_episodes.play_episodes(Drift(length=6), real_episodes.meta_actor(model), 1, seed=0)[0]
     model.dynamics = Simulator([0.0, 0.1], Drift())
     trajectory = function(model, episode)
     assert trajectory.real.shape == (6, 2)
@@ -172,7 +172,7 @@ def test_an_exact_model_repeats_the_episode_and_its_rewards(function):
 
 def test_the_policy_acts_on_what_a_member_imagines():
     model = tiny_model(Drift()).learn(40)
-    episode = diagnostics.play_episodes(Drift(), diagnostics.meta_actor(model), 1, seed=0)[0]
+    episode = real_episodes.play_episodes(Drift(), real_episodes.meta_actor(model), 1, seed=0)[0]
     played = diagnostics.play(model, episode)
     step = model.dynamics.step_fn(model._clip_margin)
     obs = th.as_tensor(played.imagined[1, 0])
@@ -215,7 +215,7 @@ def test_kl_is_that_of_sb3s_distributions(name):
     expected = th.stack(expected).mean(0)
     found = diagnostics.adaptation_kl(model, obs)
     assert found.min() > 1e-7
-    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-7)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
 
 
 def test_two_dimensions_are_mapped_over_the_range_of_the_data(trained):
