@@ -75,15 +75,18 @@ def model_pictures(study: ModelStudy) -> list[Picture]:
 
 def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     """:return: real and imagined returns against real steps, and the fresh episodes of the report"""
+    curves = [
+        ("real, mean of the last episodes", "grey", ":", run.column("rollout/ep_rew_mean")),
+        ("real, while collecting", REAL, "o-", run.new_episodes()),
+        ("real, evaluation", "#009e73", "s-", run.evaluation()),
+        ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
+        ("imagined, adapted policies", ADAPTED, "o--", run.column("imagined/ep_rew_mean_adapted")),
+    ]
+    name, title = "learning_curve", "Learning curve"
+    if not any(len(steps) > 0 for _, _, _, (steps, _) in curves):
+        return missing(name, title, _no_log("returns"))
     figure, axes = _figure("Real and imagined return" if run.has_imagined_returns() else "Real return", 8, 4.5)
-    curves = {
-        "mean": ("real, mean of the last episodes", "grey", ":", run.column("rollout/ep_rew_mean")),
-        "new": ("real, while collecting", REAL, "o-", run.new_episodes()),
-        "evaluation": ("real, evaluation", "#009e73", "s-", run.evaluation()),
-        "imagined": ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
-        "adapted": ("imagined, adapted policies", ADAPTED, "o--", run.column("imagined/ep_rew_mean_adapted")),
-    }
-    for label, colour, style, (steps, values) in curves.values():
+    for label, colour, style, (steps, values) in curves:
         if len(steps) > 0:
             axes.plot(steps, values, style, color=colour, label=label, markersize=4, linewidth=1.2)
     returns = study.returns()
@@ -96,16 +99,21 @@ def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
         "adapted policies, which explore; what is imagined after so many real steps shows in the next real point. The diamond "
         "is the final meta-policy without noise."
     )
-    return Picture("learning_curve", "Learning curve", caption + _notes(run), figure)
+    return Picture(name, title, caption + _notes(run), figure)
 
 
-NO_LOG = "no progress.csv, which `python -m sb3_mbmpo train` writes and SB3's logger with format `csv`,"
+def _no_log(what: str) -> str:
+    """:return: why ``what`` is missing"""
+    return (
+        f"no progress.csv with the model has {what}. `python -m sb3_mbmpo train` writes one, and so does SB3's logger with "
+        "the format csv."
+    )
 
 
 def _notes(run: RunLog) -> str:
     """:return: what makes real and imagined returns differ besides errors of the models"""
     if not run.has_imagined_returns():
-        return f" The imagined returns are left out: {NO_LOG} has them."
+        return f" Imagined returns are left out: {_no_log('them')}"
     notes = ""
     real, imagined = (run.column(key)[1][-1:] for key in ("rollout/ep_len_mean", "imagined/ep_len_mean"))
     if len(real) > 0 and abs(real[0] - imagined[0]) > 0.02 * real[0]:
@@ -124,7 +132,7 @@ def draw_times(run: RunLog) -> Picture:
     seconds = {key: run.column(key)[1] for key in STAGES}
     n_iterations = len(seconds["time/real_rollout"])
     if n_iterations == 0 or any(len(values) != n_iterations for values in seconds.values()):
-        return missing(name, title, f"{NO_LOG} has the seconds of the stages.")
+        return missing(name, title, _no_log("the seconds of the stages"))
     figure, axes = _figure("Wall time of the stages of each iteration", 8, 4)
     bottom = np.zeros(n_iterations)
     for key, (label, colour) in STAGES.items():
@@ -262,6 +270,7 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
         pad = 0.05 * (high - low) + 1e-6
         panel.set_ylim(low - pad, high + pad)
         panel.set_title(label, fontsize=10)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel("steps", fontsize=9)
         panel.set_ylabel(unit, fontsize=9)
         panel.grid(alpha=0.3)

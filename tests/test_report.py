@@ -88,10 +88,10 @@ def test_a_model_alone_gets_a_sentence_where_the_log_is_missing(run, tmp_path):
     model.write_bytes(run.with_suffix(".zip").read_bytes())
     report.main([str(model), "--episodes", "1", "--no-video"])
     page = Page((tmp_path / "alone" / "report" / "report.html").read_text())
-    assert {image["alt"] for image in page.images}.isdisjoint({"Time by stage"})
-    assert len(page.images) == len(FIGURES) - 1
-    assert "imagined returns are left out: no progress.csv" in page.captions[0]
-    assert re.match("Left out: no progress.csv.*seconds", page.captions[-1])
+    assert {image["alt"] for image in page.images}.isdisjoint({"Learning curve", "Time by stage"})
+    assert len(page.images) == len(FIGURES) - 2
+    assert re.match("Left out: no progress.csv.*has returns", page.captions[0])
+    assert re.match("Left out: no progress.csv.*has the seconds", page.captions[-1])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,7 @@ def test_evaluations_of_sb3_are_read(tmp_path):
     np.savez(tmp_path / "evaluations.npz", timesteps=[100, 200], results=[[1, 3], [5, 9]], ep_lengths=[[1, 1], [1, 1]])
     run_log = read_run(RunFiles(tmp_path / "m.zip", None, tmp_path / "evaluations.npz", None), tiny_model())
     steps, returns = run_log.evaluation()
+    assert "Imagined returns are left out: no progress.csv" in figures._notes(run_log)
     np.testing.assert_array_equal(steps, [100, 200])
     np.testing.assert_array_equal(returns, [2, 7])
 
