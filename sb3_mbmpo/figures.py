@@ -207,8 +207,8 @@ def draw_replay(trajectory: Trajectory) -> Picture:
     """:return: an episode and the members' versions of it, a panel a dimension, and the rewards"""
     caption = (
         "The members (colours) are told the first observation and the actions of a fresh real episode (black), and nothing "
-        "else of it. Where they part from it together, all have learned the same error; where they part from one another, "
-        "they lack data."
+        "else of it. Where they part from it together, all have learned the same error, or the task is an unstable balance, "
+        "which the least error upsets; where they part from one another, they lack data."
     )
     title = "A real episode of the meta-policy, and each member's from its first observation and its actions"
     return Picture(

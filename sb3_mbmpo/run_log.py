@@ -49,7 +49,8 @@ def _is_partial(model: Path) -> bool:
 
 
 def _find_model(path: Path) -> Path:
-    beside = path.with_name(path.name + ".zip")
+    folder = path.absolute()  # "." has no name
+    beside = folder.with_name(folder.name + ".zip")
     if not path.is_dir():
         found = next((candidate for candidate in (path, beside) if candidate.is_file()), None)
         if found is None:

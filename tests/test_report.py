@@ -4,6 +4,7 @@ import io
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -201,6 +202,12 @@ def test_the_files_of_rl_zoo3(tmp_path):
     final.unlink()
     with pytest.raises(ValueError, match=r"best_model.zip, rl_model_500_steps.zip: give the model's zip file"):
         find_run(tmp_path)
+
+
+def test_the_folder_where_one_is(tmp_path, monkeypatch):
+    touch(tmp_path, "mine.zip", "progress.csv")
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in find_run(Path())[:2]] == ["mine.zip", "progress.csv"]
 
 
 def test_a_folder_without_a_model(tmp_path):
