@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_mbmpo.mbmpo import MBMPO
@@ -29,7 +30,10 @@ class RandomPolicy(BasePolicy):
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train as the configuration says, report the return at each milestone, save the model."""
+    """
+    Train as the configuration says, report the return at each milestone, save the model FILE.zip, and its log
+    FILE/progress.csv.
+    """
     config = read_config(arguments.env)
     env_id, n_envs = config.get("env_id", arguments.env), int(config.get("n_envs", 1))
     env_kwargs = config.get("env_kwargs", {})
@@ -46,6 +50,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     env = make_vec_env(env_id, n_envs=n_envs, seed=arguments.seed, env_kwargs=env_kwargs)
     model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **hyperparams)
+    path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}.zip"
+    model.set_logger(configure(str(path.with_suffix("")), ["csv", *(["stdout"] if arguments.verbose else [])]))
     # A copy: the model draws its first actions from this very object
     random_policy = RandomPolicy(env.observation_space, copy.deepcopy(env.action_space))
     random_policy.action_space.seed(arguments.seed)
@@ -70,9 +76,8 @@ def train(arguments: argparse.Namespace) -> None:
         seconds += time.perf_counter() - start
         report("MB-MPO", model.num_timesteps, seconds, model)
 
-    path = arguments.save or Path("runs") / f"mbmpo-{arguments.env}-seed{arguments.seed}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
+    model.logger.close()
     print(f"Model saved to {path}")
 
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_mbmpo.files import Path, check_file, file_stamp
+from sb3_mbmpo.files import Path, check_file, env_spec_json, file_stamp
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
@@ -58,8 +58,10 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_generators"]
 
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """See ``BaseAlgorithm``. The file also says which version of this package it is from."""
+        """See ``BaseAlgorithm``. The file also says which version of this package and which environment it is from."""
         vars(self).update(file_stamp("algorithm"))
+        if self.env is not None:
+            self.env_spec = env_spec_json(self.env)
         self._random_states: dict[str, Any] = {purpose: g.get_state() for purpose, g in self._generators.items()}
         self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
         super().save(path, exclude, include)

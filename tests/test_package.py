@@ -7,7 +7,7 @@ import pytest
 
 import sb3_mbmpo
 
-PUBLIC_NAMES = ["MBMPO", "DynamicsEnsemble", "MlpPolicy", "ModelVecEnv"]
+PUBLIC_NAMES = ["MBMPO", "DiagnosticsCallback", "DynamicsEnsemble", "MlpPolicy", "ModelVecEnv"]
 
 
 @pytest.mark.parametrize("heavy", ["torch", "numpy", "gymnasium", "stable_baselines3"])

@@ -1,0 +1,352 @@
+"""What the figures show of a trained model, as numbers: the model beside fresh episodes of its real environment.
+
+Nothing here draws. Observations are raw everywhere; errors say their units.
+
+Legend of shapes: ``M`` members, ``T`` tasks, ``S`` starts, ``K`` steps predicted, ``L`` steps of an episode, ``B`` rows,
+``O`` observation size.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+
+from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.real_episodes import Episode, meta_actor, play_episodes, random_actor, to_policy_input
+
+# Steps ahead that errors are measured for, at most: further on, every model of a chaotic task has lost the thread
+MAX_STEPS_AHEAD = 100
+# Starts that errors are averaged over, and states that KL and disagreement are looked at, at most
+MAX_STARTS = 200
+MAX_STATES = 2000
+# Points a side of a map over the plane
+MAP_SIZE = 60
+
+
+class HorizonErrors(NamedTuple):
+    """
+    Errors of predictions along real actions, root mean square over the starts, in standard deviations of the observations in
+    the training data.
+
+    :param members: of each member, step ahead and dimension (M, K, O)
+    :param unchanged: of the forecast that nothing changes (K, O)
+    """
+
+    members: np.ndarray
+    unchanged: np.ndarray
+
+
+class Trajectory(NamedTuple):
+    """
+    A real episode, and each member's own from the same first observation.
+
+    :param real: (L + 1, O)
+    :param imagined: (M, L + 1, O)
+    :param real_rewards: (L,)
+    :param imagined_rewards: (M, L)
+    """
+
+    real: np.ndarray
+    imagined: np.ndarray
+    real_rewards: np.ndarray
+    imagined_rewards: np.ndarray
+
+
+class Plasticity(NamedTuple):
+    """
+    Where the members disagree, and where adaptations change the policy.
+
+    :param obs: states (B, O)
+    :param disagreement: about the meta-policy's action, in standard deviations of the observed changes (B,)
+    :param kl: of the meta-policy to its adapted versions, mean over the tasks, in nats (B,)
+    :param visited: real states of the meta-policy (B', O), for maps
+    :param is_map: whether ``obs`` are the points of a square grid over the plane, rows first
+    """
+
+    obs: np.ndarray
+    disagreement: np.ndarray
+    kl: np.ndarray
+    visited: np.ndarray
+    is_map: bool
+
+
+class ActorStudy(NamedTuple):
+    """
+    The ensemble on what one actor did.
+
+    :param episodes: real ones
+    :param horizon_errors: see there
+    :param one_step: errors of each member and dimension, in standard deviations of the observed changes; NaN for a
+        dimension that never changed (M, O)
+    """
+
+    episodes: list[Episode]
+    horizon_errors: HorizonErrors
+    one_step: np.ndarray
+
+
+class ModelStudy(NamedTuple):
+    """
+    Everything that the figures show of a model beside its real environment.
+
+    :param actors: by who acted: "meta-policy", "random actions"
+    :param replayed: an episode of the meta-policy, whose actions the members are told
+    :param played: the same, but in the members the meta-policy acts on what they imagine
+    :param plasticity: see there
+    """
+
+    actors: dict[str, ActorStudy]
+    replayed: Trajectory
+    played: Trajectory
+    plasticity: Plasticity
+
+    def returns(self) -> np.ndarray:
+        """:return: of the meta-policy's real episodes"""
+        return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
+
+    def figures(self) -> dict[str, float]:
+        """:return: root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log"""
+        _, errors, one_step = self.actors["meta-policy"]
+        return {
+            "one_step_rmse": float(np.sqrt(np.nanmean(np.square(one_step)))),
+            "horizon_rmse": float(root_mean_square(errors.members[:, -1], axis=(0, 1))),
+        }
+
+
+def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed: int = 0) -> ModelStudy:
+    """
+    Play fresh real episodes and compare. The model is unchanged, down to its random numbers.
+
+    :param model: trained
+    :param env: its real environment, without VecNormalize; it is reset
+    :param n_episodes: of the meta-policy, and as many with random actions
+    :param seed: of the episodes and of the random actions
+    :raises ValueError: if the model has not been trained, or the environment is of other spaces
+    """
+    if model._n_fits == 0:
+        raise ValueError("The model has not been trained yet: call `learn` first.")
+    for name in ("observation_space", "action_space"):
+        theirs, ours = getattr(env, name), getattr(model, name)
+        if theirs != ours:
+            raise ValueError(f"`env` must be the model's environment: its {name} is {theirs}, the model's is {ours}.")
+    actors = {"meta-policy": meta_actor(model), "random actions": random_actor(model.action_space, seed)}
+    studies = {}
+    for name, act in actors.items():
+        episodes = play_episodes(env, act, n_episodes, seed)
+        horizon = horizon_errors(model.dynamics, episodes, model.horizon, model._clip_margin)
+        studies[name] = ActorStudy(episodes, horizon, one_step_errors(model.dynamics, episodes))
+    episodes = studies["meta-policy"].episodes
+    return ModelStudy(studies, replay(model, episodes[0]), play(model, episodes[0]), plasticity(model, episodes))
+
+
+# ---------------------------------------------------------------- errors of predictions
+
+
+@th.no_grad()
+def open_loop(dynamics: DynamicsEnsemble, obs: np.ndarray, actions: np.ndarray, clip_margin: float | None) -> np.ndarray:
+    """
+    Every member's prediction along given actions, each step from its own prediction before, by the imagination's step.
+
+    :param dynamics: the ensemble; of probabilistic members the mean
+    :param obs: first observations (S, O)
+    :param actions: as an environment takes them (S, K, ...)
+    :param clip_margin: see ``DynamicsEnsemble.step_fn``
+    :return: (M, S, K, O) float32
+    """
+    n_starts, n_steps = actions.shape[:2]
+    flat = dynamics.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), dynamics.device)
+    encoded = dynamics.codec.to_dynamics(flat).view(n_starts, n_steps, -1)
+    step = dynamics.step_fn(clip_margin)
+    all_members = (dynamics.n_models, -1, -1)
+    current = th.as_tensor(obs, dtype=th.float32, device=dynamics.device).expand(all_members)
+    predicted = []
+    for k in range(n_steps):
+        current = step(current, encoded[:, k].expand(all_members)).next_obs
+        predicted.append(current)
+    return th.stack(predicted, dim=2).cpu().numpy()
+
+
+def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param episodes: real ones
+    :param n_steps: length ``K`` of a window
+    :return: observations (S, K + 1, O) and actions (S, K, ...) of at most ``MAX_STARTS`` windows, evenly spread
+    """
+    starts = [(episode, t) for episode in episodes for t in range(len(episode.actions) - n_steps + 1)]
+    chosen = starts[:: -(-len(starts) // MAX_STARTS)]
+    obs = np.stack([episode.obs[t : t + n_steps + 1] for episode, t in chosen])
+    return obs, np.stack([episode.actions[t : t + n_steps] for episode, t in chosen])
+
+
+def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """:return: over ``axis``"""
+    result: np.ndarray = np.sqrt(np.square(errors).mean(axis))
+    return result
+
+
+def horizon_errors(
+    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], horizon: int, clip_margin: float | None
+) -> HorizonErrors:
+    """
+    Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,
+    whichever is least.
+
+    :param dynamics: the ensemble
+    :param episodes: real ones
+    :param horizon: of the imagination
+    :param clip_margin: as the imagination's
+    """
+    longest = max(len(episode.actions) for episode in episodes)
+    obs, actions = windows(episodes, max(1, min(horizon, MAX_STEPS_AHEAD, longest // 2)))
+    scale = dynamics.observation_std.cpu().numpy()
+    predicted = open_loop(dynamics, obs[:, 0], actions, clip_margin)
+    members = root_mean_square((predicted - obs[:, 1:]) / scale, axis=1)
+    return HorizonErrors(members, root_mean_square((obs[:, :1] - obs[:, 1:]) / scale, axis=0))
+
+
+def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> np.ndarray:
+    """
+    :param dynamics: the ensemble
+    :param episodes: real ones
+    :return: root mean square errors (M, O), in standard deviations of the observed changes: 1 is as good as forecasting the
+        mean change. NaN for a dimension that never changed
+    """
+    obs, next_obs, actions = (
+        np.concatenate(parts)
+        for parts in zip(*((episode.obs[:-1], episode.obs[1:], episode.actions) for episode in episodes), strict=True)
+    )
+    scale = dynamics.target_std[: dynamics.observation_dim].cpu().numpy()
+    return root_mean_square((dynamics.predict(obs, actions) - next_obs) / np.where(scale > 0, scale, np.nan), axis=1)
+
+
+# ---------------------------------------------------------------- trajectories
+
+
+def replay(model: MBMPO, episode: Episode) -> Trajectory:
+    """
+    :param model: trained
+    :param episode: a real one; no more than the imagination's horizon of it is looked at
+    :return: the members are told the actions
+    """
+    length = min(len(episode.actions), model.horizon)
+    predicted = open_loop(model.dynamics, episode.obs[:1], episode.actions[None, :length], model._clip_margin)[:, 0]
+    first = np.broadcast_to(episode.obs[0].astype(np.float32), (len(predicted), 1, predicted.shape[2]))
+    imagined = np.concatenate([first, predicted], axis=1)
+    return _trajectory(model, episode, imagined, [episode.actions[:length]] * len(imagined))
+
+
+@th.no_grad()
+def play(model: MBMPO, episode: Episode) -> Trajectory:
+    """
+    :param model: trained
+    :param episode: a real one of the meta-policy; no more than the imagination's horizon of it is looked at
+    :return: in every member the meta-policy acts, from the first observation; terminations are ignored
+    """
+    dynamics, act = model.dynamics, meta_actor(model)
+    step = dynamics.step_fn(model._clip_margin)
+    imagined = [np.repeat(episode.obs[:1].astype(np.float32), dynamics.n_models, axis=0)]
+    actions = []
+    for _ in range(min(len(episode.actions), model.horizon)):
+        actions.append(act(imagined[-1]))
+        encoded = dynamics.codec.to_dynamics(dynamics.codec.from_numpy(actions[-1], dynamics.device))
+        current = th.as_tensor(imagined[-1], device=dynamics.device)
+        imagined.append(step(current.unsqueeze(1), encoded.unsqueeze(1)).next_obs.squeeze(1).cpu().numpy())
+    return _trajectory(model, episode, np.stack(imagined, axis=1), list(np.stack(actions, axis=1)))
+
+
+def _trajectory(model: MBMPO, episode: Episode, imagined: np.ndarray, actions: list[np.ndarray]) -> Trajectory:
+    length = imagined.shape[1] - 1
+    rewards = [imagined_rewards(model, imagined[i], actions[i], member=i) for i in range(len(imagined))]
+    return Trajectory(episode.obs[: length + 1], imagined, episode.rewards[:length], np.stack(rewards))
+
+
+@th.no_grad()
+def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member: int) -> np.ndarray:
+    """
+    :param model: trained
+    :param obs: imagined by ``member`` (L + 1, O)
+    :param actions: (L, ...)
+    :param member: its reward head is asked where the reward is learned
+    :return: what the imagination pays for the steps (L,)
+    """
+    observations = th.as_tensor(obs, dtype=th.float32, device=model.device)
+    env_actions = model._codec.from_numpy(actions, model.device)
+    reward_fn = model._task.reward.fn
+    if reward_fn is not None:
+        rewards = reward_fn(observations[:-1], model._codec.to_reward(env_actions), observations[1:])
+    else:
+        encoded = model._codec.to_dynamics(env_actions)
+        step = model.dynamics.step_fn(model._clip_margin, members=[member])
+        learned = step(observations[None, :-1], encoded[None]).reward
+        if learned is None:
+            model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
+        assert learned is not None
+        rewards = learned[0]
+    return rewards.cpu().numpy()
+
+
+# ---------------------------------------------------------------- disagreement and adaptation
+
+
+def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
+    """
+    :param model: trained
+    :param episodes: real ones of the meta-policy
+    :return: over the plane, within the range of the training data, if observations have two dimensions; else over the
+        episodes' states
+    """
+    visited = np.concatenate([episode.obs for episode in episodes])
+    is_map = visited.shape[1] == 2
+    if is_map:
+        low, high = (bound.cpu().numpy() for bound in (model.dynamics.observation_low, model.dynamics.observation_high))
+        states = grid(low, high)
+    else:
+        states = visited[:: -(-len(visited) // MAX_STATES)]
+    disagreement = model.dynamics.disagreement(states, meta_actor(model)(states))
+    return Plasticity(states, disagreement, adaptation_kl(model, states), visited, is_map)
+
+
+def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """
+    :param low: lower left corner (2,)
+    :param high: upper right corner (2,)
+    :return: points (``MAP_SIZE`` ** 2, 2), the second coordinate changes slowest
+    """
+    x, y = (np.linspace(start, stop, MAP_SIZE) for start, stop in zip(low, high, strict=True))
+    return np.stack([axis.ravel() for axis in np.meshgrid(x, y)], axis=1)
+
+
+@th.no_grad()
+def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
+    """
+    :param model: trained
+    :param obs: raw (B, O)
+    :return: KL of the meta-policy to the adapted policies of its last iteration, mean over the tasks, in nats (B,)
+    """
+    adapted = model._adapted
+    policy_input = to_policy_input(model, obs).expand(len(adapted), -1, -1)
+    before = model.policy.actor(model.policy.actor_vector().expand(len(adapted), -1))(policy_input)
+    kl: np.ndarray = before.kl_divergence(model.policy.actor(adapted)(policy_input)).mean(0).cpu().numpy()
+    return kl
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """
+    :param a: (B,)
+    :param b: (B,)
+    :return: Spearman's, -1 to 1; NaN if one of them is constant
+    """
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        # Equal values share the mean of their ranks
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        last: np.ndarray = counts.cumsum()
+        mean_rank: np.ndarray = (last - (counts - 1) / 2)[place]
+        return mean_rank
+
+    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (a, b))
+    norm = np.sqrt(np.square(x).sum() * np.square(y).sum())
+    return float((x * y).sum() / norm) if norm > 0 else float("nan")
