@@ -60,14 +60,12 @@ def load_transitions(
     :raises ValueError: if the file holds something else, shapes disagree, a number is NaN or infinite, or an action is
         outside its space
     """
-    try:
-        # No pickles: a data file should not be able to run code
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError(f"{path} holds a single array: save several with `numpy.savez`, named {', '.join(KEYS)}.")
-            arrays = {D4RL_KEYS.get(name, name): file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is not a file that `numpy.savez` wrote: {error}") from error
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not a file that `numpy.savez` wrote, of arrays named {', '.join(KEYS)}.")
+    # No pickles: a data file should not be able to run code
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {D4RL_KEYS.get(name, name): archive[name] for name in archive.files}
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks the arrays {missing}; it has {sorted(arrays)}, and needs {list(KEYS)}.")
