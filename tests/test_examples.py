@@ -37,7 +37,7 @@ def test_every_example_runs(tmp_path):
 
 def test_examples_are_short():
     for script in LAST_LINES:
-        assert len((EXAMPLES / script).read_text().splitlines()) <= 60, script
+        assert len((EXAMPLES / script).read_text().splitlines()) <= 50, script
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Adapt the policy that train.py learned to a longer pendulum, from ten real episodes of it."""
+"""Adapt the policy that train.py learned to a heavier pendulum, from ten real episodes of it."""
 
 import argparse
 
@@ -15,7 +15,8 @@ parser.add_argument("--fast", action="store_true", help="a few steps only, to se
 args = parser.parse_args()
 
 
-def heavier() -> gym.Env:
+def heavier():
+    """What has changed since the training."""
     env = gym.make("Pendulum-v1")
     env.unwrapped.m = 1.5  # kilograms instead of 1
     return env
