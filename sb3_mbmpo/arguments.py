@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.actions import check_spaces
+from sb3_mbmpo.advantages import BASELINES
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.dynamics.ensemble import ACTIVATIONS
 from sb3_mbmpo.meta import proximal_step
@@ -174,7 +175,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in ("learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop"):
         check_flag(name, arguments[name])
     check_choice("outer_optimizer", arguments["outer_optimizer"], ("trpo", "ppo"))
-    check_choice("baseline", arguments["baseline"], ("linear", "zero"))
+    check_choice("baseline", arguments["baseline"], BASELINES)
     check_choice("imagined_start", arguments["imagined_start"], ("initial", "buffer"))
     check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
     check_dynamics_kwargs(arguments["dynamics_kwargs"])

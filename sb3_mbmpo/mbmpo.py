@@ -11,11 +11,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.arguments import (
     ENSEMBLE_OPTIONS,
     check_arguments,
     check_before_building,
+    check_choice,
     check_integer,
     check_number,
 )
@@ -69,7 +70,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
     :param ent_coef: weight of the policy's entropy in the outer objective
-    :param baseline: "linear" or "zero"
+    :param baseline: "linear", "fourier" (linear and 100 random Fourier features) or "zero"
     :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
         learned), "learned", a function of torch tensors, or its path "pkg.module:function"
     :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
@@ -309,6 +310,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         model_index: int | None = None,
         inner_lr: float | None = None,
         n_inner_steps: int | None = None,
+        baseline: str | None = None,
     ) -> MetaPolicy:
         """
         Few-shot adaptation: the meta-policy after its policy-gradient step(s) on real episodes, or on one of the models.
@@ -319,22 +321,24 @@ class MBMPO(ImaginedTrainingAlgorithm):
         :param inner_lr: step size; by default that of the training, learned or not. An environment that differs more than the
             models do wants larger steps than they do
         :param n_inner_steps: number of policy-gradient steps; by default that of the training
+        :param baseline: of the advantages; by default that of the training. "fourier" is often the better one here
         :return: an independent policy with ``predict`` and ``save``; the model is unchanged, down to its random numbers
         """
-        if n_inner_steps is None:
-            n_inner_steps = self.n_inner_steps
+        n_inner_steps = self.n_inner_steps if n_inner_steps is None else n_inner_steps
         check_integer("n_inner_steps", n_inner_steps, 1)
         phi, fixed_inner_lr = self._outer_variable(), self._fixed_inner_lr
         if inner_lr is not None:
             check_number("inner_lr", inner_lr, 0)
             phi, fixed_inner_lr = self.policy.actor_vector(), float(inner_lr)
+        baseline = self.baseline if baseline is None else baseline
+        check_choice("baseline", baseline, BASELINES)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
         if model_index is not None:
             if env is not None:
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators)
-            settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps)
+            settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
             adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
@@ -352,7 +356,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, self.baseline, self.normalize_advantage)
+            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage)
             return TaskBatch.from_rollouts(episodes, advantages)
 
         theta, step_size = split_outer(phi, fixed_inner_lr)

@@ -344,6 +344,8 @@ def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
         assert th.equal(step(inner_lr=model.inner_lr, n_inner_steps=1), step())
         assert th.equal(step(n_inner_steps=2), tiny_step_twice(model, how))
     assert not th.equal(step(inner_lr=0.1, n_inner_steps=2), step(inner_lr=0.1))
+    assert th.equal(step(baseline="linear"), step())
+    assert not th.equal(step(baseline="zero"), step())
 
 
 def tiny_step_twice(model, how):
@@ -390,6 +392,7 @@ def test_adapt_on_the_training_environment_begins_a_new_episode_afterwards():
         (dict(n_episodes=2, n_inner_steps=3), "`n_episodes`.*at least 3"),
         (dict(n_inner_steps=0), "`n_inner_steps`.*at least 1"),
         (dict(inner_lr=-0.1), "`inner_lr`.*at least 0"),
+        (dict(baseline="square"), "`baseline` must be one of"),
         (dict(env=Drift(size=3)), "Observation spaces do not match"),
         (dict(env=Drift(spaces.Discrete(2))), "Action spaces do not match"),
     ],
