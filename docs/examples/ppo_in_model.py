@@ -27,7 +27,7 @@ ppo = PPO(
     n_steps=64,
     batch_size=128,
     gamma=0.95,
-    learning_rate=1e-3,
+    learning_rate=lambda progress_remaining: 1e-3 * progress_remaining,
     device="cpu",
     seed=args.seed,
 )
