@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions, output_bias_array, perturbed_step_fn
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, World
 from sb3_mbmpo.meta import StepReport
@@ -122,8 +122,11 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         def sample_starts(rows: int) -> th.Tensor:
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
 
+        (step_fn,) = perturbed_step_fns(
+            self.dynamics, [imagination], self._clip_margin, None, self._output_bias(), self._output_noise
+        )
         world = World(
-            perturbed_step_fn(self.dynamics, self._clip_margin, imagination, None, self._output_bias(), self._output_noise),
+            step_fn,
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,

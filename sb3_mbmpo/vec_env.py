@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fn
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
 
 RESAMPLE_MODEL = ("episode", "step")
@@ -88,7 +88,7 @@ class ModelVecEnv(VecEnv):
         # From a generator of its own: members and first observations stay the same with and without a bias
         draws = np.random.default_rng(seed).standard_normal((dynamics.n_models, dynamics.observation_dim))
         bias = output_bias_array(output_bias, draws)
-        self._step_fn = perturbed_step_fn(dynamics, clip_margin, self._noise, self._members.tolist(), bias, output_noise)
+        (self._step_fn,) = perturbed_step_fns(dynamics, [self._noise], clip_margin, self._members.tolist(), bias, output_noise)
 
         self._obs = self._start_obs[:0]  # (E, O) from the first reset on
         self._actions = th.empty(0)

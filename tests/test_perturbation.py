@@ -7,7 +7,7 @@ from gymnasium import spaces
 from tiny import tiny_model
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, ModelVecEnv
-from sb3_mbmpo.dynamics import Transitions, output_bias_array, perturbed_step_fn
+from sb3_mbmpo.dynamics import Transitions, output_bias_array, perturbed_step_fns
 
 M, B, D = 3, 5, 2  # members, rows, observation size
 BIAS = np.array([[0.5, 0], [-1, 2], [0, 0.25]])
@@ -27,6 +27,11 @@ def ensemble(**kwargs):
 def batch(members=M):
     rng = np.random.default_rng(0)
     return (th.as_tensor(rng.uniform(-1, 1, (members, B, width)), dtype=th.float32) for width in (D, 1))
+
+
+def perturbed_step_fn(dynamics, clip_margin, generator, members, output_bias, output_noise):
+    (step,) = perturbed_step_fns(dynamics, [generator], clip_margin, members, output_bias, output_noise)
+    return step
 
 
 def generator(seed=0):
@@ -66,6 +71,14 @@ def test_without_errors_it_is_the_step_function():
     step = perturbed_step_fn(dynamics, 0.1, one, None, np.zeros((M, D)), 0.0)
     assert th.equal(step(obs, action).next_obs, dynamics.step_fn(0.1, other)(obs, action).next_obs)
     assert th.equal(one.get_state(), other.get_state()), "no random number more"
+
+
+def test_each_generator_has_a_function_of_its_own():
+    dynamics, (obs, action) = ensemble(), batch()
+    one, other = perturbed_step_fns(dynamics, [generator(1), generator(2)], None, None, BIAS, 0.5)
+    for seed, step in ((2, other), (1, one)):
+        expected = perturbed_step_fn(dynamics, None, generator(seed), None, BIAS, 0.5)(obs, action).next_obs
+        assert th.equal(step(obs, action).next_obs, expected)
 
 
 def test_what_never_changes_has_no_error():

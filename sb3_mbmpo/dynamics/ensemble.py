@@ -330,7 +330,8 @@ class DynamicsEnsemble(nn.Module):
         layers = self._folded_layers(chosen)
         low = high = None
         if clip_margin is not None:
-            low, high = self.observation_range(clip_margin)
+            low = self.observation_low - clip_margin * self.observation_std
+            high = self.observation_high + clip_margin * self.observation_std
         if self.probabilistic:
             lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
@@ -348,11 +349,6 @@ class DynamicsEnsemble(nn.Module):
             return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
 
         return step
-
-    def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
-        """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
-        spread = margin * self.observation_std
-        return self.observation_low - spread, self.observation_high + spread
 
     def _folded_layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, th.Tensor]]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""

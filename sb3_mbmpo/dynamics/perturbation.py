@@ -4,6 +4,7 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch as th
@@ -30,14 +31,14 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
     return bias * draws if bias.ndim == 0 else bias
 
 
-def perturbed_step_fn(
+def perturbed_step_fns(
     dynamics: DynamicsEnsemble,
+    generators: Sequence[th.Generator],
     clip_margin: float | None,
-    generator: th.Generator,
     members: Sequence[int] | None,
     output_bias: np.ndarray,
     output_noise: float,
-) -> StepFn:
+) -> list[StepFn]:
     """
     ``dynamics.step_fn`` with errors added to the observations that it predicts. Without any it is ``step_fn`` itself.
 
@@ -45,25 +46,27 @@ def perturbed_step_fn(
     changes has none. They come before the clipping: the imagination stays near the data however bad the models are.
 
     :param dynamics: the ensemble
+    :param generators: one a thread; each draws the noise of its function
     :param clip_margin: see ``DynamicsEnsemble.step_fn``
-    :param generator: draws the noise
-    :param members: which members are the ``M`` of the function; None: all
+    :param members: which members are the ``M`` of the functions; None: all
     :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
     :param output_noise: standard deviation of the noise of each step
-    :return: a function of (obs (M, B, O), encoded action (M, B, A))
+    :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator
     """
-    if not output_bias.any() and output_noise == 0:
-        return dynamics.step_fn(clip_margin, generator, members)
-    exact = dynamics.step_fn(None, generator, members)
+    is_exact = not output_bias.any() and output_noise == 0
+    exact = [dynamics.step_fn(clip_margin if is_exact else None, generator, members) for generator in generators]
+    if is_exact:
+        return exact
     unit = dynamics.target_std[: dynamics.observation_dim].clone()
     chosen = slice(None) if members is None else list(members)
     bias = unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1)
     low = high = None
     if clip_margin is not None:
-        low, high = dynamics.observation_range(clip_margin)
+        low = dynamics.observation_low - clip_margin * dynamics.observation_std
+        high = dynamics.observation_high + clip_margin * dynamics.observation_std
 
-    def step(obs: th.Tensor, action: th.Tensor) -> Prediction:
-        prediction = exact(obs, action)
+    def perturbed(step_fn: StepFn, generator: th.Generator, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        prediction = step_fn(obs, action)
         next_obs = prediction.next_obs + bias
         if output_noise > 0:
             noise = th.randn(obs.shape, generator=generator, device=obs.device, dtype=obs.dtype)
@@ -72,4 +75,4 @@ def perturbed_step_fn(
             next_obs = th.clamp(next_obs, low, high)
         return prediction._replace(next_obs=next_obs)
 
-    return step
+    return [partial(perturbed, *pair) for pair in zip(exact, generators, strict=True)]
