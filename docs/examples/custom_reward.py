@@ -38,6 +38,6 @@ model = MBMPO(
     dynamics_kwargs=dict(max_epochs=1 if args.fast else 60),
     seed=args.seed,
 )
-model.learn(300 if args.fast else 1_000, progress_bar=True)
-mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2 if args.fast else 10)
+model.learn(300 if args.fast else 1_600, progress_bar=True)
+mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2 if args.fast else 20)
 print(f"Return of spinning: {mean:.0f} +- {std:.0f}; at full speed all the time, 8 radians a second, it would be 1600")
