@@ -10,7 +10,7 @@ WORKERS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := sb3_mbmpo tests $(wildcard tuning)
+SOURCES := sb3_mbmpo tests $(wildcard tuning docs/examples)
 TYPED := sb3_mbmpo $(wildcard tuning)
 
 # Rebuilt only when the requirements change. The package is installed in editable mode: edits need no rebuild.

@@ -1,4 +1,4 @@
-"""Advantages of imagined rollouts: linear feature baseline and generalised advantage estimation, for all tasks at once.
+"""Advantages of imagined rollouts: baselines by ridge regression and generalised advantage estimation, for all tasks at once.
 
 Legend of shapes: ``T`` tasks, ``H`` horizon, ``N`` rollouts a task, ``O`` observation size, ``F`` features.
 """
@@ -8,6 +8,9 @@ import torch as th
 from sb3_mbmpo.imagination import ImaginedRollouts
 
 RIDGE = 1e-5
+BASELINES = ("linear", "fourier", "zero")
+# A hundred more features need more regularisation; the scale is for standardised observations
+N_FOURIER, FOURIER_SCALE, FOURIER_RIDGE = 100, 1.2, 1e-3
 
 
 def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th.Tensor:
@@ -52,13 +55,40 @@ def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tenso
     :param alive: (T, H, N) bool; other steps do not enter the fit
     :return: predicted values (T, H, N)
     """
-    features = linear_features(policy_input).flatten(1, 2)
+    return _ridge_regression(linear_features(policy_input), returns, alive, RIDGE)
+
+
+def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
+    """
+    The same with random Fourier features (Rahimi and Recht 2007) beside the linear ones: cosines of fixed random directions,
+    for values that are no sum of squares, as where an action comes too late to prevent something. Slower, and for many
+    rows only.
+
+    :param policy_input: standardised observations (T, H, N, O)
+    :param returns: discounted returns (T, H, N)
+    :param alive: (T, H, N) bool; other steps do not enter the fit
+    :return: predicted values (T, H, N)
+    """
+    observation_dim = policy_input.shape[-1]
+    generator = th.Generator().manual_seed(0)
+    directions = th.randn((observation_dim, N_FOURIER), generator=generator) * (FOURIER_SCALE / observation_dim**0.5)
+    phases = 2 * th.pi * th.rand(N_FOURIER, generator=generator)
+    angles = policy_input.clamp(-10, 10) @ directions.to(policy_input) + phases.to(policy_input)
+    features = th.cat([linear_features(policy_input), th.cos(angles)], dim=-1)
+    # The stronger ridge would pull the mean towards 0
+    mean = (returns * alive).sum((1, 2), keepdim=True) / alive.sum((1, 2), keepdim=True).clamp(min=1)
+    return mean + _ridge_regression(features, returns - mean, alive, FOURIER_RIDGE)
+
+
+def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
+    """:return: of each task's regression on (T, H, N, F), the predictions (T, H, N)"""
+    features = features.flatten(1, 2)
     weighted = features * alive.flatten(1).unsqueeze(-1)
     # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
     n_rows = alive.sum((1, 2)).clamp(min=1).to(features.dtype).view(-1, 1, 1)
     gram = (weighted.transpose(1, 2) @ features / n_rows).double()
     moment = (weighted.transpose(1, 2) @ returns.flatten(1).unsqueeze(-1) / n_rows).double()
-    ridge = RIDGE * th.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    ridge = strength * th.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     weights: th.Tensor = th.linalg.solve(gram + ridge, moment).to(features.dtype)
     return (features @ weights).view_as(returns)
 
@@ -103,6 +133,9 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     return centred / (std + 1e-8)
 
 
+FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline}
+
+
 @th.no_grad()
 def estimate_advantages(
     rollouts: ImaginedRollouts, gamma: float, gae_lambda: float, baseline: str = "linear", normalize: bool = True
@@ -111,13 +144,13 @@ def estimate_advantages(
     :param rollouts: imagined rollouts
     :param gamma: discount factor
     :param gae_lambda: see ``generalized_advantages``
-    :param baseline: "linear" or "zero"
+    :param baseline: "linear", "fourier" or "zero"
     :param normalize: standardise the advantages of each task
     :return: advantages (T, H, N)
     """
-    if baseline == "linear":
+    if baseline in FITTED_BASELINES:
         returns = discounted_returns(rollouts.rewards, rollouts.alive, gamma)
-        values = linear_baseline(rollouts.policy_input, returns, rollouts.alive)
+        values = FITTED_BASELINES[baseline](rollouts.policy_input, returns, rollouts.alive)
     else:
         values = th.zeros_like(rollouts.rewards)
     advantages = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)

@@ -14,13 +14,14 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.actions import check_spaces
+from sb3_mbmpo.advantages import BASELINES
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS
 from sb3_mbmpo.meta import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
 
 # Entries of `dynamics_kwargs` that MBMPO itself uses
-DYNAMICS_EXTRAS = ("reinit_every", "clip_margin")
+DYNAMICS_EXTRAS = ("reinit_every", "clip_margin", "output_bias", "output_noise")
 # Default of `clip_margin`: imagined observations stay this close to the data, in standard deviations. Wider margins let the
 # policy exploit the models where nothing is known
 CLIP_MARGIN = 0.1
@@ -95,9 +96,10 @@ def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
     for name, at_least in integers.items():
         if name in kwargs:
             check_integer(f"dynamics_kwargs['{name}']", kwargs[name], at_least)
-    for name, high in {"validation_fraction": 0.9, "rolling_average_persistency": 1.0, "weight_decay": math.inf}.items():
+    upper_bounds = {"validation_fraction": 0.9, "rolling_average_persistency": 1.0}
+    for name in ("validation_fraction", "rolling_average_persistency", "weight_decay", "output_noise"):
         if name in kwargs:
-            check_number(f"dynamics_kwargs['{name}']", kwargs[name], 0, high)
+            check_number(f"dynamics_kwargs['{name}']", kwargs[name], 0, upper_bounds.get(name, math.inf))
     if kwargs.get("clip_margin") is not None:
         check_number("dynamics_kwargs['clip_margin']", kwargs["clip_margin"], 0)
     for name in ("weight_norm", "probabilistic"):
@@ -175,7 +177,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in ("learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop"):
         check_flag(name, arguments[name])
     check_choice("outer_optimizer", arguments["outer_optimizer"], ("trpo", "ppo"))
-    check_choice("baseline", arguments["baseline"], ("linear", "zero"))
+    check_choice("baseline", arguments["baseline"], BASELINES)
     check_choice("imagined_start", arguments["imagined_start"], ("initial", "buffer"))
     check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
     check_dynamics_kwargs(arguments["dynamics_kwargs"])

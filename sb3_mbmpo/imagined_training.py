@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, World, forked
 from sb3_mbmpo.meta import StepReport
 from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, ReturnDrop, figures
@@ -48,6 +50,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     stop_on_return_drop: bool
     dynamics_kwargs: Mapping[str, Any]
     learned_inner_lr: th.Tensor | None
+    _bias_draws: np.ndarray | None
+    _health: TrainingHealth
     _task: TaskFunctions
     _stopwatch: Stopwatch
     _progress: StageProgressBar | None
@@ -60,6 +64,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         """
         # Dropout and batch statistics would make another policy of every forward pass: likelihood ratios compare the same one
         self.policy.set_training_mode(False)
+        self._check_real_returns()
         data = self._transitions()
         action = self._codec.to_reward(data.action)
         reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
@@ -77,6 +82,12 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         seconds["meta_update"] -= seconds["imagination"]
         for stage in seconds:
             self.logger.record(f"time/{stage}", seconds[stage])
+
+    def _check_real_returns(self) -> None:
+        n_episodes, self._n_new_episodes = self._n_new_episodes, 0
+        # Empty without a Monitor
+        episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
+        self._health.real_episodes([float(e["r"]) for e in episodes], [int(e["l"]) for e in episodes], self.horizon)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
@@ -96,6 +107,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         self._n_fits += 1
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
         self.logger.record("dynamics/epochs", float(report.epochs.mean()))
         some = slice(None, None, 1 + len(data.obs) // 1000)
         action = self._codec.to_numpy(data.action[some])
@@ -115,8 +127,10 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         def sample_starts(rows: int) -> th.Tensor:
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
 
+        own = forked(imagination, n_threads)
+        steps = perturbed_step_fns(self.dynamics, own, self._clip_margin, None, self._output_bias(), self._output_noise)
         world = World(
-            self.dynamics.step_fns(forked(imagination, n_threads), self._clip_margin),
+            steps,
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,
@@ -179,6 +193,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         record = self.logger.record
         for key, value in figures(adaptation, reports, post).items():
             record(key, value)
+        self._health.meta_trained(float(adaptation.rollouts.returns().mean()), [bool(report.accepted) for report in reports])
         record("train/inner_kl", trainer.inner_kl(phi, adaptation))
         if hasattr(self.policy, "log_std"):
             record("train/std", float(self.policy.log_std.detach().exp().mean()))
@@ -198,6 +213,15 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     def _clip_margin(self) -> float | None:
         margin: float | None = self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN)
         return margin
+
+    def _output_bias(self) -> np.ndarray:
+        """:return: deliberate error of each member, in standard deviations of the observed changes (M, O)"""
+        assert self._bias_draws is not None
+        return output_bias_array(self.dynamics_kwargs.get("output_bias", 0.0), self._bias_draws)
+
+    @property
+    def _output_noise(self) -> float:
+        return float(self.dynamics_kwargs.get("output_noise", 0.0))
 
     @property
     def _fixed_inner_lr(self) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -10,15 +11,18 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.arguments import (
     ENSEMBLE_OPTIONS,
     check_arguments,
     check_before_building,
+    check_choice,
     check_integer,
+    check_number,
 )
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.few_shot import adapt_to_episodes
+from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
 from sb3_mbmpo.meta import TaskBatch, split_outer
@@ -66,7 +70,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
     :param ent_coef: weight of the policy's entropy in the outer objective
-    :param baseline: "linear" or "zero"
+    :param baseline: "linear", "fourier" (linear and 100 random Fourier features) or "zero"
     :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
         learned), "learned", a function of torch tensors, or its path "pkg.module:function"
     :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
@@ -74,8 +78,9 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
     :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
         weight_decay, precision) and of its ``fit`` (max_epochs, batch_size, validation_fraction, rolling_average_persistency),
-        and ``reinit_every`` (draw new weights at every k-th fit; 0: never) and ``clip_margin`` (imagined observations stay
-        within the range of the data plus this many standard deviations; None: no clipping)
+        and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin`` (imagined observations stay
+        within the range of the data plus this many standard deviations; None: no clipping), and, to study bad models,
+        ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
@@ -175,6 +180,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self._init_rollouts()
         self._learned_heads: tuple[bool, bool] | None = None  # of reward and termination
         self.learned_inner_lr: th.Tensor | None = None
+        self._bias_draws: np.ndarray | None = None
+        self._health = TrainingHealth()
         self._stopwatch = Stopwatch()
         self._progress: StageProgressBar | None = None
         if _init_setup_model:
@@ -200,6 +207,9 @@ class MBMPO(ImaginedTrainingAlgorithm):
             device=self.device,
             **{key: value for key, value in self.dynamics_kwargs.items() if key in ENSEMBLE_OPTIONS},
         )
+        if self._bias_draws is None:  # else the file's: a resumed run has the models it had
+            self._bias_draws = np.random.default_rng(self.seed).standard_normal((self.n_models, self.dynamics.observation_dim))
+        self._output_bias()  # raises now rather than after the first real steps
         theta = self.policy.actor_vector()
         if self.learn_inner_lr:
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
@@ -293,25 +303,46 @@ class MBMPO(ImaginedTrainingAlgorithm):
 
     # ---------------------------------------------------------------- use
 
-    def adapt(self, env: GymEnv | None = None, n_episodes: int = 10, model_index: int | None = None) -> MetaPolicy:
+    def adapt(
+        self,
+        env: GymEnv | None = None,
+        n_episodes: int = 10,
+        model_index: int | None = None,
+        inner_lr: float | None = None,
+        n_inner_steps: int | None = None,
+        baseline: str | None = None,
+    ) -> MetaPolicy:
         """
         Few-shot adaptation: the meta-policy after its policy-gradient step(s) on real episodes, or on one of the models.
 
         :param env: real environment to collect episodes in with the meta-policy; by default the training one. It is reset.
-        :param n_episodes: real episodes, shared out among the ``n_inner_steps``
+        :param n_episodes: real episodes, shared out among the inner steps
         :param model_index: adapt to this member of the ensemble in imagination instead; no real step is made
+        :param inner_lr: step size; by default that of the training, learned or not. An environment that differs more than the
+            models do wants larger steps than they do
+        :param n_inner_steps: number of policy-gradient steps; by default that of the training
+        :param baseline: of the advantages; by default that of the training. "fourier" is often the better one here
         :return: an independent policy with ``predict`` and ``save``; the model is unchanged, down to its random numbers
         """
+        n_inner_steps = self.n_inner_steps if n_inner_steps is None else n_inner_steps
+        check_integer("n_inner_steps", n_inner_steps, 1)
+        phi, fixed_inner_lr = self._outer_variable(), self._fixed_inner_lr
+        if inner_lr is not None:
+            check_number("inner_lr", inner_lr, 0)
+            phi, fixed_inner_lr = self.policy.actor_vector(), float(inner_lr)
+        baseline = self.baseline if baseline is None else baseline
+        check_choice("baseline", baseline, BASELINES)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
-        phi = self._outer_variable()
         if model_index is not None:
             if env is not None:
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
-            adaptation = self._meta_trainer(generators, n_threads=1).adapt(phi, n_tasks=self.n_models)
+            trainer = self._meta_trainer(generators, n_threads=1)
+            settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
+            adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
-        check_integer("n_episodes", n_episodes, self.n_inner_steps)
+        check_integer("n_episodes", n_episodes, n_inner_steps)
         vec_env = self.env if env is None else self._wrap_env(env, self.verbose)
         if vec_env is None:
             raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
@@ -325,25 +356,30 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, self.baseline, self.normalize_advantage)
+            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage)
             return TaskBatch.from_rollouts(episodes, advantages)
 
-        theta, inner_lr = split_outer(phi, self._fixed_inner_lr)
-        shares = [(n_episodes + step) // self.n_inner_steps for step in range(self.n_inner_steps)]
-        generator = generators["exploration"]
-        adapted = adapt_to_episodes(vec_env, self.policy, theta, inner_lr, shares, to_batch, generator)
+        theta, step_size = split_outer(phi, fixed_inner_lr)
+        shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]
+        adapted = adapt_to_episodes(vec_env, self.policy, theta, step_size, shares, to_batch, generators["exploration"])
         return self.policy.with_actor_vector(adapted)
 
     def imagined_env(
-        self, n_envs: int = 64, model_index: int | None = None, horizon: int | None = None, seed: int | None = None
+        self,
+        n_envs: int = 64,
+        model_index: int | None = None,
+        horizon: int | None = None,
+        seed: int | None = None,
+        resample_model: str = "episode",
     ) -> ModelVecEnv:
         """
         The learned model as an environment for any SB3 algorithm, with the same step function as the imagination.
 
         :param n_envs: number of parallel imagined environments
-        :param model_index: a member of the ensemble; None: a random one each episode
+        :param model_index: a member of the ensemble; None: a random one each episode or step
         :param horizon: time limit of an episode; by default that of the imagined rollouts
         :param seed: of members, first observations and noise
+        :param resample_model: draw another random member every "episode" or every "step"
         :return: a VecEnv in raw units
         """
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
@@ -357,4 +393,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             model_index,
             self._clip_margin,
             seed,
+            resample_model,
+            self._output_bias(),
+            self._output_noise,
         )

@@ -42,6 +42,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._acting_tasks = np.zeros(1, dtype=int)
         self._random_phase = True
         self._n_fits = 0  # of the dynamics
+        self._n_new_episodes = 0  # that ended since the last fit
         self._initial_obs: np.ndarray | None = None
         self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
 
@@ -119,6 +120,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
             completed = rollout.continue_training
+            self._n_new_episodes += rollout.n_episodes
         finally:
             if not completed:
                 # The environment did a step that was not stored: a later `learn` must not go on from the step before

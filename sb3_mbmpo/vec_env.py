@@ -12,15 +12,17 @@ from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_mbmpo.arguments import CLIP_MARGIN, check_integer, check_number
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction
+from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
+
+RESAMPLE_MODEL = ("episode", "step")
 
 
 class ModelVecEnv(VecEnv):
     """
-    Imagined episodes. Each environment lives in one member of the ensemble, which ``info["model_index"]`` tells, for the
-    length of an episode; a probabilistic member is sampled.
+    Imagined episodes. Each environment lives in one member of the ensemble, for the length of an episode or of a step;
+    ``info["model_index"]`` tells which one made the step. A probabilistic member is sampled.
 
     Everything is in raw units, and the weights are those at construction: a later fit makes no difference. For SB3's
     statistics of episodes, wrap it in ``VecMonitor``.
@@ -32,10 +34,14 @@ class ModelVecEnv(VecEnv):
         learned none
     :param n_envs: number of environments ``E``
     :param horizon: time limit of an episode, a truncation
-    :param model_index: the member that all environments live in; None: a random one each episode
+    :param model_index: the member that all environments live in; None: a random one each episode or step
     :param clip_margin: imagined observations stay within the range of the data plus this many standard deviations; None: no
         clipping
     :param seed: of members, first observations and noise; None: different ones each time
+    :param resample_model: draw another random member every "episode" or every "step"
+    :param output_bias: deliberate constant error of each member's predicted observations, in standard deviations of the
+        observed changes: an array (M, O), or the standard deviation with which one is drawn
+    :param output_noise: standard deviation of deliberate noise on them, in the same units
     :raises ValueError: if an argument cannot work
     """
 
@@ -53,6 +59,9 @@ class ModelVecEnv(VecEnv):
         model_index: int | None = None,
         clip_margin: float | None = CLIP_MARGIN,
         seed: int | None = None,
+        resample_model: str = "episode",
+        output_bias: float | np.ndarray = 0.0,
+        output_noise: float = 0.0,
     ) -> None:
         check_integer("n_envs", n_envs, 1)
         check_integer("horizon", horizon, 1)
@@ -60,6 +69,8 @@ class ModelVecEnv(VecEnv):
             check_integer("model_index", model_index, 0, dynamics.n_models - 1)
         if clip_margin is not None:
             check_number("clip_margin", clip_margin, 0)
+        check_choice("resample_model", resample_model, RESAMPLE_MODEL)
+        check_number("output_noise", output_noise, 0)
         if reward_fn is None and not dynamics.learned_reward:
             raise ValueError("The ensemble has learned no reward: pass `reward_fn`, or one made with `learned_reward=True`.")
         super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
@@ -73,7 +84,11 @@ class ModelVecEnv(VecEnv):
         self._reseed(seed)
         # The members that episodes may live in; a step evaluates no others
         self._members = np.arange(dynamics.n_models) if model_index is None else np.array([model_index])
-        self._step_fn = dynamics.step_fn(clip_margin, self._noise, self._members.tolist())
+        self._resamples_every_step = resample_model == "step"
+        # From a generator of its own: members and first observations stay the same with and without a bias
+        draws = np.random.default_rng(seed).standard_normal((dynamics.n_models, dynamics.observation_dim))
+        bias = output_bias_array(output_bias, draws)
+        (self._step_fn,) = perturbed_step_fns(dynamics, [self._noise], clip_margin, self._members.tolist(), bias, output_noise)
 
         self._obs = self._start_obs[:0]  # (E, O) from the first reset on
         self._actions = th.empty(0)
@@ -114,10 +129,16 @@ class ModelVecEnv(VecEnv):
         :param envs: indices of the environments to reset
         """
         self._obs[envs] = self._start_obs[self._rng.integers(len(self._start_obs), size=len(envs))]
-        self._member[envs] = self._rng.integers(len(self._members), size=len(envs))
         self._elapsed[envs] = 0
+        self._draw_members(envs)
         for i in envs:
             self.reset_infos[i] = {"model_index": int(self._members[self._member[i]])}
+
+    def _draw_members(self, envs: np.ndarray) -> None:
+        """
+        :param envs: indices of the environments that move to another member
+        """
+        self._member[envs] = self._rng.integers(len(self._members), size=len(envs))
         # The step function takes equally many rows of every member: a member's k-th environment is its row k, what is left
         # over is padding. 64 environments in 5 members are some 90 rows; every member for every environment would be 320.
         lives_in = self._member == np.arange(len(self._members))[:, None]  # (M, E)
@@ -169,6 +190,8 @@ class ModelVecEnv(VecEnv):
             for is_truncated, model_index in zip(truncated.tolist(), model_indices.tolist(), strict=True)
         ]
         obs = self._to_numpy(next_obs)
+        if self._resamples_every_step:
+            self._draw_members(np.arange(self.num_envs))
         over = np.flatnonzero(dones)
         if len(over) > 0:
             for i in over:

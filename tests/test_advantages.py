@@ -8,6 +8,7 @@ from sb3_mbmpo.advantages import (
     RIDGE,
     discounted_returns,
     estimate_advantages,
+    fourier_baseline,
     generalized_advantages,
     linear_baseline,
     standardize,
@@ -105,8 +106,38 @@ def test_single_precision_suffices_for_dependent_features():
     assert error.abs().max() < 1e-3 * returns.std()
 
 
+def test_the_fourier_baseline_knows_values_that_are_no_sum_of_squares():
+    # Four quadrants: no feature of the linear baseline, nor a sum of them, has their sign
+    rollouts = random_rollouts(horizon=100)
+    states, alive = rollouts.policy_input, rollouts.alive
+    returns = 50 + 10 * states[..., 0].clamp(-2, 2) * states[..., 1].clamp(-2, 2)
+    for task in range(len(states)):
+        spread = returns[task][alive[task]].std()
+        linear, fourier = (
+            (fit(states, returns, alive) - returns)[task][alive[task]].square().mean().sqrt() / spread
+            for fit in (linear_baseline, fourier_baseline)
+        )
+        assert linear > 0.8
+        assert fourier < 0.4
+
+
+def test_the_fourier_baseline_is_that_of_each_task_and_of_living_steps():
+    rollouts = random_rollouts()
+    returns = discounted_returns(rollouts.rewards, rollouts.alive, 0.99)
+    values = fourier_baseline(rollouts.policy_input, returns, rollouts.alive)
+    alone = fourier_baseline(rollouts.policy_input[1:2], returns[1:2], rollouts.alive[1:2])
+    th.testing.assert_close(values[1:2], alone)
+    dead = ~rollouts.alive
+    assert dead.any()
+    changed = fourier_baseline(rollouts.policy_input, returns.masked_fill(dead, 1e6), rollouts.alive)
+    th.testing.assert_close(changed, values)
+    # Far away from 0 it is as good as there
+    shifted = fourier_baseline(rollouts.policy_input, returns + 1000, rollouts.alive)
+    th.testing.assert_close(shifted - 1000, values, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("baseline", ["linear", "zero"])
+@pytest.mark.parametrize("baseline", ["linear", "fourier", "zero"])
 def test_what_follows_a_termination_changes_nothing(baseline, normalize):
     rollouts = random_rollouts()
     dead = ~rollouts.alive

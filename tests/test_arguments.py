@@ -228,6 +228,7 @@ def test_ensemble_refuses_for_itself(arguments):
         (dict(n_envs=0), "`n_envs`"),
         (dict(model_index=2), "`model_index`.*at most 1, not 2"),
         (dict(horizon=0), "`horizon`"),
+        (dict(resample_model="never"), "`resample_model`"),
     ],
 )
 def test_imagined_env_refuses(arguments, match):
@@ -250,7 +251,9 @@ def test_every_known_option_of_the_dynamics_is_accepted():
         rolling_average_persistency=0.5,
     )
     assert set(values) == ENSEMBLE_OPTIONS | FIT_OPTIONS
-    model = tiny_model(dynamics_kwargs=dict(**values, reinit_every=2, clip_margin=0)).learn(20)
+    model = tiny_model(dynamics_kwargs=dict(**values, reinit_every=2, clip_margin=0, output_bias=0.1, output_noise=0.1)).learn(
+        20
+    )
     assert all(
         getattr(model.dynamics, name) == value for name, value in values.items() if name in ("weight_norm", "weight_decay")
     )

@@ -1,9 +1,12 @@
 """MB-MPO learns: real environments, the shipped settings, returns of deterministic episodes."""
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_mbmpo import MBMPO
 from sb3_mbmpo.__main__ import main
 
 
@@ -49,3 +52,51 @@ def test_half_cheetah_learns_from_20_000_real_steps(capsys, tmp_path):
     # SB3's tuned SAC is at 13 there
     arguments = ("--env", "HalfCheetah-v5", "--seed", "1", "--total-timesteps", "20000", "--eval-episodes", "10")
     assert trained_return(capsys, tmp_path, *arguments) >= 400
+
+
+# ---------------------------------------------------------------- few-shot adaptation
+
+
+def changed_pendulum(name):
+    """:return: a function that makes a pendulum whose mass "m" or length "l" is 1.5 instead of 1"""
+
+    def make():
+        env = gym.make("Pendulum-v1")
+        setattr(env.unwrapped, name, 1.5)
+        return env
+
+    return make
+
+
+def mean_return(policy, make_env):
+    """:return: of 50 deterministic episodes of 200 steps, which begin in the same states for every policy"""
+    env = make_vec_env(make_env, 50, seed=20_000)
+    obs, total = env.reset(), np.zeros(50)
+    for _ in range(200):
+        obs, rewards, _, _ = env.step(policy.predict(obs, deterministic=True)[0])
+        total += rewards
+    return total.mean()
+
+
+def gains(model, name, batches):
+    """:return: by how much each adaptation to ten episodes betters the meta-policy"""
+    make_env = changed_pendulum(name)
+    before = mean_return(model.policy, make_env)
+    found = []
+    for batch in range(batches):
+        model.set_random_seed(batch)  # other actions, and first states, for each batch
+        adapted = model.adapt(make_vec_env(make_env, 10, seed=30_000 + 100 * batch), inner_lr=0.05, baseline="fourier")
+        found.append(mean_return(adapted, make_env) - before)
+    return found
+
+
+@pytest.mark.slow
+def test_ten_episodes_adapt_to_a_changed_pendulum_on_average_over_five_seeds(tmp_path):
+    found = {"m": [], "l": []}
+    for seed in range(5):
+        path = tmp_path / f"{seed}.zip"
+        main(["train", "--env", "Pendulum-v1", "--seed", str(seed), "--no-progress-bar", "--save", str(path)])
+        for name in found:
+            found[name].append(gains(MBMPO.load(path), name, batches=4))
+    for name, by_seed in found.items():
+        assert np.mean(by_seed) > 0, f"{name}: {by_seed}"

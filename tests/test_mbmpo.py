@@ -326,6 +326,37 @@ def test_adapt_to_each_model_differs_and_a_step_size_of_zero_does_nothing():
         assert th.equal(still.adapt(**how).actor_vector(), still.policy.actor_vector())
 
 
+@pytest.mark.parametrize("how", [dict(n_episodes=4), dict(model_index=1)], ids=["env", "model"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
+    # Every reset of this environment is the same, so that adaptations differ in nothing but what they are given
+    env = vec_drift(random_start=False)
+    model = tiny_model(env, learn_inner_lr=learned).learn(20)
+    trained = model._outer_variable()
+
+    def step(**kwargs):
+        model._set_outer_variable(trained)
+        return model.adapt(**how, **kwargs).actor_vector() - model.policy.actor_vector()
+
+    th.testing.assert_close(step(inner_lr=0.02), 2 * step(inner_lr=0.01), rtol=1e-4, atol=1e-6)
+    assert step(inner_lr=0.0).abs().max() == 0
+    if not learned:
+        assert th.equal(step(inner_lr=model.inner_lr, n_inner_steps=1), step())
+        assert th.equal(step(n_inner_steps=2), tiny_step_twice(model, how))
+    assert not th.equal(step(inner_lr=0.1, n_inner_steps=2), step(inner_lr=0.1))
+    assert th.equal(step(baseline="linear"), step())
+    assert not th.equal(step(baseline="zero"), step())
+
+
+def tiny_step_twice(model, how):
+    """:return: what a model that was made with two inner steps does"""
+    model.n_inner_steps = 2
+    try:
+        return model.adapt(**how).actor_vector() - model.policy.actor_vector()
+    finally:
+        model.n_inner_steps = 1
+
+
 @pytest.mark.parametrize(("n_envs", "n_episodes", "n_inner_steps"), [(1, 3, 1), (2, 5, 2), (3, 2, 1)])
 def test_adapt_does_the_episodes_it_was_asked_for(n_envs, n_episodes, n_inner_steps):
     model = tiny_model(n_inner_steps=n_inner_steps).learn(20)
@@ -358,6 +389,10 @@ def test_adapt_on_the_training_environment_begins_a_new_episode_afterwards():
         (dict(model_index=2), "`model_index`.*at most 1"),
         (dict(model_index=-1), "`model_index`"),
         (dict(n_episodes=0), "`n_episodes`.*at least 1"),
+        (dict(n_episodes=2, n_inner_steps=3), "`n_episodes`.*at least 3"),
+        (dict(n_inner_steps=0), "`n_inner_steps`.*at least 1"),
+        (dict(inner_lr=-0.1), "`inner_lr`.*at least 0"),
+        (dict(baseline="square"), "`baseline` must be one of"),
         (dict(env=Drift(size=3)), "Observation spaces do not match"),
         (dict(env=Drift(spaces.Discrete(2))), "Action spaces do not match"),
     ],

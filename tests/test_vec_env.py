@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -310,6 +312,30 @@ def test_a_chosen_member_is_the_only_one():
         assert {info["model_index"] for info in infos + env.reset_infos} == {1}
 
 
+def test_a_random_member_for_each_step():
+    env = ModelVecEnv(
+        linear_ensemble(), np.zeros((1, OBS_DIM)), distance_reward, n_envs=10, horizon=5, seed=0, resample_model="step"
+    )
+    state, members = env.reset(), []
+    assert {info["model_index"] for info in env.reset_infos} <= set(range(N_MODELS))
+    first = [info["model_index"] for info in env.reset_infos]
+    for t, action in enumerate(random_actions(env, 50)):
+        obs, _, _, infos = env.step(action)
+        of_step = np.array([info["model_index"] for info in infos])
+        if t % 5 == 0:
+            assert of_step.tolist() == first
+        reached = np.stack([info.get("terminal_observation", row) for info, row in zip(infos, obs, strict=True)])
+        np.testing.assert_array_equal(reached, state + of_step[:, None] + 1)
+        members.append(of_step)
+        first = [info["model_index"] for info in env.reset_infos]
+        state = obs
+    # 500 draws: each member's share is 1/3 +- 0.02, and so is the share of steps that keep the member
+    counts = np.bincount(np.ravel(members), minlength=N_MODELS)
+    assert (np.abs(counts / 500 - 1 / N_MODELS) < 0.1).all()
+    kept = np.mean([one == other for one, other in pairwise(members)])
+    assert abs(kept - 1 / N_MODELS) < 0.1
+
+
 @pytest.mark.parametrize("probabilistic", [False, True])
 def test_a_later_fit_changes_nothing(probabilistic):
     ensemble = fitted_ensemble(probabilistic=probabilistic)
@@ -441,6 +467,15 @@ def test_algorithms_train_in_it(algorithm, action_space):
         assert th.equal(parameter, again)
 
 
+def test_from_a_saved_file(tmp_path):
+    ensemble = fitted_ensemble(learned_reward=True, probabilistic=True)
+    ensemble.save(tmp_path / "ensemble")
+    envs = [
+        ModelVecEnv(e, starts(), n_envs=4, horizon=5, seed=0) for e in (ensemble, DynamicsEnsemble.load(tmp_path / "ensemble"))
+    ]
+    assert_same(*(play(env, random_actions(envs[0], 12)) for env in envs))
+
+
 def test_wrappers_and_evaluation_work():
     env = VecMonitor(ModelVecEnv(linear_ensemble(), starts(), lambda o, a, n: th.ones(len(n)), n_envs=4, horizon=8))
     model = tiny(PPO, VecNormalize(env)).learn(64)
@@ -461,6 +496,7 @@ def test_wrappers_and_evaluation_work():
         ({"model_index": -1}, "`model_index`"),
         ({"model_index": N_MODELS}, f"`model_index` must be an integer of at least 0 and at most {N_MODELS - 1}"),
         ({"clip_margin": -0.1}, "`clip_margin`"),
+        ({"resample_model": "rollout"}, "`resample_model` must be one of"),
         ({"clip_margin": np.nan}, "`clip_margin`"),
         ({"start_obs": np.zeros((0, OBS_DIM))}, r"`start_obs` must have shape \(S, 3\)"),
         ({"start_obs": np.zeros((5, OBS_DIM + 1))}, "`start_obs` must have shape"),

@@ -1,0 +1,33 @@
+"""Adapt the policy that train.py learned to a heavier pendulum, from ten real episodes of it."""
+
+import argparse
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_mbmpo import MBMPO
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it runs")
+args = parser.parse_args()
+
+
+def heavier():
+    """What has changed since the training."""
+    env = gym.make("Pendulum-v1")
+    env.unwrapped.m = 1.5  # kilograms instead of 1
+    return env
+
+
+model = MBMPO.load("pendulum")
+# A policy-gradient step larger than that of the training: the real pendulum differs more than the models do
+env = make_vec_env(heavier, seed=args.seed)
+policy = model.adapt(env, n_episodes=1 if args.fast else 10, inner_lr=0.05, baseline="fourier")
+
+for name, candidate in {"meta-policy": model.policy, "adapted": policy}.items():
+    env = make_vec_env(heavier, seed=1_000)  # the same first states for both
+    returns, _ = evaluate_policy(candidate, env, n_eval_episodes=1 if args.fast else 50, return_episode_rewards=True)
+    print(f"{name:>12}: mean return {np.mean(returns):.0f}")

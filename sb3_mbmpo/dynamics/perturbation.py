@@ -1,0 +1,78 @@
+"""Deliberately bad models, to study how much of a model's error a policy survives, as Clavera et al. (2018) do.
+
+Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch as th
+
+from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble, Prediction, StepFn
+
+
+def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """
+    :param output_bias: each member's own bias (M, O), or the standard deviation of the biases
+    :param draws: standard normal numbers (M, O), which a standard deviation multiplies
+    :return: the biases, in standard deviations of the observed changes (M, O)
+    :raises ValueError: if ``output_bias`` is a negative number, has another shape, or is not finite
+    """
+    try:
+        bias = np.asarray(output_bias, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`output_bias` must be a number or an array of numbers, not {output_bias!r}.") from error
+    if bias.shape not in ((), draws.shape) or not np.isfinite(bias).all() or (bias.ndim == 0 and bias < 0):
+        raise ValueError(
+            "`output_bias` must be a finite number of at least 0, or a finite array with a row for each member and a column "
+            f"for each observation, of shape {draws.shape}, not {output_bias!r}."
+        )
+    return bias * draws if bias.ndim == 0 else bias
+
+
+def perturbed_step_fns(
+    dynamics: DynamicsEnsemble,
+    generators: Sequence[th.Generator],
+    clip_margin: float | None,
+    members: Sequence[int] | None,
+    output_bias: np.ndarray,
+    output_noise: float,
+) -> list[StepFn]:
+    """
+    ``dynamics.step_fn`` with errors added to the observations that it predicts. Without any it is ``step_fn`` itself.
+
+    Errors are in standard deviations of the observed changes, so that one number suits dimensions of any scale; what never
+    changes has none. They come before the clipping: the imagination stays near the data however bad the models are.
+
+    :param dynamics: the ensemble
+    :param generators: one a thread; each draws the noise of its function
+    :param clip_margin: see ``DynamicsEnsemble.step_fn``
+    :param members: which members are the ``M`` of the functions; None: all
+    :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
+    :param output_noise: standard deviation of the noise of each step
+    :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator
+    """
+    is_exact = not output_bias.any() and output_noise == 0
+    exact = dynamics.step_fns(generators, clip_margin if is_exact else None, members)
+    if is_exact:
+        return exact
+    unit = dynamics.target_std[: dynamics.observation_dim].clone()
+    chosen = slice(None) if members is None else list(members)
+    bias = unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1)
+    low = high = None
+    if clip_margin is not None:
+        low = dynamics.observation_low - clip_margin * dynamics.observation_std
+        high = dynamics.observation_high + clip_margin * dynamics.observation_std
+
+    def perturbed(step_fn: StepFn, generator: th.Generator, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        prediction = step_fn(obs, action)
+        next_obs = prediction.next_obs + bias
+        if output_noise > 0:
+            noise = th.randn(obs.shape, generator=generator, device=obs.device, dtype=obs.dtype)
+            next_obs = th.addcmul(next_obs, noise, unit, value=output_noise)
+        if low is not None:
+            next_obs = th.clamp(next_obs, low, high)
+        return prediction._replace(next_obs=next_obs)
+
+    return [partial(perturbed, *pair) for pair in zip(exact, generators, strict=True)]
