@@ -5,10 +5,10 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -21,47 +21,12 @@ from torch import nn
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
 from sb3_mbmpo.dynamics.training import EpochHook, FitReport, fit_members
+from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
 from sb3_mbmpo.files import Path, check_file, file_stamp
 
 # An input that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise. A target
 # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
 STD_FLOOR = 1e-6
-
-
-class Transitions(NamedTuple):
-    """
-    Real transitions in raw units.
-
-    :param obs: (B, O) float
-    :param action: what the environment received, (B, A) float or (B, K) long
-    :param next_obs: (B, O) float, never the first observation of the next episode
-    :param reward: (B,) float
-    :param terminated: (B,) bool; a time limit does not count
-    """
-
-    obs: th.Tensor
-    action: th.Tensor
-    next_obs: th.Tensor
-    reward: th.Tensor
-    terminated: th.Tensor
-
-
-class Prediction(NamedTuple):
-    """
-    One imagined step of all members.
-
-    :param next_obs: (M, B, O)
-    :param reward: (M, B) if the ensemble learns the reward, else None
-    :param termination_logit: (M, B) log-odds of termination if the ensemble learns it, else None
-    """
-
-    next_obs: th.Tensor
-    reward: th.Tensor | None
-    termination_logit: th.Tensor | None
-
-
-# (obs (M, B, O), encoded action (M, B, A)) -> Prediction
-StepFn = Callable[[th.Tensor, th.Tensor], Prediction]
 
 
 class DynamicsEnsemble(nn.Module):

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble, Prediction, StepFn
+from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
+from sb3_mbmpo.dynamics.values import Prediction, StepFn
 
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
