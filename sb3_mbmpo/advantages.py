@@ -21,9 +21,20 @@ def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th
     :return: discounted sum of the rewards from each step on (T, H, N)
     """
     returns = rewards * alive
-    for t in range(rewards.shape[1] - 2, -1, -1):
-        returns[:, t] += gamma * returns[:, t + 1]
+    _accumulate(returns, th.tensor(gamma, dtype=rewards.dtype, device=rewards.device).expand_as(rewards))
     return returns
+
+
+def _accumulate(values: th.Tensor, decay: th.Tensor) -> None:
+    """
+    values_t += decay_t values_{t+1}, in place and backwards in time: a single small operation a step.
+
+    :param values: (T, H, N)
+    :param decay: (T, H, N)
+    """
+    steps = list(zip(values.unbind(1), decay.unbind(1), strict=True))
+    for (value, factor), (following, _) in zip(steps[-2::-1], steps[:0:-1], strict=True):
+        value.addcmul_(factor, following)
 
 
 def linear_features(policy_input: th.Tensor) -> th.Tensor:
@@ -36,9 +47,8 @@ def linear_features(policy_input: th.Tensor) -> th.Tensor:
     """
     n_tasks, horizon, n_rollouts, observation_dim = policy_input.shape
     features = policy_input.new_empty((n_tasks, horizon, n_rollouts, 2 * observation_dim + 4))
-    clipped = policy_input.clamp(-10, 10)
-    features[..., :observation_dim] = clipped
-    features[..., observation_dim : 2 * observation_dim] = clipped.square()
+    clipped = th.clamp(policy_input, -10, 10, out=features[..., :observation_dim])
+    th.square(clipped, out=features[..., observation_dim : 2 * observation_dim])
     time = th.arange(horizon, device=policy_input.device, dtype=policy_input.dtype)[:, None] / 100
     for power in (1, 2, 3):
         features[..., 2 * observation_dim + power - 1] = time**power
@@ -81,13 +91,13 @@ def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tens
 
 
 def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
-    """:return: of each task's regression on (T, H, N, F), the predictions (T, H, N)"""
+    """:return: of each task's regression on (T, H, N, F), which is overwritten, the predictions (T, H, N), 0 where not alive"""
     features = features.flatten(1, 2)
-    weighted = features * alive.flatten(1).unsqueeze(-1)
+    features *= alive.flatten(1).unsqueeze(-1)
     # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
     n_rows = alive.sum((1, 2)).clamp(min=1).to(features.dtype).view(-1, 1, 1)
-    gram = (weighted.transpose(1, 2) @ features / n_rows).double()
-    moment = (weighted.transpose(1, 2) @ returns.flatten(1).unsqueeze(-1) / n_rows).double()
+    gram = (features.transpose(1, 2) @ features / n_rows).double()
+    moment = (features.transpose(1, 2) @ returns.flatten(1).unsqueeze(-1) / n_rows).double()
     ridge = strength * th.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     weights: th.Tensor = th.linalg.solve(gram + ridge, moment).to(features.dtype)
     return (features @ weights).view_as(returns)
@@ -108,15 +118,10 @@ def generalized_advantages(
     :param gae_lambda: trade-off of bias (0) and variance (1)
     :return: advantages (T, H, N), 0 where not alive
     """
-    advantages = th.zeros_like(rewards)
-    running = th.zeros_like(rewards[:, 0])
-    next_value = th.zeros_like(running)
-    for t in range(rewards.shape[1] - 1, -1, -1):
-        goes_on = (~terminated[:, t]).to(rewards.dtype)
-        delta = rewards[:, t] + gamma * goes_on * next_value - values[:, t]
-        running = (delta + gamma * gae_lambda * goes_on * running) * alive[:, t]
-        advantages[:, t] = running
-        next_value = values[:, t]
+    goes_on = (alive & ~terminated).to(rewards.dtype)
+    next_values = th.cat([values[:, 1:], th.zeros_like(values[:, :1])], dim=1)
+    advantages = (rewards + gamma * goes_on * next_values - values) * alive
+    _accumulate(advantages, gamma * gae_lambda * goes_on)
     return advantages
 
 
