@@ -91,7 +91,7 @@ def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tens
 
 
 def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
-    """:return: of each task's regression on (T, H, N, F), which is overwritten, the predictions (T, H, N), 0 where not alive"""
+    """:return: predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten"""
     features = features.flatten(1, 2)
     features *= alive.flatten(1).unsqueeze(-1)
     # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
