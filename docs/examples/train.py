@@ -19,6 +19,7 @@ model = MBMPO(
     n_tasks=10,
     n_imagined_rollouts=1 if args.fast else 20,
     n_meta_steps=1 if args.fast else 15,
+    horizon=100,  # imagined steps: errors of the models add up
     imagined_start="buffer",  # imagine from any state that was seen, not only from first ones
     stop_on_return_drop=True,
     policy_kwargs=dict(net_arch=[32, 32], log_std_init=-0.5),
