@@ -310,8 +310,7 @@ class DynamicsEnsemble(nn.Module):
         layers = cast(self._folded_layers(chosen), dtype or self.matmul_dtype)
         low = high = None
         if clip_margin is not None:
-            low = self.observation_low - clip_margin * self.observation_std
-            high = self.observation_high + clip_margin * self.observation_std
+            low, high = self.observation_range(clip_margin)
         if self.probabilistic:
             lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
@@ -329,6 +328,11 @@ class DynamicsEnsemble(nn.Module):
             return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
 
         return [partial(step, generator) for generator in generators]
+
+    def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
+        """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
+        spread = margin * self.observation_std
+        return self.observation_low - spread, self.observation_high + spread
 
     def _folded_layers(self, members: th.Tensor | None = None) -> list[Layer]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""

@@ -63,8 +63,7 @@ def perturbed_step_fns(
     bias = unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1)
     low = high = None
     if clip_margin is not None:
-        low = dynamics.observation_low - clip_margin * dynamics.observation_std
-        high = dynamics.observation_high + clip_margin * dynamics.observation_std
+        low, high = dynamics.observation_range(clip_margin)
 
     def perturbed(step_fn: StepFn, generator: th.Generator, obs: th.Tensor, action: th.Tensor) -> Prediction:
         prediction = step_fn(obs, action)
