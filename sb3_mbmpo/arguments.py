@@ -164,7 +164,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     integers = dict.fromkeys(
         ("n_steps", "learning_starts", "buffer_size", "n_models", "n_tasks", "n_imagined_rollouts", "horizon"), 1
     )
-    integers |= dict.fromkeys(("n_inner_steps", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"), 1)
+    integers |= dict.fromkeys(
+        ("n_inner_steps", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "chunk_size"), 1
+    )
     integers |= {"n_meta_steps": 0}
     for name, at_least in integers.items():
         check_integer(name, arguments[name], at_least)

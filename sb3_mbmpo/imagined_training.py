@@ -46,6 +46,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     baseline: str
     normalize_advantage: bool
     ent_coef: float
+    chunk_size: int
     imagined_start: str
     stop_on_return_drop: bool
     dynamics_kwargs: Mapping[str, Any]
@@ -151,6 +152,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             self.baseline,
             self.normalize_advantage,
             self.ent_coef,
+            self.chunk_size,
         )
         return MetaTrainer(world, self.policy.actor, sample_starts, settings, imagination, self._stopwatch)
 

@@ -90,6 +90,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
         back to the best: for tasks that are solved for good, such as balancing
     :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
+    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
+        more suit a GPU; the result is the same but for rounding
     :param _init_setup_model: whether to build the networks at the creation of the instance
     """
 
@@ -139,6 +141,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         device: th.device | str = "auto",
         stop_on_return_drop: bool = False,
         outer_kwargs: Mapping[str, Any] | None = None,
+        chunk_size: int = 16_384,
         _init_setup_model: bool = True,
     ) -> None:
         env = check_before_building(policy, env, verbose, self.policy_aliases)
@@ -176,6 +179,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self.stop_on_return_drop = stop_on_return_drop
         self.dynamics_kwargs = {} if dynamics_kwargs is None else dynamics_kwargs
         self.outer_kwargs = {} if outer_kwargs is None else outer_kwargs
+        self.chunk_size = chunk_size
 
         self._init_rollouts()
         self._learned_heads: tuple[bool, bool] | None = None  # of reward and termination

@@ -144,8 +144,8 @@ class MetaProblem(NamedTuple):
     :param inner_lr: step size, a number; None: the second half of ``phi``
     :param first_order: ignore that the inner gradient depends on theta
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
-    :param rows_per_chunk: how many rows of the post batch are processed at once, at least one task: activations of so many
-        rows stay in the cache, and bound the memory
+    :param chunk_size: how many rows of the post batch are processed at once, at least one task: activations of so many
+        rows stay in the cache, and they bound the memory
     :param n_threads: how many chunks are processed at a time
     """
 
@@ -155,7 +155,7 @@ class MetaProblem(NamedTuple):
     inner_lr: float | None
     first_order: bool = False
     ent_coef: float = 0.0
-    rows_per_chunk: int = 16_384
+    chunk_size: int = 16_384
     n_threads: int = 1
 
     @property
@@ -169,7 +169,7 @@ class MetaProblem(NamedTuple):
     def chunks(self) -> list["MetaProblem"]:
         """:return: the same problem in chunks of tasks: tasks are independent"""
         rows = self.post.policy_input.shape[1]
-        return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.rows_per_chunk, self.n_threads)]
+        return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
 
     def subsample(self, factor: int) -> "MetaProblem":
         """:return: the same problem on every ``factor``-th row"""
@@ -213,14 +213,14 @@ class _Old(NamedTuple):
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
-def task_chunks(n_tasks: int, rows_per_task: int, rows_per_chunk: int = 16_384, n_threads: int = 1) -> list[slice]:
+def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int = 16_384, n_threads: int = 1) -> list[slice]:
     """
     :param rows_per_task: imagined steps of a task
-    :param rows_per_chunk: the most rows of a chunk, unless a single task has more
+    :param chunk_size: the most rows of a chunk, unless a single task has more
     :param n_threads: equally many chunks for every thread, if there are tasks enough
     :return: tasks of each chunk, as equally many as can be
     """
-    n_chunks = math.ceil(n_tasks / max(1, rows_per_chunk // rows_per_task))
+    n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
     n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
     bounds = [i * n_tasks // n_chunks for i in range(n_chunks + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]

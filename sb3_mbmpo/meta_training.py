@@ -53,6 +53,7 @@ class MetaSettings(NamedTuple):
     baseline: str
     normalize_advantage: bool
     ent_coef: float
+    chunk_size: int
 
 
 class Adaptation(NamedTuple):
@@ -127,7 +128,7 @@ class MetaTrainer(NamedTuple):
         :param function: some of the tasks -> their results
         :return: results of all tasks (T, ...)
         """
-        chunks = task_chunks(len(rewards), rewards[0].numel(), n_threads=self.n_threads)
+        chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
         return th.cat(in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads))
 
     @property
@@ -168,7 +169,7 @@ class MetaTrainer(NamedTuple):
         adaptation = self.adapt(phi)
         post_rollouts, post = self.imagine(adaptation.parameters)
         problem = MetaProblem(
-            self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef, n_threads=self.n_threads
+            self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef, s.chunk_size, self.n_threads
         )
         phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
         return MetaStep(phi, adaptation.rollouts, post_rollouts, report)

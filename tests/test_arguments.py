@@ -25,6 +25,7 @@ INTEGERS_FROM_1 = (
     "cg_max_steps",
     "line_search_max_iter",
     "sub_sampling_factor",
+    "chunk_size",
     "stats_window_size",
 )
 NUMBERS_FROM_0 = ("inner_lr", "cg_damping", "ent_coef", "gamma", "gae_lambda")

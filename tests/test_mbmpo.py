@@ -10,6 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MlpPolicy
+from sb3_mbmpo.meta import adapt
 
 
 class FlakyExtractor(BaseFeaturesExtractor):
@@ -100,6 +101,24 @@ def test_layers_with_a_training_mode_stay_in_evaluation_mode():
     assert th.equal(statistics, th.zeros_like(statistics)), "the imagination must not leak into batch statistics"
     obs = model.env.reset()
     np.testing.assert_array_equal(*(model.predict(obs, deterministic=True)[0] for _ in range(2)))
+
+
+@pytest.mark.parametrize("outer_optimizer", ["trpo", "ppo"])
+def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_nothing_else(monkeypatch, outer_optimizer):
+    # Damped well, or conjugate gradient amplifies the rounding errors that the order of a sum makes
+    settings = dict(n_tasks=4, n_imagined_rollouts=3, horizon=4, outer_optimizer=outer_optimizer, cg_damping=0.1)
+    whole = tiny_model(**settings).learn(40)
+    n_tasks_at_a_time = []
+
+    def recorded(actor, theta, batches, *args):
+        n_tasks_at_a_time.append(len(batches[0].policy_input))
+        return adapt(actor, theta, batches, *args)
+
+    monkeypatch.setattr("sb3_mbmpo.meta.adapt", recorded)
+    monkeypatch.setattr("sb3_mbmpo.meta_training.adapt", recorded)
+    small = tiny_model(chunk_size=3 * 4, **settings).learn(40)
+    assert set(n_tasks_at_a_time) == {1}
+    th.testing.assert_close(parameters(small), parameters(whole))
 
 
 def test_without_meta_steps_only_the_dynamics_learn():

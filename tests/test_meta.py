@@ -202,7 +202,7 @@ def everything(problem, phi):
 
 
 @pytest.mark.parametrize(
-    ("rows_per_chunk", "n_threads", "sizes"),
+    ("chunk_size", "n_threads", "sizes"),
     [
         (1, 1, [1, 1, 1]),
         (2 * N_ROWS, 1, [1, 2]),
@@ -213,9 +213,9 @@ def everything(problem, phi):
     ],
 )
 @pytest.mark.parametrize("learned_lr", [False, True])
-def test_chunks_and_threads_change_nothing(rows_per_chunk, n_threads, sizes, learned_lr):
+def test_chunks_and_threads_change_nothing(chunk_size, n_threads, sizes, learned_lr):
     problem, phi = make_problem(n_inner_steps=2, learned_lr=learned_lr, ent_coef=0.3)
-    chunked = problem._replace(rows_per_chunk=rows_per_chunk, n_threads=n_threads)
+    chunked = problem._replace(chunk_size=chunk_size, n_threads=n_threads)
     assert [chunk.n_tasks for chunk in chunked.chunks()] == sizes
     th.testing.assert_close(everything(chunked, phi), everything(problem, phi))
 

@@ -182,7 +182,7 @@ class Bench:
         parameters = phi.expand(s.n_tasks, -1)
         rollouts, pre = trainer.imagine(parameters)
         _, post = trainer.imagine(adapt(trainer.actor, phi, [pre], s.inner_lr))
-        problem = MetaProblem(trainer.actor, (pre,), post, s.inner_lr, n_threads=self.n_threads)
+        problem = MetaProblem(trainer.actor, (pre,), post, s.inner_lr, chunk_size=s.chunk_size, n_threads=self.n_threads)
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, phi)
         product = fisher_vector_product(sample, phi, self.model.cg_damping)
