@@ -3,7 +3,7 @@
 Not in it: what more of always helps and only costs time (imagined rollouts, the line search), and what defines the task.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -19,7 +19,7 @@ SPACE: dict[str, BaseDistribution] = {
     "policy_kwargs.net_arch": CategoricalDistribution(["32-32", "64-64", "128-128"]),
     "policy_kwargs.log_std_init": FloatDistribution(-1.5, 0.5),
     # Imagination
-    "horizon": CategoricalDistribution([50, 100, 200, 500]),
+    "horizon": CategoricalDistribution([50, 100, 200, 300, 500]),
     "imagined_start": CategoricalDistribution(["initial", "buffer"]),
     "n_models-n_tasks": CategoricalDistribution(["3-6", "3-12", "5-10", "5-20", "7-14"]),
     # Real data and dynamics
@@ -28,8 +28,29 @@ SPACE: dict[str, BaseDistribution] = {
     "dynamics_kwargs.net_arch": CategoricalDistribution(["200-200", "200-200-200", "512-512"]),
     "dynamics_kwargs.activation_fn": CategoricalDistribution(["swish", "relu"]),
     "dynamics_kwargs.max_epochs": IntDistribution(20, 200, log=True),
-    "dynamics_kwargs.batch_size": CategoricalDistribution([100, 256, 500]),
+    "dynamics_kwargs.batch_size": CategoricalDistribution([64, 100, 256, 500]),
     "dynamics_kwargs.weight_decay": FloatDistribution(1e-7, 1e-3, log=True),
+}
+# Where a configuration says nothing. Not read off MBMPO, which would import PyTorch: a test compares them
+DEFAULTS: dict[str, Any] = {
+    "inner_lr": 3e-3,
+    "target_kl": 0.03,
+    "n_meta_steps": 30,
+    "gae_lambda": 0.97,
+    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},
+    "horizon": 200,
+    "imagined_start": "initial",
+    "n_models": 5,
+    "n_tasks": 20,
+    "n_steps": 2000,
+    "learning_rate": 1e-3,
+    "dynamics_kwargs": {
+        "net_arch": [200, 200, 200],
+        "activation_fn": "swish",
+        "max_epochs": 60,
+        "batch_size": 256,
+        "weight_decay": 0.0,
+    },
 }
 
 
@@ -75,6 +96,43 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
         else:
             arguments[argument] = value
     return arguments
+
+
+def nearest_point(arguments: Mapping[str, Any], names: Collection[str] = tuple(SPACE)) -> dict[str, Any]:
+    """
+    The other way round.
+
+    :param arguments: of MBMPO; where they say nothing, its defaults count
+    :param names: the part of the space to search
+    :return: where in the space they are: a number beyond a bound is at the bound, a choice that the space lacks left out
+    """
+    nearest = {name: _nearest(_stored(arguments, name), SPACE[name]) for name in names}
+    return {name: value for name, value in nearest.items() if value is not None}
+
+
+def _stored(arguments: Mapping[str, Any], name: str) -> Any:
+    """:return: the value of a dimension of the space as Optuna stores it, if it could"""
+
+    def look_up(argument: str, entry: str = "") -> Any:
+        given, default = arguments.get(argument, DEFAULTS[argument]), DEFAULTS[argument]
+        return given.get(entry, default[entry]) if entry else given
+
+    if name == "n_models-n_tasks":
+        return f"{look_up('n_models')}-{look_up('n_tasks')}"
+    value = look_up(*name.split("."))
+    return "-".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _nearest(value: Any, distribution: BaseDistribution) -> Any:
+    """:return: the value's nearest in the distribution, None if nothing is near"""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return value if value in choices else None
+        case FloatDistribution(low=low, high=high) | IntDistribution(low=low, high=high) if isinstance(value, int | float):
+            step = distribution.step or 0
+            bounded = min(max(value, low), high)
+            return low + step * round((bounded - low) / step) if step else bounded
+    return None
 
 
 def sample_for_zoo(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, Any]) -> dict[str, Any]:

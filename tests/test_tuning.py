@@ -1,5 +1,6 @@
 """The search of tuning/: what a trial trains and reports, several processes on one study, and one of them killed."""
 
+import inspect
 import os
 import signal
 import statistics
@@ -15,8 +16,8 @@ import yaml
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from sb3_mbmpo import MBMPO
-from sb3_mbmpo.search_space import suggest
+from sb3_mbmpo import MBMPO, zoo
+from sb3_mbmpo.search_space import DEFAULTS, SPACE, convert, nearest_point, suggest
 from tuning import optimize, report, studies, trials
 
 # tuning ignores it at import, which pytest undoes before each test
@@ -79,6 +80,51 @@ def test_trial_entry_merges_into_the_configuration():
     entry = studies.trial_entry(SETTINGS, {"inner_lr": 0.5, "dynamics_kwargs.max_epochs": 7})
     assert entry == CONFIG | {"inner_lr": 0.5, "dynamics_kwargs": {"net_arch": [8], "max_epochs": 7}}
     assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
+
+
+# ---------------------------------------------------------------- where a search begins
+
+
+def test_the_first_trial_is_the_configuration(study):
+    assert suggest(study.ask(), SETTINGS["names"]) == {"inner_lr": 3e-3, "dynamics_kwargs.max_epochs": 20}  # at the bound
+    again = studies.open_study(study._storage, "study", SETTINGS)
+    assert suggest(again.ask(), SETTINGS["names"])["inner_lr"] != 3e-3
+
+
+def test_defaults_of_the_space_are_those_of_the_algorithm():
+    model, expected = MBMPO("MlpPolicy", "Pendulum-v1"), dict(DEFAULTS)
+    of_policy, of_dynamics = expected.pop("policy_kwargs"), expected.pop("dynamics_kwargs")
+    assert {name: getattr(model, name) for name in expected} == expected
+    assert of_policy == {"net_arch": model.policy.net_arch["pi"], "log_std_init": model.policy.log_std_init}
+    of_fit = inspect.signature(model.dynamics.fit).parameters
+    found = {name: of_fit[name].default if name in of_fit else getattr(model.dynamics, name) for name in of_dynamics}
+    assert found == of_dynamics
+
+
+@pytest.mark.parametrize("entry", ["default", "Pendulum-v1", "CartPole-v1", "InvertedPendulum-v5", "HalfCheetah-v5"])
+def test_shipped_settings_are_points_of_the_space(entry):
+    shipped = studies.merge(DEFAULTS, zoo.read_config(entry))
+    point = nearest_point(zoo.read_config(entry))
+    assert set(point) == set(SPACE)
+    # Without weight decay: 1e-7 is the nearest there is
+    assert studies.merge(shipped, convert(point)) == studies.merge(shipped, {"dynamics_kwargs": {"weight_decay": 1e-7}})
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "point"),
+    [
+        ("inner_lr n_meta_steps", {"inner_lr": 0.1, "n_meta_steps": 13}, {"inner_lr": 0.03, "n_meta_steps": 15}),
+        ("inner_lr n_meta_steps", {"inner_lr": 1e-6, "n_meta_steps": 99}, {"inner_lr": 1e-3, "n_meta_steps": 30}),
+        ("horizon", {"horizon": 77}, {}),  # no choice of the space
+        ("learning_rate", {"learning_rate": "lin_1e-3"}, {}),  # a schedule
+        ("policy_kwargs.net_arch", {"policy_kwargs": {"net_arch": {"pi": [64, 64]}}}, {}),
+        ("dynamics_kwargs.net_arch", {"dynamics_kwargs": {"net_arch": [512, 512]}}, {"dynamics_kwargs.net_arch": "512-512"}),
+        ("n_models-n_tasks", {"n_models": 7, "n_tasks": 14}, {"n_models-n_tasks": "7-14"}),
+        ("n_models-n_tasks", {"n_models": 1, "n_tasks": 3}, {}),
+    ],
+)
+def test_nearest_point(names, arguments, point):
+    assert nearest_point(arguments, names.split()) == point
 
 
 # ---------------------------------------------------------------- one trial

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_mbmpo.search_space import convert
+from sb3_mbmpo.search_space import convert, nearest_point
 from sb3_mbmpo.zoo import ENV_ENTRIES
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -77,7 +77,7 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
 
 def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> optuna.Study:
     """
-    Create a study, or join it.
+    Create a study, whose first trial is the configuration as it is, or join it.
 
     :param storage: where it is
     :param name: what it is called there
@@ -85,7 +85,13 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     :return: the study
     :raises ValueError: if it exists with other settings: its values could not be compared
     """
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    except DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=name)
+    else:
+        # A search that ends with worse than what there was would be worth nothing
+        study.enqueue_trial(nearest_point(settings["config"], settings["names"]))
     known = study.user_attrs.get("settings")
     if known is None:
         study.set_user_attr("settings", dict(settings))
