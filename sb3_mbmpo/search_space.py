@@ -100,11 +100,11 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest_point(arguments: Mapping[str, Any], names: Collection[str] = tuple(SPACE)) -> dict[str, Any]:
     """
-    The other way round.
+    The inverse of ``convert``.
 
     :param arguments: of MBMPO; where they say nothing, its defaults count
     :param names: the part of the space to search
-    :return: where in the space they are: a number beyond a bound is at the bound, a choice that the space lacks left out
+    :return: the point whose trial trains them: a number beyond a bound is at the bound, a choice that the space lacks left out
     """
     nearest = {name: _nearest(_stored(arguments, name), SPACE[name]) for name in names}
     return {name: value for name, value in nearest.items() if value is not None}
@@ -114,8 +114,9 @@ def _stored(arguments: Mapping[str, Any], name: str) -> Any:
     """:return: the value of a dimension of the space as Optuna stores it, if it could"""
 
     def look_up(argument: str, entry: str = "") -> Any:
-        given, default = arguments.get(argument, DEFAULTS[argument]), DEFAULTS[argument]
-        return given.get(entry, default[entry]) if entry else given
+        if entry:
+            return (arguments.get(argument) or {}).get(entry, DEFAULTS[argument][entry])
+        return arguments.get(argument, DEFAULTS[argument])
 
     if name == "n_models-n_tasks":
         return f"{look_up('n_models')}-{look_up('n_tasks')}"
