@@ -76,8 +76,7 @@ def model_pictures(study: ModelStudy) -> list[Picture]:
 def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     """:return: real and imagined returns against real steps, and the fresh episodes of the report"""
     curves = [
-        ("real, mean of the last episodes", "grey", ":", run.column("rollout/ep_rew_mean")),
-        ("real, while collecting", REAL, "o-", run.new_episodes()),
+        ("real, while collecting", REAL, "o-", run.column("rollout/ep_rew_mean_new")),
         ("real, evaluation", "#009e73", "s-", run.evaluation()),
         ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
         ("imagined, adapted policies", ADAPTED, "o--", run.column("imagined/ep_rew_mean_adapted")),

@@ -1,6 +1,7 @@
 """Training in the imagination: the stages of an iteration after its real rollouts, in their order."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         """
         # Dropout and batch statistics would make another policy of every forward pass: likelihood ratios compare the same one
         self.policy.set_training_mode(False)
-        self._check_real_returns()
+        self._judge_real_returns()
         data = self._transitions()
         action = self._codec.to_reward(data.action)
         reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
@@ -84,11 +85,14 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         for stage in seconds:
             self.logger.record(f"time/{stage}", seconds[stage])
 
-    def _check_real_returns(self) -> None:
+    def _judge_real_returns(self) -> None:
         n_episodes, self._n_new_episodes = self._n_new_episodes, 0
         # Empty without a Monitor
         episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
-        self._health.real_episodes([float(e["r"]) for e in episodes], [int(e["l"]) for e in episodes], self.horizon)
+        returns = [float(episode["r"]) for episode in episodes]
+        if returns:
+            self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
+        self._health.real_episodes(returns, [int(episode["l"]) for episode in episodes], self.horizon)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self.dynamics_kwargs.get("reinit_every", 0)

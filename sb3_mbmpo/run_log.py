@@ -92,22 +92,6 @@ class RunLog(NamedTuple):
         """:return: real steps and mean returns of evaluations in the course of the run"""
         return self.evaluations if len(self.evaluations[0]) > 0 else self.column("eval/mean_reward")
 
-    def new_episodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """
-        SB3 logs the mean of the last ``stats_window_size`` episodes. While there have not been more, its differences tell what
-        the new ones of each row earned.
-
-        :return: real steps and mean returns of the episodes that ended since the row before
-        """
-        keys = ("time/total_timesteps", "time/episodes", "rollout/ep_rew_mean")
-        if not all(key in self.progress for key in keys):
-            return np.zeros(0), np.zeros(0)
-        table = np.stack([self.progress[key] for key in keys])
-        steps, n_episodes, mean = table[:, np.isfinite(table).all(0)]
-        new = np.diff(n_episodes, prepend=0)
-        told = (new > 0) & (n_episodes <= self.model._stats_window_size)
-        return steps[told], np.diff(n_episodes * mean, prepend=0)[told] / new[told]
-
     def has_imagined_returns(self) -> bool:
         """:return: whether the log has the returns of imagined rollouts"""
         return len(self.column("imagined/ep_rew_mean")[0]) > 0

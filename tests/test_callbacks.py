@@ -201,6 +201,26 @@ def test_log_interval_counts_iterations(log_interval, tmp_path, log_to):
         assert line["time/meta_update"] >= 0
 
 
+def test_new_real_returns_are_those_since_the_last_fit(tmp_path, log_to):
+    returns = {}
+
+    def remember(locals_, _):
+        for info in locals_["infos"]:
+            if "episode" in info:
+                returns[locals_["self"].num_timesteps] = info["episode"]["r"]
+        return True
+
+    model = tiny_model(Drift(length=7), stats_window_size=50)
+    log_to(model, "csv")
+    model.learn(80, callback=remember)
+    with (tmp_path / "progress.csv").open() as file:
+        logged = {int(row["time/total_timesteps"]): float(row["rollout/ep_rew_mean_new"]) for row in csv.DictReader(file)}
+    assert list(logged) == [20, 40, 60, 80]
+    assert logged == {
+        end: pytest.approx(np.mean([value for step, value in returns.items() if end - 20 < step <= end])) for end in logged
+    }
+
+
 def test_table_of_keys_in_the_readme_is_what_an_iteration_logs():
     table = re.search(r"<!-- keys:begin -->(.*)<!-- keys:end -->", README.read_text(), re.DOTALL)
     documented = re.findall(r"^\| *`([a-z_]+/[a-z_]+)` *\|", table.group(1), re.MULTILINE)

@@ -222,21 +222,13 @@ def test_the_log_of_the_command_line_has_every_iteration(run):
     assert np.isfinite(progress["imagined/ep_rew_mean"]).all()
 
 
-def log(text, tmp_path, window=100):
+def log(text, tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text(text)
-    return RunLog(read_progress(path), (np.zeros(0), np.zeros(0)), tiny_model(stats_window_size=window))
+    return RunLog(read_progress(path), (np.zeros(0), np.zeros(0)), tiny_model())
 
 
 HEADER = "time/total_timesteps,time/episodes,rollout/ep_rew_mean,eval/mean_reward\n"
-
-
-def test_running_means_tell_what_the_new_episodes_earned(tmp_path):
-    # Returns 10, 20 | 60 | none | 30, 0; then more than the window of 5
-    rows = "20,2,15,\n25,,,7\n30,3,30,\n40,3,30,\n60,5,24,\n80,6,30,\n"
-    steps, returns = log(HEADER + rows, tmp_path, window=5).new_episodes()
-    np.testing.assert_array_equal(steps, [20, 30, 60])
-    np.testing.assert_allclose(returns, [15, 60, 15])
 
 
 def test_a_column_has_the_rows_that_say_something(tmp_path):
