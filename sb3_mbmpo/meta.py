@@ -213,7 +213,7 @@ class _Old(NamedTuple):
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
-def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int = 16_384, n_threads: int = 1) -> list[slice]:
+def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
     """
     :param rows_per_task: imagined steps of a task
     :param chunk_size: the most rows of a chunk, unless a single task has more

@@ -102,7 +102,7 @@ def nearest_point(arguments: Mapping[str, Any], names: Collection[str] = tuple(S
     """
     The inverse of ``convert``.
 
-    :param arguments: of MBMPO; where they say nothing, its defaults count
+    :param arguments: of MBMPO, over ``DEFAULTS``
     :param names: the part of the space to search
     :return: the point whose trial trains them: a number beyond a bound is at the bound, a choice that the space lacks left out
     """
@@ -112,15 +112,11 @@ def nearest_point(arguments: Mapping[str, Any], names: Collection[str] = tuple(S
 
 def _stored(arguments: Mapping[str, Any], name: str) -> Any:
     """:return: the value of a dimension of the space as Optuna stores it, if it could"""
-
-    def look_up(argument: str, entry: str = "") -> Any:
-        if entry:
-            return (arguments.get(argument) or {}).get(entry, DEFAULTS[argument][entry])
-        return arguments.get(argument, DEFAULTS[argument])
-
     if name == "n_models-n_tasks":
-        return f"{look_up('n_models')}-{look_up('n_tasks')}"
-    value = look_up(*name.split("."))
+        return f"{arguments['n_models']}-{arguments['n_tasks']}"
+    argument, _, entry = name.partition(".")
+    # An entry of a configuration may leave its nested arguments empty
+    value = (arguments[argument] or DEFAULTS[argument])[entry] if entry else arguments[argument]
     return "-".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

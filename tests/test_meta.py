@@ -225,7 +225,7 @@ def test_chunks_and_threads_change_nothing(chunk_size, n_threads, sizes, learned
     [(20, 10_000, 1, [1] * 20), (20, 1_000, 1, [10, 10]), (20, 2_000, 2, [5] * 4), (5, 100, 4, [1, 1, 1, 2])],
 )
 def test_chunks_are_even_and_equally_many_for_every_thread(tasks, rows, threads, sizes):
-    chunks = task_chunks(tasks, rows, n_threads=threads)
+    chunks = task_chunks(tasks, rows, 16_384, threads)
     assert sorted(len(range(tasks)[chunk]) for chunk in chunks) == sizes
     assert [task for chunk in chunks for task in range(tasks)[chunk]] == list(range(tasks))
 

@@ -104,7 +104,7 @@ def test_defaults_of_the_space_are_those_of_the_algorithm():
 @pytest.mark.parametrize("entry", ["default", "Pendulum-v1", "CartPole-v1", "InvertedPendulum-v5", "HalfCheetah-v5"])
 def test_shipped_settings_are_points_of_the_space(entry):
     shipped = studies.merge(DEFAULTS, zoo.read_config(entry))
-    point = nearest_point(zoo.read_config(entry))
+    point = nearest_point(shipped)
     assert set(point) == set(SPACE)
     # Without weight decay: 1e-7 is the nearest there is
     assert studies.merge(shipped, convert(point)) == studies.merge(shipped, {"dynamics_kwargs": {"weight_decay": 1e-7}})
@@ -121,6 +121,7 @@ def test_shipped_settings_are_points_of_the_space(entry):
         ("dynamics_kwargs.net_arch", {"dynamics_kwargs": {"net_arch": [512, 512]}}, {"dynamics_kwargs.net_arch": "512-512"}),
         ("n_models-n_tasks", {"n_models": 7, "n_tasks": 14}, {"n_models-n_tasks": "7-14"}),
         ("n_models-n_tasks", {"n_models": 1, "n_tasks": 3}, {}),
+        ("policy_kwargs.net_arch", {"policy_kwargs": None}, {"policy_kwargs.net_arch": "64-64"}),
     ],
 )
 def test_nearest_point(names, arguments, point):

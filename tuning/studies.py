@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_mbmpo.search_space import convert, nearest_point
+from sb3_mbmpo.search_space import DEFAULTS, convert, nearest_point
 from sb3_mbmpo.zoo import ENV_ENTRIES
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -91,7 +91,7 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
         study = optuna.load_study(storage=storage, study_name=name)
     else:
         # A search that ends with worse than what there was would be worth nothing
-        study.enqueue_trial(nearest_point(settings["config"], settings["names"]))
+        study.enqueue_trial(nearest_point(merge(DEFAULTS, settings["config"]), settings["names"]))
     known = study.user_attrs.get("settings")
     if known is None:
         study.set_user_attr("settings", dict(settings))
