@@ -8,6 +8,7 @@ width of the *space* (a width read off the data is wrong whenever a batch lacks 
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,11 @@ class ActionCodec:
         """
         if not isinstance(self.action_space, spaces.Box):
             return sample
+        clipped = sample.clamp(-1, 1)
+        if self._is_unit:
+            return clipped
         center, half_range = self._scale(sample.device, sample.dtype)
-        return th.addcmul(center, half_range, sample.clamp(-1, 1))
+        return th.addcmul(center, half_range, clipped)
 
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """
@@ -129,6 +133,12 @@ class ActionCodec:
         continuous = isinstance(self.action_space, spaces.Box)
         flat = np.asarray(action).reshape(len(action), -1)
         return th.as_tensor(flat, device=device, dtype=th.float32 if continuous else th.long)
+
+    @cached_property
+    def _is_unit(self) -> bool:
+        """Whether the environment's bounds are -1 and 1, as those of most robots: then there is nothing to scale."""
+        space = self.action_space
+        return isinstance(space, spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
     def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
         """:return: center and half width of the bounds of a Box (A,), made once: the imagination asks at every step"""

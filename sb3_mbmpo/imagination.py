@@ -5,6 +5,7 @@ Knows neither SB3 nor the environment: it receives callables and tensors.
 Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizon, ``O`` observation size, ``A`` action size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,8 +22,8 @@ from sb3_mbmpo.threads import in_parallel
 Act = Callable[[th.Tensor], ActionDistribution]
 # How often the loop looks whether anything is still alive: a look costs a synchronisation on GPUs
 ALIVE_CHECK_INTERVAL = 10
-# Fewer rows than that are not worth a thread: Python's share of a step is the same for few rows as for many
-MIN_ROWS_PER_THREAD = 50
+# What a thread costs the others at each step, in the work of the models that takes as long: Python serves one at a time
+FLOPS_PER_THREAD = 16e6
 
 
 class World(NamedTuple):
@@ -36,6 +37,7 @@ class World(NamedTuple):
     :param codec: translates the policies' actions
     :param to_policy_input: raw observations (..., O) -> what the policies' networks see
     :param n_models: how many models a step holds
+    :param flops: floating-point operations of one row's step; on them depends how many threads are worth it
     """
 
     steps: Sequence[StepFn]
@@ -44,6 +46,7 @@ class World(NamedTuple):
     codec: ActionCodec
     to_policy_input: Callable[[th.Tensor], th.Tensor]
     n_models: int
+    flops: int
 
 
 class ImaginedRollouts(NamedTuple):
@@ -106,7 +109,9 @@ def imagine(
     actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
     rollouts = ImaginedRollouts(history(observation_dim), actions, history(), history(dtype=th.bool), history(dtype=th.bool))
 
-    n_threads = max(1, min(len(world.steps), n_rollouts, n_tasks * n_rollouts // MIN_ROWS_PER_THREAD))
+    # A step of n threads takes work / n + n * cost, which is least where n is the root of work / cost
+    worthwhile = math.isqrt(int(n_tasks * n_rollouts * world.flops / FLOPS_PER_THREAD))
+    n_threads = max(1, min(len(world.steps), n_rollouts, worthwhile))
     generators = [generator] if n_threads == 1 else forked(generator, n_threads)
     shares = (th.arange(n_threads + 1) * n_rollouts // n_threads).tolist()
     jobs = [
@@ -127,9 +132,9 @@ def imagine(
 
 
 def forked(generator: th.Generator, number: int) -> list[th.Generator]:
-    """:return: independent generators, seeded by the given one"""
-    seeds = th.randint(2**63 - 1, (number,), generator=generator, device=generator.device).tolist()
-    return [th.Generator(generator.device).manual_seed(seed) for seed in seeds]
+    """:return: independent generators, seeded by the given one, which goes on alike however many they are"""
+    seed = int(th.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    return [th.Generator(generator.device).manual_seed(seed + i) for i in range(number)]
 
 
 @th.no_grad()  # a setting of each thread
@@ -154,33 +159,41 @@ def _imagine_share(
     # Raw observations, time first: what the reward functions see, at once for all steps
     observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
     observations[0] = start_obs
-    obs = observations[0]
+    # All views before the loop: whatever Python asks of PyTorch makes it wait for the other threads' Python
+    of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
+    written = ImaginedRollouts(*(x.unbind(1) for x in rollouts))
+    obs, obs_of_models = of_tasks[0], of_models[0]
     alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
-    length = horizon
+    length, ends = horizon, None
     for t in range(horizon):
         policy_input = world.to_policy_input(obs)
         distribution = act(policy_input)
         action = distribution.mode() if deterministic else distribution.sample(generator)
         encoded = world.codec.to_dynamics(world.codec.to_env(action))
-        prediction = step(obs.view(per_model), encoded.view(per_model))
-        next_obs = prediction.next_obs.view(start_obs.shape)
+        prediction = step(obs_of_models, encoded.view(per_model))
 
-        rollouts.policy_input[:, t], rollouts.actions[:, t], rollouts.alive[:, t] = policy_input, action, alive
-        observations[t + 1] = next_obs
+        written.policy_input[t].copy_(policy_input)
+        written.actions[t].copy_(action)
+        of_models[t + 1].copy_(prediction.next_obs)
         if prediction.reward is not None:
-            rollouts.rewards[:, t] = prediction.reward.view(n_tasks, n_rollouts)
+            written.rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
 
         ends = _ends(world, prediction, rows)
-        if ends is not None:
-            ends = ends.view(n_tasks, n_rollouts)
-            rollouts.terminated[:, t] = ends & alive
-            alive = alive & ~ends
-            if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
-                length = t + 1
-                break
-            # The dead stay where they are: out of the data, models go astray, and 0 * NaN is NaN in every masked mean
-            next_obs = th.where(alive.unsqueeze(-1), next_obs, obs)
-        obs = next_obs
+        if ends is None:
+            obs, obs_of_models = of_tasks[t + 1], of_models[t + 1]
+            continue
+        ends = ends.view(n_tasks, n_rollouts)
+        written.alive[t].copy_(alive)
+        written.terminated[t].copy_(ends & alive)
+        alive = alive & ~ends
+        if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
+            length = t + 1
+            break
+        # The dead stay where they are: out of the data, models go astray, and 0 * NaN is NaN in every masked mean
+        obs = th.where(alive.unsqueeze(-1), of_tasks[t + 1], obs)
+        obs_of_models = obs.view(per_model)
+    if ends is None:
+        rollouts.alive.fill_(True)
 
     # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
     if world.reward_fn is not None:

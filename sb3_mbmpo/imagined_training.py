@@ -141,6 +141,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             self._codec,
             lambda obs: self.policy.standardize(self._to_policy_units(obs)),
             self.n_models,
+            self.dynamics.flops,
         )
         settings = MetaSettings(
             self.n_tasks,

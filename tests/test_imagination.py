@@ -1,5 +1,8 @@
 """Imagined rollouts against simulations in plain Python, in worlds whose dynamics are written by hand."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch as th
@@ -8,7 +11,7 @@ from gymnasium import spaces
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import Categoricals, DiagGaussian
 from sb3_mbmpo.dynamics import Prediction
-from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, World, imagine
+from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, World, forked, imagine
 
 M, T, N = 2, 4, 3
 ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4
@@ -36,7 +39,7 @@ def never(next_obs):
     return th.zeros(len(next_obs), dtype=th.bool)
 
 
-LINEAR = World([linear_step], telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M)
+LINEAR = World([linear_step], telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M, flops=0)
 START = th.randn(T, N, 2, generator=seeded())
 WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # of the policy of each task
 STD = 0.8
@@ -102,10 +105,9 @@ def test_the_generator_decides_everything():
 
 @pytest.mark.parametrize("n_threads", [2, 3])
 @pytest.mark.parametrize("termination_fn", [None, lambda next_obs: next_obs[:, 0] > 9])
-def test_threads_imagine_what_one_would(n_threads, termination_fn, monkeypatch):
-    monkeypatch.setattr("sb3_mbmpo.imagination.MIN_ROWS_PER_THREAD", 1)
+def test_threads_imagine_what_one_would(n_threads, termination_fn):
     alone = LINEAR._replace(termination_fn=termination_fn)
-    shared = alone._replace(steps=[linear_step] * n_threads)
+    shared = alone._replace(steps=[linear_step] * n_threads, flops=int(1e9))
     expected, rollouts = (
         imagine(world, linear_policies, START, 40, seeded(), deterministic=True) for world in (alone, shared)
     )
@@ -118,9 +120,30 @@ def test_threads_imagine_what_one_would(n_threads, termination_fn, monkeypatch):
     assert len(noise.unique()) == noise.numel()
 
 
-def test_few_rows_are_not_worth_a_thread():
-    world = LINEAR._replace(steps=[linear_step, None])
-    assert imagine(world, linear_policies, START, 2, seeded()).alive.all()
+@pytest.mark.parametrize("work, n_threads", [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
+def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
+    """An n-th thread saves work / n (n - 1) and costs each of the others one unit."""
+    callers = set()
+
+    def noting(obs, action):
+        callers.add(threading.get_ident())
+        time.sleep(0.01)  # no thread is done before the last has started
+        return linear_step(obs, action)
+
+    world = LINEAR._replace(steps=[noting] * 7, flops=int(work * FLOPS_PER_THREAD / (T * 100)))
+    starts = th.zeros(T, 100, 2)
+    imagine(world, lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(T, 1, 1)), starts, 3, seeded())
+    assert len(callers) == n_threads
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_forked_generators_leave_the_same_stream_behind(number):
+    generator, expected = seeded(), seeded()
+    children, (only_child,) = forked(generator, number), forked(expected, 1)
+    assert th.equal(th.rand(3, generator=generator), th.rand(3, generator=expected))
+    draws = [th.rand(3, generator=child) for child in children]
+    assert th.equal(draws[0], th.rand(3, generator=only_child))
+    assert len(th.stack(draws).unique()) == 3 * number
 
 
 def test_starts_need_not_be_contiguous():
@@ -151,7 +174,7 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
         logits[th.arange(T), :, th.arange(T) % 3] = 0
         return Categoricals(logits, (3,))
 
-    world = World([step], reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M)
+    world = World([step], reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M, flops=0)
     rollouts = imagine(world, act, START, 2, seeded())
     choices = th.tensor([0, 1, 2, 0]).view(T, 1, 1, 1).expand(T, 2, N, 1)
     assert rollouts.actions.dtype == th.long
@@ -198,6 +221,7 @@ class Clock:
             ActionCodec(ACT),
             to_policy_input=lambda obs: obs,
             n_models=2,
+            flops=0,
         )
         start = th.stack([-self.lengths, th.zeros_like(self.lengths)], dim=-1).float()
         standard_normal = DiagGaussian(th.zeros(2, 2, 1), th.zeros(2, 1, 1))

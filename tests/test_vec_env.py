@@ -248,7 +248,7 @@ def test_episodes_are_those_of_imagine(learned):
     reward_fn = None if learned else distance_reward
     termination_fn = None if learned else (lambda next_obs: next_obs[:, 0] > 0.5)
     env = ModelVecEnv(ensemble, starts(), reward_fn, termination_fn, n_envs=30, horizon=12, clip_margin=0.1, seed=0)
-    world = World([ensemble.step_fn(0.1)], reward_fn, termination_fn, ensemble.codec, lambda obs: obs, 1)
+    world = World([ensemble.step_fn(0.1)], reward_fn, termination_fn, ensemble.codec, lambda obs: obs, 1, ensemble.flops)
 
     def act(policy_input):
         return DiagGaussian(th.sin(policy_input[..., :2]), th.full((1, 1, 2), -1.0))

@@ -133,6 +133,11 @@ class DynamicsEnsemble(nn.Module):
     def device(self) -> th.device:
         return self.observation_mean.device
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one member's prediction of one row."""
+        return sum(2 * weight[0].numel() for weight in self.weights)
+
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
         """

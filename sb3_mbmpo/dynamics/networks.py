@@ -40,10 +40,12 @@ def forward(layers: Sequence[Layer], inputs: th.Tensor, activation_fn: str) -> t
     """
     activation = (ACTIVATIONS if th.is_grad_enabled() else ACTIVATIONS_IN_PLACE)[activation_fn]
     *hidden_layers, (last_weight, last_bias) = layers
-    hidden = inputs.to(last_weight.dtype)
+    is_mixed = inputs.dtype != last_weight.dtype  # a call that converts nothing costs as much Python as one that does
+    hidden = inputs.to(last_weight.dtype) if is_mixed else inputs
     for weight, bias in hidden_layers:
         hidden = activation(th.baddbmm(bias, hidden, weight))
-    return th.baddbmm(last_bias, hidden, last_weight).to(inputs.dtype)
+    output = th.baddbmm(last_bias, hidden, last_weight)
+    return output.to(inputs.dtype) if is_mixed else output
 
 
 def cast(layers: Sequence[Layer], dtype: th.dtype) -> list[Layer]:

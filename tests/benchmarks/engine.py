@@ -83,10 +83,6 @@ class Bench:
 
     # ---------------------------------------------------------------- the matmuls alone
 
-    def flops_per_row(self) -> int:
-        """:return: floating-point operations of a forward pass of one row through one member"""
-        return sum(2 * weight.shape[1] * weight.shape[2] for weight in self.layers)
-
     def matmuls(self, rows: int, times: int, n_threads: int, backward: bool = False) -> Callable[[], None]:
         """:return: the products of ``times`` passes of ``rows`` rows a member, shared out among threads as the engine does"""
         bounds = [i * rows // n_threads for i in range(n_threads + 1)]
@@ -149,8 +145,8 @@ class Bench:
         )
         result = {
             "steps_per_s": steps / median(ours),
-            "gflops": steps * self.flops_per_row() / median(ours) / 1e9,
-            "bound_gflops": steps * self.flops_per_row() / median(theirs) / 1e9,
+            "gflops": steps * self.dynamics.flops / median(ours) / 1e9,
+            "bound_gflops": steps * self.dynamics.flops / median(theirs) / 1e9,
             "share_of_bound": median(b / a for a, b in zip(ours, theirs, strict=True)),
         }
         if self.n_threads > 1:
