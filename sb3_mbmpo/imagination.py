@@ -161,7 +161,7 @@ def _imagine_share(
     observations[0] = start_obs
     # All views before the loop: whatever Python asks of PyTorch makes it wait for the other threads' Python
     of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
-    written = ImaginedRollouts(*(x.unbind(1) for x in rollouts))
+    policy_inputs, actions, rewards, alives, terminated = (x.unbind(1) for x in rollouts)
     obs, obs_of_models = of_tasks[0], of_models[0]
     alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
     length, ends = horizon, None
@@ -172,19 +172,19 @@ def _imagine_share(
         encoded = world.codec.to_dynamics(world.codec.to_env(action))
         prediction = step(obs_of_models, encoded.view(per_model))
 
-        written.policy_input[t].copy_(policy_input)
-        written.actions[t].copy_(action)
+        policy_inputs[t].copy_(policy_input)
+        actions[t].copy_(action)
         of_models[t + 1].copy_(prediction.next_obs)
         if prediction.reward is not None:
-            written.rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
+            rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
 
         ends = _ends(world, prediction, rows)
         if ends is None:
             obs, obs_of_models = of_tasks[t + 1], of_models[t + 1]
             continue
         ends = ends.view(n_tasks, n_rollouts)
-        written.alive[t].copy_(alive)
-        written.terminated[t].copy_(ends & alive)
+        alives[t].copy_(alive)
+        terminated[t].copy_(ends & alive)
         alive = alive & ~ends
         if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
             length = t + 1

@@ -120,7 +120,7 @@ def test_threads_imagine_what_one_would(n_threads, termination_fn):
     assert len(noise.unique()) == noise.numel()
 
 
-@pytest.mark.parametrize("work, n_threads", [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
+@pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
 def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
     """An n-th thread saves work / n (n - 1) and costs each of the others one unit."""
     callers = set()

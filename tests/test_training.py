@@ -21,6 +21,11 @@ def stacked(*shape):
     return th.nn.Parameter(th.zeros(shape))
 
 
+def numbers(n_members):
+    """A parameter that tells a loss whose parameters it got; it must use it, or it has no gradient: 0 * numbers."""
+    return th.nn.Parameter(th.arange(n_members).float())
+
+
 def fit(parameters, loss_fn, n_rows=10, optimizer=None, seed=0, **kwargs):
     options = {"max_epochs": 4, "batch_size": 100, "validation_fraction": 0.2, "rolling_average_persistency": 0.9} | kwargs
     optimizer = optimizer or th.optim.SGD(parameters, lr=1)
@@ -32,25 +37,26 @@ class Script:
 
     def __init__(self, val_losses, parameters):
         self.val_losses = th.tensor(val_losses)  # [epoch, member]
-        self.parameters = parameters
+        self.parameters = parameters  # the last are their numbers
         self.epoch = 0
         self.weights = []  # of all members, after each epoch
 
-    def __call__(self, rows, members):
+    def __call__(self, parameters, rows):
+        *weights, members = parameters
         if th.is_grad_enabled():
-            return -sum(parameter[members].flatten(1).sum(1) for parameter in self.parameters)
+            return -sum(weight.flatten(1).sum(1) for weight in weights) + 0 * members
         self.weights.append(self.parameters[0].detach().flatten(1)[:, 0].clone())
         self.epoch += 1
-        return self.val_losses[self.epoch - 1, members]
+        return self.val_losses[self.epoch - 1, members.long()]
 
 
 def play(*val_losses_of_members, **kwargs):
     """:return: report, final weights, script of a fit of one member for each list of validation losses"""
     n_members = len(val_losses_of_members)
-    parameters = [stacked(n_members, 2, 3), stacked(n_members, 1, 1)]
+    parameters = [stacked(n_members, 2, 3), stacked(n_members, 1, 1), numbers(n_members)]
     script = Script(np.array(val_losses_of_members, dtype=np.float32).T, parameters)
     report = fit(parameters, script, max_epochs=len(val_losses_of_members[0]), **kwargs)
-    return report, [parameter.detach() for parameter in parameters], script
+    return report, [parameter.detach() for parameter in parameters[:-1]], script
 
 
 # -- Splits and batches ---------------------------------------------------------------------------------------------------
@@ -75,18 +81,17 @@ def test_without_rows_to_spare_the_training_rows_validate(n_rows, fraction):
 class Witness:
     """Notes which rows train and which validate, epoch by epoch; the loss of a row is its number."""
 
-    def __init__(self, parameter):
-        self.parameter = parameter
+    def __init__(self):
         self.epochs = []
         self.was_training = False
 
-    def __call__(self, rows, members):
+    def __call__(self, parameters, rows):
         training = th.is_grad_enabled()
         if training and not self.was_training:
             self.epochs.append({True: [], False: []})
         self.was_training = training
         self.epochs[-1][training].append(rows)
-        return rows.float().mean(1) + 0 * self.parameter[members]
+        return rows.float().mean(1) + 0 * parameters[0]
 
     def rows(self, epoch, training):
         return th.cat(self.epochs[epoch][training], dim=1)
@@ -95,9 +100,8 @@ class Witness:
 # 3 does not divide the 21 training rows of 26: the last batch is shorter, and 5 validation rows are more than 4 x 1
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size):
-    parameter = stacked(2)
-    witness = Witness(parameter)
-    report = fit([parameter], witness, n_rows=26, batch_size=batch_size, max_epochs=3)
+    witness = Witness()
+    report = fit([stacked(2)], witness, n_rows=26, batch_size=batch_size, max_epochs=3)
 
     train, val = split_rows(26, 2, 0.2, seeded())  # the fit's first draw from its generator
     for epoch in range(3):
@@ -109,9 +113,8 @@ def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size
 
 
 def test_batches_are_mixed_anew_for_each_member_and_epoch():
-    parameter = stacked(2)
-    witness = Witness(parameter)
-    fit([parameter], witness, n_rows=30, validation_fraction=0, max_epochs=2)
+    witness = Witness()
+    fit([stacked(2)], witness, n_rows=30, validation_fraction=0, max_epochs=2)
     orders = [tuple(rows.tolist()) for epoch in range(2) for rows in witness.rows(epoch, True)]
     assert len(set(orders)) == 4
 
@@ -122,8 +125,8 @@ def test_fewer_rows_than_a_batch_still_train(n_rows, validation_fraction):
     parameter = stacked(2, 1)
     data = 1 + th.arange(n_rows).float()
 
-    def squared_error(rows, members):
-        return (parameter[members] - data[rows]).square().mean(1)
+    def squared_error(parameters, rows):
+        return (parameters[0] - data[rows]).square().mean(1)
 
     report = fit(
         [parameter],
@@ -184,7 +187,7 @@ def test_every_member_ends_with_the_weights_of_its_own_best_epoch():
 
 @pytest.mark.parametrize("make_optimizer", [th.optim.Adam, lambda p: th.optim.SGD(p, lr=1, momentum=0.9)], ids=["Adam", "SGD"])
 def test_momentum_that_moves_stopped_members_does_not_matter(make_optimizer):
-    parameters = [stacked(2, 1)]
+    parameters = [stacked(2, 1), numbers(2)]
     script = Script([[1.0, 4.0], [2.0, 3.0], [0.0, 2.0], [0.0, 1.0]], parameters)
     fit(parameters, script, optimizer=make_optimizer(parameters), rolling_average_persistency=0)
     after_epoch = th.stack(script.weights)
@@ -193,43 +196,50 @@ def test_momentum_that_moves_stopped_members_does_not_matter(make_optimizer):
 
 
 def test_weights_from_before_the_fit_do_not_compete():
-    parameter = stacked(1, 1)
-    fit([parameter], Script([[7.0]], [parameter]), max_epochs=1)
-    assert parameter.item() == 1
+    parameters = [stacked(1, 1), numbers(1)]
+    fit(parameters, Script([[7.0]], parameters), max_epochs=1)
+    assert parameters[0].item() == 1
     # Worse than the last fit's best loss: that was of other validation rows
-    fit([parameter], Script([[9.0]], [parameter]), max_epochs=1)
-    assert parameter.item() == 2
+    fit(parameters, Script([[9.0]], parameters), max_epochs=1)
+    assert parameters[0].item() == 2
 
 
 # -- Members that diverge -------------------------------------------------------------------------------------------------
 
 
-def squared_distance(parameter, factor):
+def squared_distance(factor):
     """:return: loss of member m: factor[m] x the squared distance of its weights from m + 1"""
-    targets = 1.0 + th.arange(len(parameter)).unsqueeze(1)
-    return lambda rows, members: th.tensor(factor)[members] * (parameter - targets)[members].square().sum(1)
+
+    def loss_fn(parameters, rows):
+        weights, members = parameters
+        targets = 1 + members.detach().unsqueeze(1)
+        return th.tensor(factor)[members.long()] * (weights - targets).square().sum(1) + 0 * members
+
+    return loss_fn
 
 
-def fit_three(parameter, optimizer, factor):
-    return fit([parameter], squared_distance(parameter, factor), optimizer=optimizer, max_epochs=60)
+def fit_three(parameters, optimizer, factor, **kwargs):
+    return fit(parameters, squared_distance(factor), optimizer=optimizer, max_epochs=60, **kwargs)
 
 
-def test_a_member_that_diverges_keeps_its_weights_and_leaves_the_others_alone():
-    healthy, hurt = stacked(3, 2), stacked(3, 2)
-    fit_three(healthy, th.optim.Adam([healthy], lr=0.1), [1.0, 1.0, 1.0])
-    report = fit_three(hurt, th.optim.Adam([hurt], lr=0.1), [NAN, 1.0, 1.0])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_member_that_diverges_keeps_its_weights_and_leaves_the_others_alone(n_threads):
+    healthy, hurt = ([stacked(3, 2), numbers(3)] for _ in range(2))
+    fit_three(healthy, th.optim.Adam(healthy, lr=0.1), [1.0, 1.0, 1.0])
+    report = fit_three(hurt, th.optim.Adam(hurt, lr=0.1), [NAN, 1.0, 1.0], n_threads=n_threads)
     assert report.epochs.tolist() == [1, 60, 60]
     assert np.isnan(report.train_loss).tolist() == [True, False, False]
     assert report.val_loss[0] == np.inf
-    assert hurt[0].tolist() == [0, 0]
-    assert th.equal(hurt[1:], healthy[1:])
+    assert hurt[0][0].tolist() == [0, 0]
+    assert th.equal(hurt[0][1:], healthy[0][1:])
 
 
-def test_a_member_that_diverged_learns_again_in_the_next_fit():
-    parameter = stacked(3, 2)
-    optimizer = th.optim.Adam([parameter], lr=0.1)
-    fit_three(parameter, optimizer, [NAN, 1.0, 1.0])
-    report = fit_three(parameter, optimizer, [1.0, 1.0, 1.0])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_member_that_diverged_learns_again_in_the_next_fit(n_threads):
+    parameters = [stacked(3, 2), numbers(3)]
+    optimizer = th.optim.Adam(parameters, lr=0.1)
+    fit_three(parameters, optimizer, [NAN, 1.0, 1.0], n_threads=n_threads)
+    report = fit_three(parameters, optimizer, [1.0, 1.0, 1.0], n_threads=n_threads)
     # 60 steps of about 0.1 reach a target at distance 1
     assert report.val_loss[0] < 0.01
 
@@ -246,7 +256,7 @@ def test_the_hook_hears_of_every_epoch_and_the_mean_best_loss():
 def noisy_fit(seed):
     """Weights after a fit that depends on which rows were drawn when."""
     parameter, data = stacked(2, 3), th.randn(20, 3, generator=seeded(1))
-    fit([parameter], lambda rows, members: (parameter[members].unsqueeze(1) - data[rows]).square().mean((1, 2)), 20, seed=seed)
+    fit([parameter], lambda parameters, rows: (parameters[0].unsqueeze(1) - data[rows]).square().mean((1, 2)), 20, seed=seed)
     return parameter
 
 

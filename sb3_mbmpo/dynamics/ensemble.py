@@ -5,7 +5,7 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -159,17 +159,21 @@ class DynamicsEnsemble(nn.Module):
 
     # ---------------------------------------------------------------- the networks
 
-    def _layers(self, members: th.Tensor | None = None) -> list[Layer]:
+    def _chosen(self, members: th.Tensor | None) -> dict[str, th.Tensor]:
+        """:return: parameters by name, of some members (long; None: all)"""
+        return {name: x if members is None else x[members] for name, x in self.named_parameters()}
+
+    def _layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """
-        :param members: which members, long; all by default
+        :param parameters: by name, of any members
         :return: effective weights and biases of each layer, ([M, in, out], [M, 1, out])
         """
         layers: list[Layer] = []
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            effective: th.Tensor = weight
-            if self.gains is not None:
-                effective = weight * (self.gains[i] / weight.norm(dim=1, keepdim=True))
-            layers.append((effective, bias) if members is None else (effective[members], bias[members]))
+        for i in range(len(self.weights)):
+            weight = parameters[f"weights.{i}"]
+            if self.weight_norm:
+                weight = weight * (parameters[f"gains.{i}"] / weight.norm(dim=1, keepdim=True))
+            layers.append((weight, parameters[f"biases.{i}"]))
         return layers
 
     def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
@@ -178,11 +182,6 @@ class DynamicsEnsemble(nn.Module):
         log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
         logit = output[..., -1] if self.learned_termination else None
         return mean, log_var, logit
-
-    def _log_var_bounds(self, members: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
-        """:return: learned lower and upper bound on the log-variance of standardised targets, (M, 1, target_dim)"""
-        bounds = self.min_log_var, self.max_log_var
-        return bounds if members is None else (bounds[0][members], bounds[1][members])
 
     # ---------------------------------------------------------------- fit
 
@@ -207,20 +206,21 @@ class DynamicsEnsemble(nn.Module):
         :param rolling_average_persistency: of the early stop, see ``training.fit_members``
         :param generator: draws splits and batches
         :param on_epoch: called after every epoch with its number and the mean best validation loss
-        :param n_threads: how many threads share the rows of a batch, see ``threads.worker_threads``
+        :param n_threads: how many threads share the members, see ``threads.worker_threads``
         :raises ValueError: if the data is empty or not finite
         """
         inputs, targets = self._standardise(data)
         terminated = data.terminated.to(self.device, th.float32)
 
-        def loss_fn(rows: th.Tensor, members: th.Tensor) -> th.Tensor:
-            # With everyone active the parameters are used as they lie, without a copy
-            chosen = None if len(members) == self.n_models else members
-            output = forward(cast(self._layers(chosen), self.matmul_dtype), inputs[rows], self.activation_fn)
+        names = [name for name, _ in self.named_parameters()]
+
+        def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
+            named = dict(zip(names, parameters, strict=True))
+            output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
             mean, log_var, logit = self._split(output)
             error = (mean - targets[rows]).square()
             if log_var is not None:
-                lower, upper = self._log_var_bounds(chosen)
+                lower, upper = named["min_log_var"], named["max_log_var"]
                 log_var = softly_bounded(log_var, lower, upper)
                 error = error * th.exp(-log_var) + log_var
             loss = error[..., : self.observation_dim].mean((1, 2))
@@ -311,13 +311,13 @@ class DynamicsEnsemble(nn.Module):
         :param dtype: of the matmuls; None: that of the ensemble's ``precision``
         :return: a function a thread
         """
-        chosen = None if members is None else th.as_tensor(members, device=self.device)
+        chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
         layers = cast(self._folded_layers(chosen), dtype or self.matmul_dtype)
         low = high = None
         if clip_margin is not None:
             low, high = self.observation_range(clip_margin)
         if self.probabilistic:
-            lower, upper = (bound.clone() for bound in self._log_var_bounds(chosen))
+            lower, upper = chosen["min_log_var"].clone(), chosen["max_log_var"].clone()
         center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
 
         def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
@@ -339,9 +339,9 @@ class DynamicsEnsemble(nn.Module):
         spread = margin * self.observation_std
         return self.observation_low - spread, self.observation_high + spread
 
-    def _folded_layers(self, members: th.Tensor | None = None) -> list[Layer]:
+    def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
-        layers = [(weight.double(), bias.double()) for weight, bias in self._layers(members)]
+        layers = [(weight.double(), bias.double()) for weight, bias in self._layers(parameters)]
         input_std = th.cat([self.observation_std, self.action_std]).double()
         weight, bias = layers[0]
         weight = weight / input_std.unsqueeze(1)

@@ -12,14 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining
 from sb3_mbmpo.threads import in_parallel
 
-# (rows [A, B] long, active members [A] long) -> loss of each active member [A]
-MemberLoss = Callable[[th.Tensor, th.Tensor], th.Tensor]
 # (epoch from 1, mean validation loss) after every epoch
 EpochHook = Callable[[int, float], None]
-# Fewer rows of a batch than that, for each member, are not worth a thread
-MIN_ROWS_PER_THREAD = 64
 
 
 class FitReport(NamedTuple):
@@ -107,7 +104,7 @@ def fit_members(
 
     :param parameters: stacked parameters, each [M, ...]; member ``m`` owns slice ``m`` of every one
     :param optimizer: over the same parameters; its state carries over to the next fit
-    :param loss_fn: differentiable loss of the active members on their own rows
+    :param loss_fn: differentiable loss of some members, given their parameters and their own rows
     :param n_rows: number of transitions the loss function can address
     :param max_epochs: upper bound of passes over the training rows
     :param batch_size: rows a member and step; fewer rows than that still train, as one batch
@@ -115,7 +112,7 @@ def fit_members(
     :param rolling_average_persistency: see ``_EarlyStop``
     :param generator: draws splits and batches; decides the device of the row numbers
     :param on_epoch: called after every epoch
-    :param n_threads: how many threads share the rows of a batch
+    :param n_threads: how many threads share the members
     """
     n_members = len(parameters[0])
     train_rows, val_rows = split_rows(n_rows, n_members, validation_fraction, generator)
@@ -128,21 +125,17 @@ def fit_members(
     train_loss = np.full(n_members, np.nan)
     epochs = np.zeros(n_members, dtype=int)
     active = everyone
+    training = ParallelTraining(parameters, optimizer, loss_fn, n_threads)
 
     for epoch in range(1, max_epochs + 1):
         shuffle = _permutations(len(active), train_rows.shape[1], generator)
-        rows = train_rows[active].gather(1, shuffle)
-        epoch_loss = th.zeros(len(active), device=rows.device)
-        for batch in rows.split(batch_size, dim=1):
-            loss = _set_gradients(parameters, loss_fn, batch, active, n_threads)
-            optimizer.step()
-            epoch_loss += loss * (batch.shape[1] / rows.shape[1])
+        epoch_loss = training.epoch(train_rows[active].gather(1, shuffle), active, batch_size)
 
         active_numbers = active.cpu().numpy()
         train_loss[active_numbers] = epoch_loss.cpu().numpy()
         epochs[active_numbers] = epoch
 
-        val_loss = _mean_loss(loss_fn, val_rows[active], active, batch_size, n_threads)
+        val_loss = _mean_loss(loss_fn, parameters, val_rows[active], active, batch_size, n_threads)
         for member, loss_value in zip(active_numbers, val_loss, strict=True):
             if loss_value < best_loss[member]:
                 best_loss[member] = loss_value
@@ -156,28 +149,12 @@ def fit_members(
         if len(active) == 0:
             break
 
+    training.finish()
     with th.no_grad():
         for parameter, best in zip(parameters, best_weights, strict=True):
             parameter.copy_(best)
     _forget_divergence(optimizer, parameters)
     return FitReport(train_loss, best_loss, epochs)
-
-
-def _set_gradients(
-    parameters: Sequence[th.nn.Parameter], loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, n_threads: int
-) -> th.Tensor:
-    """:return: loss of each member on its rows of a batch [A], whose gradients the parameters now have"""
-
-    def of_share(share: th.Tensor) -> tuple[th.Tensor, ...]:
-        loss = loss_fn(share, members) * (share.shape[1] / rows.shape[1])
-        return loss.detach(), *th.autograd.grad(loss.sum(), parameters)
-
-    n_shares = max(1, min(n_threads, rows.shape[1] // MIN_ROWS_PER_THREAD))
-    shares = in_parallel([partial(of_share, share) for share in rows.tensor_split(n_shares, dim=1)], n_threads)
-    totals: list[th.Tensor] = [sum(parts[1:], start=parts[0]) for parts in zip(*shares, strict=True)]
-    for parameter, gradient in zip(parameters, totals[1:], strict=True):
-        parameter.grad = gradient
-    return totals[0]
 
 
 @th.no_grad()
@@ -192,12 +169,21 @@ def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn
                 average[diverged] = 0
 
 
-def _mean_loss(loss_fn: MemberLoss, rows: th.Tensor, members: th.Tensor, batch_size: int, n_threads: int) -> np.ndarray:
-    """:return: each member's mean loss over its rows, [M]; batched to bound the memory"""
+@th.no_grad()
+def _mean_loss(
+    loss_fn: MemberLoss,
+    parameters: Sequence[th.Tensor],
+    rows: th.Tensor,
+    members: th.Tensor,
+    batch_size: int,
+    n_threads: int,
+) -> np.ndarray:
+    """:return: each member's mean loss over its rows, [A]; batched to bound the memory"""
+    chosen = parameters if len(members) == len(parameters[0]) else [parameter[members] for parameter in parameters]
 
-    @th.no_grad()
+    @th.no_grad()  # a setting of each thread
     def of_batch(batch: th.Tensor) -> th.Tensor:
-        return loss_fn(batch, members) * (batch.shape[1] / rows.shape[1])
+        return loss_fn(chosen, batch) * (batch.shape[1] / rows.shape[1])
 
     batches = [partial(of_batch, batch) for batch in rows.split(4 * batch_size, dim=1)]
     return th.stack(in_parallel(batches, n_threads)).sum(0).cpu().numpy()
