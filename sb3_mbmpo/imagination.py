@@ -5,7 +5,6 @@ Knows neither SB3 nor the environment: it receives callables and tensors.
 Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizon, ``O`` observation size, ``A`` action size.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -16,13 +15,13 @@ import torch as th
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import ActionDistribution
 from sb3_mbmpo.dynamics import Prediction, StepFn
-from sb3_mbmpo.threads import in_parallel
+from sb3_mbmpo.threads import in_parallel, worthwhile_threads
 
 # Policy input (T, B, O) -> distribution of each row
 Act = Callable[[th.Tensor], ActionDistribution]
 # How often the loop looks whether anything is still alive: a look costs a synchronisation on GPUs
 ALIVE_CHECK_INTERVAL = 10
-# What a thread costs the others at each step, in the work of the models that takes as long: Python serves one at a time
+# What a thread costs the others at each step: the work of the models that takes as long
 FLOPS_PER_THREAD = 16e6
 
 
@@ -109,9 +108,8 @@ def imagine(
     actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
     rollouts = ImaginedRollouts(history(observation_dim), actions, history(), history(dtype=th.bool), history(dtype=th.bool))
 
-    # A step of n threads takes work / n + n * cost, which is least where n is the root of work / cost
-    worthwhile = math.isqrt(int(n_tasks * n_rollouts * world.flops / FLOPS_PER_THREAD))
-    n_threads = max(1, min(len(world.steps), n_rollouts, worthwhile))
+    worthwhile = worthwhile_threads(n_tasks * n_rollouts * world.flops, FLOPS_PER_THREAD)
+    n_threads = min(len(world.steps), n_rollouts, worthwhile)
     generators = [generator] if n_threads == 1 else forked(generator, n_threads)
     shares = (th.arange(n_threads + 1) * n_rollouts // n_threads).tolist()
     jobs = [

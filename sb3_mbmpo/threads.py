@@ -5,6 +5,7 @@ their cores, all of them wait for it each time, and two threads are many times s
 a whole imagined rollout, or a gradient, lose no more than the core that was taken.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,17 @@ def _usable_cpus() -> int:
         if limit != "max":
             cpus = min(cpus, max(1, int(limit) // int(period)))
     return cpus
+
+
+def worthwhile_threads(work: float, cost: float) -> int:
+    """
+    Python serves one thread at a time: between operations they wait for one another. ``n`` threads take work / n + n cost,
+    which is least where ``n`` is the root of work / cost.
+
+    :param work: of one thread alone, between two points at which threads may wait for one another
+    :param cost: what each further thread costs all others there, in the same unit
+    """
+    return max(1, math.isqrt(int(work / cost)))
 
 
 @contextmanager

@@ -183,7 +183,9 @@ def test_auto_precision_is_low_only_where_the_hardware_is_fast(monkeypatch):
 
 @pytest.mark.parametrize("kwargs", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("n_threads", [2, 3])
-def test_threads_share_the_members_and_change_nothing(n_threads, kwargs):
+def test_threads_share_the_members_and_change_nothing(n_threads, kwargs, monkeypatch):
+    monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.MIN_FLOPS_TO_HAND_OVER", 0)
     alone, shared = (make(n_models=5, **kwargs) for _ in range(2))
     for _ in range(2):  # the second goes on from the optimiser's state
         reports = [fit(ensemble, TRAIN, n_threads=n) for ensemble, n in [(alone, 1), (shared, n_threads)]]

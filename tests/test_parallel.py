@@ -26,6 +26,16 @@ def test_threads_have_equally_much_to_do_and_all_is_done_once(n_members, n_threa
 
 
 @pytest.mark.parametrize(("n_members", "n_threads"), SIZES)
+def test_without_handing_over_threads_have_whole_members(n_members, n_threads):
+    table = timetable(n_members, n_threads, hand_over=False)
+    assert [piece for pieces in table for piece in pieces if (piece.begin, piece.end) != (0, 1)] == []
+    bounds = [0, *(piece.last for (piece,) in table)]
+    assert [piece.first for (piece,) in table] == bounds[:-1]
+    assert bounds[-1] == n_members
+    assert {last - first for first, last in pairwise(bounds)} <= {n_members // n_threads, -(-n_members // n_threads)}
+
+
+@pytest.mark.parametrize(("n_members", "n_threads"), SIZES)
 def test_nobody_waits_for_a_member_that_is_handed_over(n_members, n_threads):
     ready, begun = {}, {}
     for pieces in timetable(n_members, n_threads):
@@ -40,7 +50,13 @@ def test_nobody_waits_for_a_member_that_is_handed_over(n_members, n_threads):
     assert all(ready[member] <= begun[member] for member in begun)
 
 
-def train(n_members, n_threads, n_batches, optimizer_class=th.optim.Adam):
+@pytest.fixture
+def threads_for_small_networks(monkeypatch):
+    monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.FLOPS_PER_THREAD", 1e-3)
+    monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.MIN_FLOPS_TO_HAND_OVER", 0)
+
+
+def train(n_members, n_threads, n_batches, optimizer_class):
     """Every member follows batches of its own; what it learns depends on their order. Member 1 is left out."""
     parameter = th.nn.Parameter(th.zeros(n_members, 2))
     optimizer = optimizer_class([parameter], lr=0.1)
@@ -52,12 +68,13 @@ def train(n_members, n_threads, n_batches, optimizer_class=th.optim.Adam):
 
     losses = []
     for _ in range(2):
-        training = ParallelTraining([parameter], optimizer, loss_fn, n_threads)
-        losses += [training.epoch(rows[active], active, batch_size=1) for _ in range(2)]
+        training = ParallelTraining([parameter], optimizer, loss_fn, 1, n_threads)
+        losses += [training.epoch(rows[active], active) for _ in range(2)]
         training.finish()
     return parameter.detach(), th.stack(losses), optimizer.state[parameter]
 
 
+@pytest.mark.usefixtures("threads_for_small_networks")
 @pytest.mark.parametrize("optimizer_class", [th.optim.Adam, lambda p, lr: th.optim.SGD(p, lr=lr, momentum=0.9)])
 @pytest.mark.parametrize("n_batches", [1, 2, 7])
 @pytest.mark.parametrize(("n_members", "n_threads"), [(1, 4), (3, 2), (5, 2), (5, 3), (5, 4), (5, 5), (2, 9)])
@@ -71,6 +88,7 @@ def test_each_member_sees_its_batches_in_order_whatever_the_threads(n_members, n
         th.testing.assert_close(value, expected[2][name])
 
 
+@pytest.mark.usefixtures("threads_for_small_networks")
 @pytest.mark.parametrize("bad", range(3))
 def test_an_error_in_any_thread_reaches_the_caller(bad):
     """And nobody waits for ever for a member that will not be handed over."""
@@ -81,6 +99,6 @@ def test_an_error_in_any_thread_reaches_the_caller(bad):
             raise ArithmeticError(f"member {bad}")
         return 0 * parameters[0]
 
-    training = ParallelTraining([members], th.optim.SGD([members], lr=1), loss_fn, n_threads=2)
+    training = ParallelTraining([members], th.optim.SGD([members], lr=1), loss_fn, batch_size=1, n_threads=2)
     with pytest.raises(ArithmeticError, match=f"member {bad}"):
-        training.epoch(th.zeros(3, 4, dtype=th.long), th.arange(3), batch_size=1)
+        training.epoch(th.zeros(3, 4, dtype=th.long), th.arange(3))

@@ -222,6 +222,12 @@ def fit_three(parameters, optimizer, factor, **kwargs):
     return fit(parameters, squared_distance(factor), optimizer=optimizer, max_epochs=60, **kwargs)
 
 
+@pytest.fixture
+def threads_for_small_networks(monkeypatch):
+    monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.FLOPS_PER_THREAD", 1)
+
+
+@pytest.mark.usefixtures("threads_for_small_networks")
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_a_member_that_diverges_keeps_its_weights_and_leaves_the_others_alone(n_threads):
     healthy, hurt = ([stacked(3, 2), numbers(3)] for _ in range(2))
@@ -234,6 +240,7 @@ def test_a_member_that_diverges_keeps_its_weights_and_leaves_the_others_alone(n_
     assert th.equal(hurt[0][1:], healthy[0][1:])
 
 
+@pytest.mark.usefixtures("threads_for_small_networks")
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_a_member_that_diverged_learns_again_in_the_next_fit(n_threads):
     parameters = [stacked(3, 2), numbers(3)]

@@ -1,4 +1,4 @@
-"""Train stacked members in several threads: each takes equally many, one that would be left over is handed over half-way.
+"""Train stacked members in several threads: each takes equally many, and one too many is handed over half-way.
 
 Legend of shapes: ``M`` members, ``A`` members that still train, ``B`` rows of a batch.
 """
@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_mbmpo.threads import in_parallel
+from sb3_mbmpo.threads import in_parallel, worthwhile_threads
 
 # (parameters of some members, each [A, ...]; rows of each of them [A, B] long) -> loss of each of them [A]
 MemberLoss = Callable[[Sequence[th.Tensor], th.Tensor], th.Tensor]
+# What a thread costs the others at each batch: the work of the networks that takes as long
+FLOPS_PER_THREAD = 32e6
+# A member whose batch is less work is not handed over: alone, it costs as many calls as several members together
+MIN_FLOPS_TO_HAND_OVER = 128e6
 
 
 class Piece(NamedTuple):
@@ -35,23 +39,23 @@ class Piece(NamedTuple):
     end: Fraction
 
 
-def timetable(n_members: int, n_threads: int) -> list[list[Piece]]:
+def timetable(n_members: int, n_threads: int, hand_over: bool = True) -> list[list[Piece]]:
     """
     McNaughton's wrap-around rule (1959): the members in a row are cut into equal pieces, one a thread. Of a member that is
     cut, the thread behind the cut does the first batches at the beginning, the one before it the last batches at the end.
 
     :param n_threads: no more than members: then the two parts of a member never meet
+    :param hand_over: False: cut between members only, as equally as can be
     :return: what each thread does, in order
     """
     table = []
     for thread in range(n_threads):
         start, stop = (Fraction(i * n_members, n_threads) for i in (thread, thread + 1))
-        first, last = math.ceil(start), math.floor(stop)
-        pieces = [
-            Piece(first - 1, first, Fraction(0), first - start),
-            Piece(first, last, Fraction(0), Fraction(1)),
-            Piece(last, last + 1, 1 - (stop - last), Fraction(1)),
-        ]
+        first, last = math.ceil(start), math.floor(stop) if hand_over else math.ceil(stop)
+        pieces = [Piece(first, last, Fraction(0), Fraction(1))]
+        if hand_over:
+            pieces.insert(0, Piece(first - 1, first, Fraction(0), first - start))
+            pieces.append(Piece(last, last + 1, 1 - (stop - last), Fraction(1)))
         table.append([piece for piece in pieces if piece.first < piece.last and piece.begin < piece.end])
     return table
 
@@ -65,31 +69,39 @@ class ParallelTraining:
     :param parameters: stacked parameters, each [M, ...]; trained in place
     :param optimizer: over the same parameters, one that treats each number by itself; training goes on from its state
     :param loss_fn: differentiable loss of some members
-    :param n_threads: how many threads train
+    :param batch_size: rows a member and step
+    :param n_threads: how many threads may train
     """
 
     def __init__(
-        self, parameters: Sequence[th.Tensor], optimizer: th.optim.Optimizer, loss_fn: MemberLoss, n_threads: int
+        self,
+        parameters: Sequence[th.Tensor],
+        optimizer: th.optim.Optimizer,
+        loss_fn: MemberLoss,
+        batch_size: int,
+        n_threads: int,
     ) -> None:
+        self._parameters, self._optimizer, self._loss_fn, self._batch_size = parameters, optimizer, loss_fn, batch_size
         n_members = len(parameters[0])
-        self._parameters, self._optimizer, self._loss_fn = parameters, optimizer, loss_fn
-        self._timetable = timetable(n_members, min(n_threads, n_members))
+        # Forward, and backward to the inputs and to the weights: a multiplication and an addition each
+        flops = 6 * batch_size * sum(parameter[0].numel() for parameter in parameters)
+        n_threads = min(n_threads, n_members, worthwhile_threads(n_members * flops, FLOPS_PER_THREAD))
+        self._timetable = timetable(n_members, n_threads, hand_over=flops >= MIN_FLOPS_TO_HAND_OVER)
         members = sorted({(piece.first, piece.last) for pieces in self._timetable for piece in pieces})
         self._shares = {first: _Share(parameters, optimizer, first, last) for first, last in members}
 
-    def epoch(self, rows: th.Tensor, active: th.Tensor, batch_size: int) -> th.Tensor:
+    def epoch(self, rows: th.Tensor, active: th.Tensor) -> th.Tensor:
         """
         One optimiser step a batch.
 
         :param rows: in the order in which each active member sees them, [A, rows] long
         :param active: numbers of the members that train, ascending, [A] long
-        :param batch_size: rows a member and step
         :return: mean loss of each active member over its rows, [A]
         """
         handed_over = {first: Event() for first in self._shares}
 
         def work(pieces: Sequence[Piece]) -> list[tuple[th.Tensor, th.Tensor]]:
-            return [self._train(piece, rows, active, batch_size, handed_over[piece.first]) for piece in pieces]
+            return [self._train(piece, rows, active, handed_over[piece.first]) for piece in pieces]
 
         total = th.zeros(len(active), device=active.device)
         for done in in_parallel([partial(work, pieces) for pieces in self._timetable], len(self._timetable)):
@@ -97,12 +109,10 @@ class ParallelTraining:
                 total[here] += loss
         return total / rows.shape[1]
 
-    def _train(
-        self, piece: Piece, rows: th.Tensor, active: th.Tensor, batch_size: int, handed_over: Event
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def _train(self, piece: Piece, rows: th.Tensor, active: th.Tensor, handed_over: Event) -> tuple[th.Tensor, th.Tensor]:
         """:return: which of the active members were trained, [A] bool, and the losses of those, summed over their rows"""
         here = (active >= piece.first) & (active < piece.last)
-        batches = rows[here].split(batch_size, dim=1)
+        batches = rows[here].split(self._batch_size, dim=1)
         begin, end = round(piece.begin * len(batches)), round(piece.end * len(batches))
         if piece.begin > 0:
             handed_over.wait()

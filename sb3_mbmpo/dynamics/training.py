@@ -125,11 +125,11 @@ def fit_members(
     train_loss = np.full(n_members, np.nan)
     epochs = np.zeros(n_members, dtype=int)
     active = everyone
-    training = ParallelTraining(parameters, optimizer, loss_fn, n_threads)
+    training = ParallelTraining(parameters, optimizer, loss_fn, batch_size, n_threads)
 
     for epoch in range(1, max_epochs + 1):
         shuffle = _permutations(len(active), train_rows.shape[1], generator)
-        epoch_loss = training.epoch(train_rows[active].gather(1, shuffle), active, batch_size)
+        epoch_loss = training.epoch(train_rows[active].gather(1, shuffle), active)
 
         active_numbers = active.cpu().numpy()
         train_loss[active_numbers] = epoch_loss.cpu().numpy()
