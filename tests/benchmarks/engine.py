@@ -83,13 +83,20 @@ class Bench:
 
     # ---------------------------------------------------------------- the matmuls alone
 
-    def matmuls(self, rows: int, times: int, n_threads: int, backward: bool = False) -> Callable[[], None]:
-        """:return: the products of ``times`` passes of ``rows`` rows a member, shared out among threads as the engine does"""
-        bounds = [i * rows // n_threads for i in range(n_threads + 1)]
-        jobs = [partial(self._chain(last - first, backward), times) for first, last in pairwise(bounds)]
-        return lambda: in_parallel(jobs, n_threads) and None
+    def matmuls_by_rows(self, rows: int, times: int) -> Callable[[], None]:
+        """:return: the products of ``times`` passes of ``rows`` rows a member, which the threads share as they imagine"""
+        jobs = [partial(self._chain(share), times) for share in self._shares(rows)]
+        return lambda: in_parallel(jobs, self.n_threads) and None
 
-    def _chain(self, rows: int, backward: bool) -> Callable[[int], None]:
+    def matmuls_by_batch(self, rows: int, times: int, backward: bool) -> Callable[[], None]:
+        """:return: the products of ``times`` batches of ``rows`` rows a member, whole batches to each thread"""
+        jobs = [partial(self._chain(rows, backward), count) for count in self._shares(times)]
+        return lambda: in_parallel(jobs, self.n_threads) and None
+
+    def _shares(self, number: int) -> list[int]:
+        return [last - first for first, last in pairwise(i * number // self.n_threads for i in range(self.n_threads + 1))]
+
+    def _chain(self, rows: int, backward: bool = False) -> Callable[[int], None]:
         def random(width: int) -> th.Tensor:
             return th.randn(len(self.layers[0]), rows, width, device=self.dynamics.device).to(self.dynamics.matmul_dtype)
 
@@ -113,32 +120,36 @@ class Bench:
     # ---------------------------------------------------------------- stages
 
     def fit(self) -> dict[str, Any]:
-        """:return: rows x models a second of the fit, beside its matmuls"""
+        """:return: rows x models a second of the fit, beside its matmuls and beside one thread"""
         model, data = self.model, self.model._transitions()
-        options = {"batch_size": self.batch_size, "rolling_average_persistency": 1.0, "n_threads": self.n_threads}
         n_train = len(data.obs) - int(0.2 * len(data.obs))
-        train_batches = FIT_EPOCHS * n_train / self.batch_size
-        validation = self.matmuls(4 * self.batch_size, 1, self.n_threads)
-        training = self.matmuls(self.batch_size, 1, self.n_threads, backward=True)
+        training = self.matmuls_by_batch(self.batch_size, round(FIT_EPOCHS * n_train / self.batch_size), backward=True)
+        n_val_batches = round(FIT_EPOCHS * (len(data.obs) - n_train) / (4 * self.batch_size))
+        validation = self.matmuls_by_batch(4 * self.batch_size, n_val_batches, backward=False)
+
+        def fit(n_threads: int) -> object:
+            options = {"max_epochs": FIT_EPOCHS, "batch_size": self.batch_size, "rolling_average_persistency": 1.0}
+            return model.dynamics.fit(data, n_threads=n_threads, **options)
 
         def bound() -> None:
-            for _ in range(round(train_batches)):
-                training()
-            for _ in range(round(FIT_EPOCHS * (len(data.obs) - n_train) / (4 * self.batch_size))):
-                validation()
+            training()
+            validation()
 
-        ours, alone = self.in_turns(lambda: model.dynamics.fit(data, max_epochs=FIT_EPOCHS, **options), bound)
-        return {
+        ours, alone, *single = self.in_turns(partial(fit, self.n_threads), bound, *[partial(fit, 1)] * (self.n_threads > 1))
+        result = {
             "rows_x_models_per_s": FIT_EPOCHS * n_train * model.n_models / median(ours),
             "share_of_bound": median(b / a for a, b in zip(ours, alone, strict=True)),
         }
+        if single:
+            result["times_one_thread"] = median(b / a for a, b in zip(ours, single[0], strict=True))
+        return result
 
     def imagination(self) -> dict[str, Any]:
         """:return: imagined steps a second, beside the matmuls, beside one thread, and beside a busy process"""
         trainer, alone = self.trainer(self.n_threads), self.trainer(1)
         s = trainer.settings
         steps, rows = s.n_tasks * s.n_imagined_rollouts * s.horizon, s.n_tasks * s.n_imagined_rollouts // self.model.n_models
-        bound = self.matmuls(rows, s.horizon, self.n_threads)
+        bound = self.matmuls_by_rows(rows, s.horizon)
         parameters = self.model.policy.actor_vector().expand(s.n_tasks, -1)
         ours, theirs, single = self.in_turns(
             lambda: self.rollouts(trainer, parameters), bound, lambda: self.rollouts(alone, parameters)
@@ -252,7 +263,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
             f"  {imagination['times_one_thread']:.2f} times one thread; beside a busy process "
             f"{imagination['times_one_thread_beside_a_busy_process']:.2f} times"
         )
-    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its matmuls alone"
+    compared = f", {fit['times_one_thread']:.2f} times one thread" if "times_one_thread" in fit else ""
+    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its matmuls alone{compared}"
     yield f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; seconds of"
     yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
     yield (
