@@ -128,6 +128,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         imagination, starts = generators["imagination"], generators["starts"]
         pool = self._start_pool()
+        to_policy_units = self._policy_units(pool.dtype)
 
         def sample_starts(rows: int) -> th.Tensor:
             return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
@@ -139,7 +140,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             self._task.reward.fn,
             None if self._task.termination.fn is never_terminates else self._task.termination.fn,
             self._codec,
-            lambda obs: self.policy.standardize(self._to_policy_units(obs)),
+            lambda obs: self.policy.standardize(to_policy_units(obs)),
             self.n_models,
             self.dynamics.flops,
         )

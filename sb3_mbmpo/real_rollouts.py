@@ -6,6 +6,7 @@ SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fil
 Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observation size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -228,10 +229,15 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:
         """:return: raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one"""
+        return self._policy_units(obs.dtype)(obs)
+
+    def _policy_units(self, dtype: th.dtype) -> Callable[[th.Tensor], th.Tensor]:
+        """:return: ``_to_policy_units`` of one dtype with the present statistics, which are on the device already"""
         normalizer = self._vec_normalize_env
         if normalizer is None or not normalizer.norm_obs:
-            return obs
-        statistics = normalizer.obs_rms
+            return lambda obs: obs
+        statistics, clip_obs = normalizer.obs_rms, normalizer.clip_obs
         assert isinstance(statistics, RunningMeanStd)
-        mean, var = (th.as_tensor(x, device=obs.device, dtype=obs.dtype) for x in (statistics.mean, statistics.var))
-        return ((obs - mean) / (var + normalizer.epsilon).sqrt()).clamp(-normalizer.clip_obs, normalizer.clip_obs)
+        mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
+        std = (var + normalizer.epsilon).sqrt()
+        return lambda obs: ((obs - mean) / std).clamp(-clip_obs, clip_obs)
