@@ -128,7 +128,7 @@ class ParallelTraining:
             parts = [(share.parameters[i], share.optimizer.state[share.parameters[i]]) for share in self._shares.values()]
             own, state = parts[0]
             for name, value in state.items():
-                stacked = _is_stacked(value, own)
+                stacked = is_stacked(value, own)
                 self._optimizer.state[parameter][name] = th.cat([s[name] for _, s in parts]) if stacked else value
 
 
@@ -149,7 +149,7 @@ class _Share:
         self.optimizer = same_class([{**optimizer.param_groups[0], "params": self.parameters}])
         for whole, own in zip(parameters, self.parameters, strict=True):
             for name, value in optimizer.state.get(whole, {}).items():
-                self.optimizer.state[own][name] = deepcopy(value[first:last] if _is_stacked(value, whole) else value)
+                self.optimizer.state[own][name] = deepcopy(value[first:last] if is_stacked(value, whole) else value)
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
         """
@@ -170,6 +170,6 @@ class _Share:
         return total
 
 
-def _is_stacked(value: Any, parameter: th.Tensor) -> bool:
+def is_stacked(value: Any, parameter: th.Tensor) -> bool:
     """:return: whether a value of an optimiser's state has a number for each number of the parameter"""
     return isinstance(value, th.Tensor) and value.shape == parameter.shape

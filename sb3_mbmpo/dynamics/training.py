@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining
+from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked
 from sb3_mbmpo.threads import in_parallel
 
 # (epoch from 1, mean validation loss) after every epoch
@@ -162,7 +162,7 @@ def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn
     """Averages that are not finite would stay so, and ruin every later fit of their member at its first step."""
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
-        averages = [value for value in state.values() if isinstance(value, th.Tensor) and value.shape == parameter.shape]
+        averages = [value for value in state.values() if is_stacked(value, parameter)]
         if averages:
             diverged = ~th.stack(averages, dim=1).flatten(1).isfinite().all(1)
             for average in averages:
