@@ -40,7 +40,7 @@ def _usable_cpus() -> int:
 def worthwhile_threads(work: float, cost: float) -> int:
     """
     Python serves one thread at a time: between operations they wait for one another. ``n`` threads take work / n + n cost,
-    which is least where ``n`` is the root of work / cost.
+    which is least where ``n`` is the root of work / cost. It is rounded down: a thread that gains nothing may harm others.
 
     :param work: of one thread alone, between two points at which threads may wait for one another
     :param cost: what each further thread costs all others there, in the same unit

@@ -1,12 +1,14 @@
 """The members of a fit, shared out among threads."""
 
+import threading
+import time
 from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 import torch as th
 
-from sb3_mbmpo.dynamics.parallel import ParallelTraining, timetable
+from sb3_mbmpo.dynamics.parallel import FLOPS_PER_THREAD, ParallelTraining, timetable
 
 SIZES = [(n_members, n_threads) for n_members in (1, 2, 3, 5, 8) for n_threads in range(1, n_members + 1)]
 
@@ -86,6 +88,22 @@ def test_each_member_sees_its_batches_in_order_whatever_the_threads(n_members, n
     assert state.keys() == expected[2].keys()
     for name, value in state.items():
         th.testing.assert_close(value, expected[2][name])
+
+
+@pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 4)])
+def test_as_many_threads_as_the_work_of_a_batch_is_worth(work, n_threads):
+    n_members, callers = 4, set()
+    numbers = int(work * FLOPS_PER_THREAD / (6 * n_members * 64))
+    parameter = th.nn.Parameter(th.zeros(n_members, numbers))
+
+    def loss_fn(parameters, rows):
+        callers.add(threading.get_ident())
+        time.sleep(0.01)  # no thread is done before the last has started
+        return parameters[0][:, 0]
+
+    training = ParallelTraining([parameter], th.optim.SGD([parameter], lr=0), loss_fn, batch_size=64, n_threads=9)
+    training.epoch(th.zeros(n_members, 64, dtype=th.long), th.arange(n_members))
+    assert len(callers) == n_threads
 
 
 @pytest.mark.usefixtures("threads_for_small_networks")

@@ -75,3 +75,11 @@ def test_as_many_workers_as_pytorch_has_threads_but_no_more_than_there_are_cpus(
 
 def test_gpus_are_parallel_themselves():
     assert threads.worker_threads(th.device("cuda")) == 1
+
+
+@pytest.mark.parametrize("work", [0, 0.5, 1, 3, 4, 10, 30, 100, 1000])
+def test_worthwhile_threads_take_little_more_than_the_least_time_and_are_not_more_than_the_best(work):
+    times = {n: work / n + n for n in range(1, 100)}
+    best, chosen = min(times, key=times.__getitem__), threads.worthwhile_threads(3 * work, 3)
+    assert 1 <= chosen <= best
+    assert times[chosen] <= 1.25 * times[best]

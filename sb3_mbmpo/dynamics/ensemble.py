@@ -211,7 +211,6 @@ class DynamicsEnsemble(nn.Module):
         """
         inputs, targets = self._standardise(data)
         terminated = data.terminated.to(self.device, th.float32)
-
         names = [name for name, _ in self.named_parameters()]
 
         def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
