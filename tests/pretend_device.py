@@ -1,9 +1,10 @@
-"""A device that does not exist, to find on machines without a GPU what would fail on one: ``python -m pretend_device``.
+"""A device that does not exist, to find without a GPU what would fail on one: ``python -m pretend_device [CASE ...]``.
 
 Its tensors lie in ordinary memory, out of reach: an operation on a tensor of the device and one of the CPU fails as it does
 with CUDA, and what would make a GPU wait is counted. The numbers are those of the CPU.
 
 PyTorch lets a process register one such device, for good: so this module is a program, which prints what it found as JSON.
+Where there is a GPU, the cases run there as well.
 """
 
 import json
@@ -79,6 +80,17 @@ class Generator(th.Generator):
     @property
     def device(self):
         return self.claimed
+
+
+@contextmanager
+def pretending():
+    """Inside, the device exists."""
+    real, th.Generator = th.Generator, Generator
+    try:
+        with Interception():
+            yield
+    finally:
+        th.Generator = real
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
@@ -188,7 +200,7 @@ def train(device: str, **kwargs: Any) -> dict[str, Any]:
     """:return: numbers, waits, and the error, if any, of a small training with all that follows one"""
     found: dict[str, Any] = {"numbers": {}, "error": None}
     try:
-        with nullcontext() if device == "cpu" else Interception(), noted(found):
+        with pretending() if device == DEVICE.type else nullcontext(), noted(found):
             model = tiny_model(**{"device": device, "horizon": HORIZON, **kwargs})
             model.learn(41)  # two iterations
             obs = model.get_env().reset()
@@ -202,11 +214,8 @@ def train(device: str, **kwargs: Any) -> dict[str, Any]:
 
 def main() -> None:
     th.set_num_threads(1)
-    th.Generator = Generator
-    results = {}
-    for name in sys.argv[1:] or CASES:
-        results[name] = {device: train(device, **CASES[name]()) for device in ("cpu", DEVICE.type)}
-    print(json.dumps(results))
+    devices = ["cpu", DEVICE.type, *["cuda"] * th.cuda.is_available()]
+    print(json.dumps({name: {device: train(device, **CASES[name]()) for device in devices} for name in sys.argv[1:] or CASES}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Everything on a device that is not the CPU: on a pretended one (``pretend_device.py``), so that no GPU is needed."""
+"""Everything on a device that is not the CPU: on a pretended one (``pretend_device.py``), and on a GPU if there is one."""
 
 import json
 import subprocess
@@ -46,8 +46,9 @@ def test_all_cases_are_looked_at(results):
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_mixes_devices(results, case):
-    for device in ("cpu", "pretend"):
-        assert results[case][device]["error"] is None, results[case][device]["error"]
+    assert set(results[case]) == {"cpu", "pretend", *["cuda"] * th.cuda.is_available()}
+    for result in results[case].values():
+        assert result["error"] is None, result["error"]
 
 
 @pytest.mark.parametrize("case", CASES)
