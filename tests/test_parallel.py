@@ -90,6 +90,17 @@ def test_each_member_sees_its_batches_in_order_whatever_the_threads(n_members, n
         th.testing.assert_close(value, expected[2][name])
 
 
+@pytest.mark.usefixtures("threads_for_small_networks")
+def test_a_step_of_one_thread_leaves_the_graphs_of_the_others_alone():
+    """Views of one tensor share autograd's counter of changes: with them, nine of ten such trainings failed."""
+    parameter = th.nn.Parameter(th.zeros(4, 100_000))
+    training = ParallelTraining(
+        [parameter], th.optim.SGD([parameter], lr=1), lambda parameters, rows: parameters[0][:, 0], batch_size=1, n_threads=4
+    )
+    training.epoch(th.zeros(4, 100, dtype=th.long), th.arange(4))
+    assert parameter[:, 0].tolist() == [-100] * 4
+
+
 @pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 4)])
 def test_as_many_threads_as_the_work_of_a_batch_is_worth(work, n_threads):
     n_members, callers = 4, set()

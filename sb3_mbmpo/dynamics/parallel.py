@@ -144,7 +144,8 @@ class _Share:
 
     def __init__(self, parameters: Sequence[th.Tensor], optimizer: th.optim.Optimizer, first: int, last: int) -> None:
         self.n_members = last - first
-        self.parameters = [parameter.detach()[first:last].requires_grad_() for parameter in parameters]
+        # The same memory, but no views to autograd: views share a counter of changes, which is no counter for several threads
+        self.parameters = [parameter.data[first:last].data.requires_grad_() for parameter in parameters]
         same_class: Callable[..., th.optim.Optimizer] = type(optimizer)
         self.optimizer = same_class([{**optimizer.param_groups[0], "params": self.parameters}])
         for whole, own in zip(parameters, self.parameters, strict=True):
