@@ -7,7 +7,6 @@ Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizo
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch as th
@@ -15,7 +14,7 @@ import torch as th
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import ActionDistribution
 from sb3_mbmpo.dynamics import Prediction, StepFn
-from sb3_mbmpo.threads import in_parallel, worthwhile_threads
+from sb3_mbmpo.threads import even_shares, in_parallel, worthwhile_threads
 
 # Policy input (T, B, O) -> distribution of each row
 Act = Callable[[th.Tensor], ActionDistribution]
@@ -111,19 +110,18 @@ def imagine(
     worthwhile = worthwhile_threads(n_tasks * n_rollouts * world.flops, FLOPS_PER_THREAD)
     n_threads = min(len(world.steps), n_rollouts, worthwhile)
     generators = [generator] if n_threads == 1 else forked(generator, n_threads)
-    shares = (th.arange(n_threads + 1) * n_rollouts // n_threads).tolist()
     jobs = [
         partial(
             _imagine_share,
             world,
             step,
             act,
-            start_obs[:, first:last],
-            ImaginedRollouts(*(x[:, :, first:last] for x in rollouts)),
+            start_obs[:, share],
+            ImaginedRollouts(*(x[:, :, share] for x in rollouts)),
             own_generator,
             deterministic,
         )
-        for step, own_generator, (first, last) in zip(world.steps, generators, pairwise(shares), strict=False)
+        for step, own_generator, share in zip(world.steps, generators, even_shares(n_rollouts, n_threads), strict=False)
     ]
     length = max(in_parallel(jobs, n_threads))
     return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))

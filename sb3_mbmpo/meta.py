@@ -9,14 +9,13 @@ Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observ
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch as th
 
 from sb3_mbmpo.distributions import ActionDistribution
 from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.threads import in_parallel
+from sb3_mbmpo.threads import even_shares, in_parallel
 
 # Parameters (T, P) -> function from policy inputs (T, B, O) to distributions
 Actor = Callable[[th.Tensor], Callable[[th.Tensor], ActionDistribution]]
@@ -222,8 +221,7 @@ def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: in
     """
     n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
     n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
-    bounds = [i * n_tasks // n_chunks for i in range(n_chunks + 1)]
-    return [slice(*pair) for pair in pairwise(bounds)]
+    return even_shares(n_tasks, n_chunks)
 
 
 def meta_gradient(problem: MetaProblem, phi: th.Tensor) -> tuple[th.Tensor, float, list[_Old]]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +47,11 @@ def worthwhile_threads(work: float, cost: float) -> int:
     :param cost: what each further thread costs all others there, in the same unit
     """
     return max(1, math.isqrt(int(work / cost)))
+
+
+def even_shares(number: int, n_shares: int) -> list[slice]:
+    """:return: the parts of ``number`` things in a row, as equally many in each as can be"""
+    return [slice(*bounds) for bounds in pairwise(i * number // n_shares for i in range(n_shares + 1))]
 
 
 @contextmanager

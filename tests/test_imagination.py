@@ -1,7 +1,6 @@
 """Imagined rollouts against simulations in plain Python, in worlds whose dynamics are written by hand."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -123,11 +122,11 @@ def test_threads_imagine_what_one_would(n_threads, termination_fn):
 @pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
 def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
     """An n-th thread saves work / n (n - 1) and costs each of the others one unit."""
-    callers = set()
+    callers, everyone = set(), threading.Barrier(n_threads)
 
     def noting(obs, action):
         callers.add(threading.get_ident())
-        time.sleep(0.01)  # no thread is done before the last has started
+        everyone.wait(timeout=10)  # no thread is done before the last has started
         return linear_step(obs, action)
 
     world = LINEAR._replace(steps=[noting] * 7, flops=int(work * FLOPS_PER_THREAD / (T * 100)))

@@ -1,7 +1,6 @@
 """The members of a fit, shared out among threads."""
 
 import threading
-import time
 from fractions import Fraction
 from itertools import pairwise
 
@@ -103,13 +102,13 @@ def test_a_step_of_one_thread_leaves_the_graphs_of_the_others_alone():
 
 @pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 4)])
 def test_as_many_threads_as_the_work_of_a_batch_is_worth(work, n_threads):
-    n_members, callers = 4, set()
+    n_members, callers, everyone = 4, set(), threading.Barrier(n_threads)
     numbers = int(work * FLOPS_PER_THREAD / (6 * n_members * 64))
     parameter = th.nn.Parameter(th.zeros(n_members, numbers))
 
     def loss_fn(parameters, rows):
         callers.add(threading.get_ident())
-        time.sleep(0.01)  # no thread is done before the last has started
+        everyone.wait(timeout=10)  # no thread is done before the last has started
         return parameters[0][:, 0]
 
     training = ParallelTraining([parameter], th.optim.SGD([parameter], lr=0), loss_fn, batch_size=64, n_threads=9)

@@ -83,3 +83,12 @@ def test_worthwhile_threads_take_little_more_than_the_least_time_and_are_not_mor
     best, chosen = min(times, key=times.__getitem__), threads.worthwhile_threads(3 * work, 3)
     assert 1 <= chosen <= best
     assert times[chosen] <= 1.25 * times[best]
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 12])
+@pytest.mark.parametrize("n_shares", [1, 2, 5, 7])
+def test_even_shares_are_everything_once_and_differ_by_one_at_most(number, n_shares):
+    shares = [list(range(number))[share] for share in threads.even_shares(number, n_shares)]
+    assert [i for share in shares for i in share] == list(range(number))
+    assert len(shares) == n_shares
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -143,14 +143,13 @@ class _Share:
     """
 
     def __init__(self, parameters: Sequence[th.Tensor], optimizer: th.optim.Optimizer, first: int, last: int) -> None:
-        self.n_members = last - first
         # The same memory, but no views to autograd: views share a counter of changes, which is no counter for several threads
         self.parameters = [parameter.data[first:last].data.requires_grad_() for parameter in parameters]
         same_class: Callable[..., th.optim.Optimizer] = type(optimizer)
         self.optimizer = same_class([{**optimizer.param_groups[0], "params": self.parameters}])
         for whole, own in zip(parameters, self.parameters, strict=True):
             for name, value in optimizer.state.get(whole, {}).items():
-                self.optimizer.state[own][name] = deepcopy(value[first:last] if is_stacked(value, whole) else value)
+                self.optimizer.state[own][name] = value[first:last].clone() if is_stacked(value, whole) else deepcopy(value)
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
         """
@@ -160,15 +159,18 @@ class _Share:
         """
         total = th.zeros(len(members), device=members.device)
         for batch in batches:
-            # With everyone active the parameters are used as they lie, without a copy
-            chosen = self.parameters if len(members) == self.n_members else [x[members] for x in self.parameters]
-            loss = loss_fn(chosen, batch)
+            loss = loss_fn(of_members(self.parameters, members), batch)
             gradients = th.autograd.grad(loss.sum(), self.parameters)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
             total += loss.detach() * batch.shape[1]
         return total
+
+
+def of_members(parameters: Sequence[th.Tensor], members: th.Tensor) -> Sequence[th.Tensor]:
+    """:return: stacked parameters of some members (long, ascending) [A, ...]; of all members as they lie, without a copy"""
+    return parameters if len(members) == len(parameters[0]) else [parameter[members] for parameter in parameters]
 
 
 def is_stacked(value: Any, parameter: th.Tensor) -> bool:

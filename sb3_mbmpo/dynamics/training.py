@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked
+from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked, of_members
 from sb3_mbmpo.threads import in_parallel
 
 # (epoch from 1, mean validation loss) after every epoch
@@ -179,7 +179,7 @@ def _mean_loss(
     n_threads: int,
 ) -> np.ndarray:
     """:return: each member's mean loss over its rows, [A]; batched to bound the memory"""
-    chosen = parameters if len(members) == len(parameters[0]) else [parameter[members] for parameter in parameters]
+    chosen = of_members(parameters, members)
 
     @th.no_grad()  # a setting of each thread
     def of_batch(batch: th.Tensor) -> th.Tensor:

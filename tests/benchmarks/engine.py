@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +30,7 @@ from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.imagination import imagine
 from sb3_mbmpo.meta import MetaProblem, adapt, conjugate_gradient, fisher_vector_product, meta_gradient, trust_region_step
 from sb3_mbmpo.meta_training import MetaTrainer
-from sb3_mbmpo.threads import in_parallel, single_threaded_operations, worker_threads
+from sb3_mbmpo.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 # Entries of zoo_configs/mbmpo.yml, by what they stand for
@@ -94,7 +93,7 @@ class Bench:
         return lambda: in_parallel(jobs, self.n_threads) and None
 
     def _shares(self, number: int) -> list[int]:
-        return [last - first for first, last in pairwise(i * number // self.n_threads for i in range(self.n_threads + 1))]
+        return [share.stop - share.start for share in even_shares(number, self.n_threads)]
 
     def _chain(self, rows: int, backward: bool = False) -> Callable[[int], None]:
         def random(width: int) -> th.Tensor:
