@@ -1,14 +1,19 @@
-"""Advantages of imagined rollouts: baselines by ridge regression and generalised advantage estimation, for all tasks at once.
+"""Advantages of imagined rollouts: baselines, bootstrapping and generalised advantage estimation, for all tasks at once.
 
 Legend of shapes: ``T`` tasks, ``H`` horizon, ``N`` rollouts a task, ``O`` observation size, ``F`` features.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch as th
 
 from sb3_mbmpo.imagination import ImaginedRollouts
 
 RIDGE = 1e-5
-BASELINES = ("linear", "fourier", "zero")
+BASELINES = ("critic", "linear", "fourier", "time", "zero")
+# Standardised observations (..., O) -> values (...), in units of the reward
+ValueFn = Callable[[th.Tensor], th.Tensor]
 # A hundred more features need more regularisation; the scale is for standardised observations
 N_FOURIER, FOURIER_SCALE, FOURIER_RIDGE = 100, 1.2, 1e-3
 
@@ -45,15 +50,18 @@ def linear_features(policy_input: th.Tensor) -> th.Tensor:
     :param policy_input: standardised observations (T, H, N, O)
     :return: (T, H, N, 2 O + 4)
     """
-    n_tasks, horizon, n_rollouts, observation_dim = policy_input.shape
-    features = policy_input.new_empty((n_tasks, horizon, n_rollouts, 2 * observation_dim + 4))
+    observation_dim = policy_input.shape[-1]
+    features = policy_input.new_empty((*policy_input.shape[:-1], 2 * observation_dim + 4))
     clipped = th.clamp(policy_input, -10, 10, out=features[..., :observation_dim])
     th.square(clipped, out=features[..., observation_dim : 2 * observation_dim])
-    time = th.arange(horizon, device=policy_input.device, dtype=policy_input.dtype)[:, None] / 100
-    for power in (1, 2, 3):
-        features[..., 2 * observation_dim + power - 1] = time**power
-    features[..., -1] = 1
+    features[..., 2 * observation_dim :] = _time_features(policy_input)
     return features
+
+
+def _time_features(policy_input: th.Tensor) -> th.Tensor:
+    """:return: t/100, (t/100)^2, (t/100)^3, 1 for each step, the same for all tasks and rollouts (H, 1, 4)"""
+    time = th.arange(policy_input.shape[1], device=policy_input.device, dtype=policy_input.dtype).view(-1, 1, 1) / 100
+    return th.cat([time, time**2, time**3, th.ones_like(time)], dim=-1)
 
 
 def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
@@ -66,6 +74,19 @@ def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tenso
     :return: predicted values (T, H, N)
     """
     return _ridge_regression(linear_features(policy_input), returns, alive, RIDGE)
+
+
+def time_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
+    """
+    The same with the time alone: t/100, (t/100)^2, (t/100)^3, 1.
+
+    :param policy_input: standardised observations (T, H, N, O); only their shape matters
+    :param returns: discounted returns (T, H, N)
+    :param alive: (T, H, N) bool; other steps do not enter the fit
+    :return: predicted values (T, H, N)
+    """
+    features = _time_features(policy_input).expand(*policy_input.shape[:-1], -1).clone()
+    return _ridge_regression(features, returns, alive, RIDGE)
 
 
 def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
@@ -107,11 +128,11 @@ def generalized_advantages(
     rewards: th.Tensor, values: th.Tensor, alive: th.Tensor, terminated: th.Tensor, gamma: float, gae_lambda: float
 ) -> th.Tensor:
     """
-    GAE (Schulman et al. 2016). The value after the last imagined step counts as 0, as in the authors' code: the horizon
-    is part of the task, and the baseline knows the time.
+    Estimate advantages by GAE (Schulman et al. 2016). A termination bootstraps nothing; the horizon bootstraps the value of
+    the observation after it.
 
     :param rewards: (T, H, N)
-    :param values: baseline values of the step's observation (T, H, N)
+    :param values: baseline values of each step's observation, and of the one after the last step (T, H + 1, N)
     :param alive: (T, H, N) bool
     :param terminated: (T, H, N) bool
     :param gamma: discount factor
@@ -119,8 +140,7 @@ def generalized_advantages(
     :return: advantages (T, H, N), 0 where not alive
     """
     goes_on = (alive & ~terminated).to(rewards.dtype)
-    next_values = th.cat([values[:, 1:], th.zeros_like(values[:, :1])], dim=1)
-    advantages = (rewards + gamma * goes_on * next_values - values) * alive
+    advantages = (rewards + gamma * goes_on * values[:, 1:] - values[:, :-1]) * alive
     _accumulate(advantages, gamma * gae_lambda * goes_on)
     return advantages
 
@@ -138,25 +158,71 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     return centred / (std + 1e-8)
 
 
-FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline}
+FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline, "time": time_baseline}
 
 
 @th.no_grad()
-def estimate_advantages(
-    rollouts: ImaginedRollouts, gamma: float, gae_lambda: float, baseline: str = "linear", normalize: bool = True
-) -> th.Tensor:
+def baseline_values(rollouts: ImaginedRollouts, gamma: float, baseline: str, critic: ValueFn | None = None) -> th.Tensor:
     """
+    Evaluate a baseline at every imagined observation.
+
+    After the last step only a critic has a value. For the others it is 0, as in the authors' code: the horizon is part of
+    their task, and they know the time.
+
     :param rollouts: imagined rollouts
     :param gamma: discount factor
-    :param gae_lambda: see ``generalized_advantages``
-    :param baseline: "linear", "fourier" or "zero"
-    :param normalize: standardise the advantages of each task
-    :return: advantages (T, H, N)
+    :param baseline: "critic", "linear", "fourier", "time" or "zero"
+    :param critic: the value function of "critic"
+    :return: values of each step's observation, and of the one after the last step (T, H + 1, N)
     """
+    if baseline == "critic":
+        assert critic is not None
+        return th.cat([critic(rollouts.policy_input), critic(rollouts.final_input)], dim=1)
     if baseline in FITTED_BASELINES:
         returns = discounted_returns(rollouts.rewards, rollouts.alive, gamma)
         values = FITTED_BASELINES[baseline](rollouts.policy_input, returns, rollouts.alive)
     else:
         values = th.zeros_like(rollouts.rewards)
-    advantages = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)
-    return standardize(advantages, rollouts.alive) if normalize else advantages
+    return th.cat([values, th.zeros_like(values[:, :1])], dim=1)
+
+
+class AdvantageEstimate(NamedTuple):
+    """
+    What one estimate yields.
+
+    :param advantages: for the policy gradient, standardised if so wished (T, H, N)
+    :param values: of the baseline (T, H, N)
+    :param returns: lambda-returns, the targets of a critic (T, H, N)
+    """
+
+    advantages: th.Tensor
+    values: th.Tensor
+    returns: th.Tensor
+
+
+@th.no_grad()
+def estimate_advantages(
+    rollouts: ImaginedRollouts,
+    gamma: float,
+    gae_lambda: float,
+    baseline: str = "linear",
+    normalize: bool = True,
+    critic: ValueFn | None = None,
+) -> AdvantageEstimate:
+    """
+    Estimate the advantages of imagined rollouts.
+
+    :param rollouts: imagined rollouts
+    :param gamma: discount factor
+    :param gae_lambda: see ``generalized_advantages``
+    :param baseline: "critic", "linear", "fourier", "time" or "zero"
+    :param normalize: standardise the advantages of each task
+    :param critic: the value function of the baseline "critic"
+    :return: advantages, and the values and lambda-returns whose difference they are
+    """
+    values = baseline_values(rollouts, gamma, baseline, critic)
+    raw = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)
+    values = values[:, :-1] * rollouts.alive
+    return AdvantageEstimate(
+        advantages=standardize(raw, rollouts.alive) if normalize else raw, values=values, returns=raw + values
+    )

@@ -66,8 +66,7 @@ def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
 # The signatures are the only home of the option's names and defaults
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
-FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "on_epoch", "n_threads"))
-MAX_EPOCHS: int = inspect.signature(DynamicsEnsemble.fit).parameters["max_epochs"].default
+FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
 PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi"))
 
 
@@ -92,7 +91,7 @@ def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
     """:raises ValueError: if ``dynamics_kwargs`` is not a mapping of known options to sensible values"""
     _check_mapping("dynamics_kwargs", kwargs)
     check_known("dynamics_kwargs", kwargs, ENSEMBLE_OPTIONS | FIT_OPTIONS | set(DYNAMICS_EXTRAS))
-    integers = {"max_epochs": 1, "batch_size": 1, "reinit_every": 0}
+    integers = {"max_epochs": 1, "max_gradient_steps": 1, "batch_size": 1, "reinit_every": 0}
     for name, at_least in integers.items():
         if name in kwargs:
             check_integer(f"dynamics_kwargs['{name}']", kwargs[name], at_least)
@@ -165,12 +164,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ("n_steps", "learning_starts", "buffer_size", "n_models", "n_tasks", "n_imagined_rollouts", "horizon"), 1
     )
     integers |= dict.fromkeys(
-        ("n_inner_steps", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "chunk_size"), 1
+        ("n_inner_steps", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "chunk_size", "batch_size"), 1
     )
-    integers |= {"n_meta_steps": 0}
+    integers |= {"n_meta_steps": 0, "n_critic_updates": 0}
     for name, at_least in integers.items():
         check_integer(name, arguments[name], at_least)
-    for name in ("gamma", "gae_lambda"):
+    for name in ("gamma", "gae_lambda", "recent_starts"):
         check_number(name, arguments[name], 0, 1)
     for name in ("inner_lr", "cg_damping", "ent_coef"):
         check_number(name, arguments[name], 0)

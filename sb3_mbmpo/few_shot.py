@@ -71,6 +71,7 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
     quota = (n_episodes + np.arange(env.num_envs)) // env.num_envs
     running: list[list[_Step]] = [[] for _ in range(env.num_envs)]
     episodes: list[list[_Step]] = []
+    final_inputs: list[th.Tensor] = []
     with _frozen(normalizer):
         obs = env.reset()
         while quota.any():
@@ -84,6 +85,8 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
                 terminated = bool(dones[i]) and not infos[i].get("TimeLimit.truncated", False)
                 running[i].append(_Step(policy_input[i], sample[i], float(rewards[i]), terminated))
                 if dones[i]:
+                    final_obs = th.as_tensor(np.asarray(infos[i]["terminal_observation"]), device=policy.device)
+                    final_inputs.append(policy.standardize(final_obs))
                     episodes.append(running[i])
                     running[i] = []
                     quota[i] -= 1
@@ -91,10 +94,18 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
     lengths = th.tensor([len(episode) for episode in episodes], device=policy.device)
     alive = th.arange(int(lengths.max()), device=policy.device).unsqueeze(1) < lengths
     inputs, actions, rewards_, terminations = (
-        pad_sequence([th.stack([th.as_tensor(step[k], device=policy.device) for step in episode]) for episode in episodes])
-        for k in range(4)
+        [th.stack([th.as_tensor(step[k], device=policy.device) for step in episode]) for episode in episodes] for k in range(4)
     )
-    return ImaginedRollouts(*(x.unsqueeze(0) for x in (inputs, actions, rewards_, alive, terminations)))
+    # Each episode's final observation follows its last step: a critic bootstraps there, however long the others are
+    padded = pad_sequence([th.cat([x, final.unsqueeze(0)]) for x, final in zip(inputs, final_inputs, strict=True)])
+    return ImaginedRollouts(
+        policy_input=padded[:-1].unsqueeze(0),
+        actions=pad_sequence(actions).unsqueeze(0),
+        rewards=pad_sequence(rewards_).unsqueeze(0),
+        alive=alive.unsqueeze(0),
+        terminated=pad_sequence(terminations).unsqueeze(0),
+        final_input=padded[-1:].unsqueeze(0),
+    )
 
 
 @contextmanager

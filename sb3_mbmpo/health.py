@@ -25,27 +25,28 @@ class TrainingHealth:
     def __init__(self) -> None:
         self._warned: set[str] = set()
         self._first_returns: list[float] = []  # real ones, before any policy acted
+        self._has_trained = False
         self._imagined: float | None = None  # what the policy that acts now was imagined to earn
         self._left_behind = 0
         self._losses: list[float] = []
         self._line_searches: list[bool] = []
 
-    def real_episodes(self, returns: Sequence[float], lengths: Sequence[int], horizon: int) -> None:
+    def real_episodes(self, earned: Sequence[float], unit: str = "") -> None:
         """
         Compare what was earned with what had been imagined.
 
-        :param returns: of the real episodes since the last iteration, in its units of reward
-        :param lengths: their steps
-        :param horizon: of imagined rollouts; longer episodes count in proportion
+        :param earned: by the real episodes since the last iteration, comparable with what had been imagined
+        :param unit: in which unit, if it is not the return; begins with a space
         """
-        if not returns:
+        if not earned:
             return
-        earned = [value * min(1.0, horizon / length) for value, length in zip(returns, lengths, strict=True)]
-        if self._imagined is None:
+        if not self._has_trained:
             self._first_returns += earned
             return
         if not self._first_returns:  # random steps without the end of an episode
             self._first_returns += earned
+        if self._imagined is None:
+            return
         first, real = fmean(self._first_returns), fmean(earned)
         gain = self._imagined - first
         noise = max(2 * pstdev(self._first_returns), 0.05 * abs(first))
@@ -54,8 +55,8 @@ class TrainingHealth:
         if self._left_behind >= EXPLOITATION_PATIENCE:
             self._warn(
                 "exploitation",
-                f"The policy exploits the models: it is imagined to earn {self._imagined:.4g}, but its real episodes earn "
-                f"{real:.4g}, and the first ones, with random actions, {first:.4g}. This is the iteration number "
+                f"The policy exploits the models: it is imagined to earn {self._imagined:.4g}{unit}, but its real episodes "
+                f"earn {real:.4g}, and the first ones, with random actions, {first:.4g}. This is the iteration number "
                 f"{self._left_behind} in a row. Try a lower `n_meta_steps` or `horizon`, a lower "
                 "`dynamics_kwargs['clip_margin']`, or more real steps (`n_steps`, `learning_starts`).",
             )
@@ -79,12 +80,13 @@ class TrainingHealth:
         if math.isfinite(val_loss):
             self._losses.append(val_loss)
 
-    def meta_trained(self, imagined_return: float, line_search_successes: Sequence[bool]) -> None:
+    def meta_trained(self, imagined_return: float | None, line_search_successes: Sequence[bool]) -> None:
         """
-        :param imagined_return: mean over the rollouts of the meta-policy
+        :param imagined_return: what the meta-policy is expected to earn, comparable with the next ``real_episodes``; None: not
+            known well enough to judge them
         :param line_search_successes: whether the meta-steps, in their order, found an improvement
         """
-        self._imagined = imagined_return
+        self._has_trained, self._imagined = True, imagined_return
         self._line_searches = (self._line_searches + list(line_search_successes))[-LINE_SEARCH_WINDOW:]
         share = fmean(self._line_searches) if self._line_searches else 1.0
         if len(self._line_searches) == LINE_SEARCH_WINDOW and share < LINE_SEARCH_SUCCESS:

@@ -56,6 +56,8 @@ class ImaginedRollouts(NamedTuple):
     :param rewards: (T, H, N)
     :param alive: (T, H, N) bool, False for steps after the rollout's termination: they never count
     :param terminated: (T, H, N) bool, the step ended its rollout for good
+    :param final_input: (T, 1, N, O), the standardised observation after the last step, at which a critic bootstraps rollouts
+        that the horizon cut
     """
 
     policy_input: th.Tensor
@@ -63,6 +65,11 @@ class ImaginedRollouts(NamedTuple):
     rewards: th.Tensor
     alive: th.Tensor
     terminated: th.Tensor
+    final_input: th.Tensor
+
+    def of_tasks(self, tasks: slice) -> "ImaginedRollouts":
+        """:return: the same for some of the tasks only"""
+        return ImaginedRollouts(*(x[tasks] for x in self))
 
     def returns(self) -> th.Tensor:
         """:return: undiscounted return of each rollout (T, N)"""
@@ -105,7 +112,14 @@ def imagine(
         return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
     actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
-    rollouts = ImaginedRollouts(history(observation_dim), actions, history(), history(dtype=th.bool), history(dtype=th.bool))
+    rollouts = ImaginedRollouts(
+        policy_input=history(observation_dim),
+        actions=actions,
+        rewards=history(),
+        alive=history(dtype=th.bool),
+        terminated=history(dtype=th.bool),
+        final_input=start_obs.new_zeros((n_tasks, 1, n_rollouts, observation_dim)),
+    )
 
     worthwhile = worthwhile_threads(n_tasks * n_rollouts * world.flops, FLOPS_PER_THREAD)
     n_threads = min(len(world.steps), n_rollouts, worthwhile)
@@ -157,7 +171,7 @@ def _imagine_share(
     observations[0] = start_obs
     # All views before the loop: whatever Python asks of PyTorch makes it wait for the other threads' Python
     of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
-    policy_inputs, actions, rewards, alives, terminated = (x.unbind(1) for x in rollouts)
+    policy_inputs, actions, rewards, alives, terminated, (final_input,) = (x.unbind(1) for x in rollouts)
     obs, obs_of_models = of_tasks[0], of_models[0]
     alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
     length, ends = horizon, None
@@ -190,6 +204,7 @@ def _imagine_share(
         obs_of_models = obs.view(per_model)
     if ends is None:
         rollouts.alive.fill_(True)
+    final_input.copy_(world.to_policy_input(obs))
 
     # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
     if world.reward_fn is not None:

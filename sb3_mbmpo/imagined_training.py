@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS, MAX_EPOCHS
+from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS
+from sb3_mbmpo.critic import Critic, CriticReport
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, World, forked
@@ -26,6 +27,10 @@ TRPO_OPTIONS = (
     "line_search_max_iter",
     "sub_sampling_factor",
 )
+# Real observations that are saved with the model, for imagined rollouts to start at
+START_SAMPLE_SIZE = 1_000
+# A critic that explains a smaller share of the imagined returns is no measure of what is earned in reality
+TRUSTED_EXPLAINED_VARIANCE = 0.5
 
 
 class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
@@ -45,14 +50,18 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     outer_kwargs: Mapping[str, Any]
     gae_lambda: float
     baseline: str
+    n_critic_updates: int
+    batch_size: int
     normalize_advantage: bool
     ent_coef: float
     chunk_size: int
     imagined_start: str
+    recent_starts: float
     stop_on_return_drop: bool
     dynamics_kwargs: Mapping[str, Any]
     learned_inner_lr: th.Tensor | None
     _bias_draws: np.ndarray | None
+    _start_sample: np.ndarray | None
     _health: TrainingHealth
     _task: TaskFunctions
     _stopwatch: Stopwatch
@@ -69,6 +78,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         self._judge_real_returns()
         data = self._transitions()
         action = self._codec.to_reward(data.action)
+        self.logger.record("rollout/rew_mean_step", float(data.reward[-self._n_new_steps :].mean()))
         reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
         if reward_error is not None:
             self.logger.record("dynamics/reward_error", reward_error)
@@ -79,6 +89,9 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             self.policy.set_observation_statistics(self._to_policy_units(data.obs))
             with self._stopwatch("meta_update"):
                 self._meta_train(self._meta_trainer(self._generators, n_threads))
+        self._n_new_steps = 0
+        # For a model that is loaded without its buffer
+        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].float().cpu().numpy()
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
@@ -92,28 +105,62 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         returns = [float(episode["r"]) for episode in episodes]
         if returns:
             self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
-        self._health.real_episodes(returns, [int(episode["l"]) for episode in episodes], self.horizon)
+        discounted = self._bootstrapped_returns()
+        if self.baseline == "critic":
+            if discounted:
+                self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
+            self._health.real_episodes(discounted, " in discounted reward")
+        else:
+            # Longer episodes than the imagined ones count in proportion
+            shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
+            self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
+
+    def _bootstrapped_returns(self) -> list[float]:
+        """:return: discounted returns of the real episodes since the last fit, as if time limits had not cut them"""
+        episodes = self._discounted_returns.take()
+        if not episodes:
+            return []
+        values = self._values(np.stack([episode.final_obs for episode in episodes]))
+        return [e.discounted_return + e.bootstrap * value for e, value in zip(episodes, values.tolist(), strict=True)]
+
+    @th.no_grad()
+    def _values(self, raw_obs: np.ndarray) -> np.ndarray:
+        """
+        Evaluate the critic; before its first fit all values are 0.
+
+        :param raw_obs: (B, O)
+        :return: (B,)
+        """
+        obs = th.as_tensor(raw_obs, device=self.device, dtype=th.float32)
+        values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()
+        return values if self.policy.value_net.is_trained else np.zeros_like(values)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
         if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
             seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
             self.dynamics.reset_parameters(th.Generator().manual_seed(int(seed)))
-        self._update_learning_rate(self.dynamics.optimizer)
+        self._update_learning_rate([self.dynamics.optimizer, self.policy.optimizer])
         fit_options = {key: value for key, value in self.dynamics_kwargs.items() if key in FIT_OPTIONS}
-        max_epochs = fit_options.get("max_epochs", MAX_EPOCHS)
 
-        def on_epoch(epoch: int, val_loss: float) -> None:
+        def on_pass(number: int, at_most: int, val_loss: float) -> None:
             if self._progress is not None:
-                self._progress.show("dynamics fit, epochs", epoch, max_epochs, {"val_loss": val_loss})
+                self._progress.show("dynamics fit, passes", number, at_most, {"val_loss": val_loss})
 
-        generator = self._generators["dynamics"]
-        report = self.dynamics.fit(data, generator=generator, on_epoch=on_epoch, n_threads=n_threads, **fit_options)
+        report = self.dynamics.fit(
+            data,
+            generator=self._generators["dynamics"],
+            n_new_rows=self._n_new_steps,
+            on_pass=on_pass,
+            n_threads=n_threads,
+            **fit_options,
+        )
         self._n_fits += 1
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
         self.logger.record("dynamics/epochs", float(report.epochs.mean()))
+        self.logger.record("dynamics/gradient_steps", float(report.gradient_steps.mean()))
         some = slice(None, None, 1 + len(data.obs) // 1000)
         action = self._codec.to_numpy(data.action[some])
         disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
@@ -129,52 +176,74 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         imagination, starts = generators["imagination"], generators["starts"]
         pool = self._start_pool()
         to_policy_units = self._policy_units(pool.dtype)
+        # Those since the fit before come last
+        n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
 
         def sample_starts(rows: int) -> th.Tensor:
-            return pool[th.randint(len(pool), (rows,), generator=starts, device=self.device)]
+            chosen = th.randint(len(pool), (rows,), generator=starts, device=self.device)
+            if self.recent_starts > 0 and n_recent > 0:
+                is_recent = th.rand(rows, generator=starts, device=self.device) < self.recent_starts
+                recent = len(pool) - n_recent + th.randint(n_recent, (rows,), generator=starts, device=self.device)
+                chosen = th.where(is_recent, recent, chosen)
+            return pool[chosen]
 
         own = forked(imagination, n_threads)
         steps = perturbed_step_fns(self.dynamics, own, self._clip_margin, None, self._output_bias(), self._output_noise)
         world = World(
-            steps,
-            self._task.reward.fn,
-            None if self._task.termination.fn is never_terminates else self._task.termination.fn,
-            self._codec,
-            lambda obs: self.policy.standardize(to_policy_units(obs)),
-            self.n_models,
-            self.dynamics.flops,
+            steps=steps,
+            reward_fn=self._task.reward.fn,
+            termination_fn=None if self._task.termination.fn is never_terminates else self._task.termination.fn,
+            codec=self._codec,
+            to_policy_input=lambda obs: self.policy.standardize(to_policy_units(obs)),
+            n_models=self.n_models,
+            flops=self.dynamics.flops,
         )
+        is_trpo = self.outer_optimizer == "trpo"
         settings = MetaSettings(
-            self.n_tasks,
-            self.n_imagined_rollouts,
-            self.horizon,
-            self.n_inner_steps,
-            self._fixed_inner_lr,
-            self.first_order,
-            self.outer_optimizer,
-            {name: getattr(self, name) for name in TRPO_OPTIONS} if self.outer_optimizer == "trpo" else self.outer_kwargs,
-            self.gamma,
-            self.gae_lambda,
-            self.baseline,
-            self.normalize_advantage,
-            self.ent_coef,
-            self.chunk_size,
+            n_tasks=self.n_tasks,
+            n_imagined_rollouts=self.n_imagined_rollouts,
+            horizon=self.horizon,
+            n_inner_steps=self.n_inner_steps,
+            inner_lr=self._fixed_inner_lr,
+            first_order=self.first_order,
+            outer_optimizer=self.outer_optimizer,
+            outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS} if is_trpo else self.outer_kwargs,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            baseline=self.baseline,
+            normalize_advantage=self.normalize_advantage,
+            ent_coef=self.ent_coef,
+            chunk_size=self.chunk_size,
         )
-        return MetaTrainer(world, self.policy.actor, sample_starts, settings, imagination, self._stopwatch)
+        return MetaTrainer(
+            world=world,
+            actor=self.policy.actor,
+            sample_starts=sample_starts,
+            settings=settings,
+            generator=imagination,
+            stopwatch=self._stopwatch,
+            critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+        )
+
+    def _critic(self, generator: th.Generator) -> Critic:
+        return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
 
     def _start_pool(self) -> th.Tensor:
         """:return: raw observations at which imagined rollouts may start (B, O)"""
         if self.imagined_start == "buffer":
-            pool = self._transitions().obs.float()
-            if len(pool) == 0:
+            assert self.replay_buffer is not None
+            if self.replay_buffer.size() > 0:
+                return self._transitions().obs.float()
+            if self._start_sample is None:
                 raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
-            return pool
+            return th.as_tensor(self._start_sample, device=self.device)
         if self._initial_obs is None:
             raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
         return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
 
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports: list[StepReport] = []
+        critic_reports: list[CriticReport] = []
         post: ImaginedRollouts | None = None
         drop, fell = ReturnDrop(), False
         for k in range(self.n_meta_steps):
@@ -186,6 +255,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             self._set_outer_variable(step.phi)
             self._n_updates += 1
             reports.append(step.report)
+            if step.critic is not None:
+                critic_reports.append(step.critic)
             post = step.post
             if self._progress is not None:
                 means = {"return": float(step.pre.returns().mean()), "adapted": float(post.returns().mean())}
@@ -201,7 +272,17 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         record = self.logger.record
         for key, value in figures(adaptation, reports, post).items():
             record(key, value)
-        self._health.meta_trained(float(adaptation.rollouts.returns().mean()), [bool(report.accepted) for report in reports])
+        imagined: float | None = float(adaptation.rollouts.returns().mean())
+        if self.baseline == "critic":
+            assert self._initial_obs is not None
+            initial_value = float(self._values(self._initial_obs).mean())
+            record("imagined/initial_value", initial_value)
+            explained = fmean(report.explained_variance for report in critic_reports) if critic_reports else 0.0
+            imagined = initial_value if explained > TRUSTED_EXPLAINED_VARIANCE else None
+        self._health.meta_trained(imagined, [bool(report.accepted) for report in reports])
+        if critic_reports:
+            record("train/value_loss", fmean(report.value_loss for report in critic_reports))
+            record("train/explained_variance", fmean(report.explained_variance for report in critic_reports))
         record("train/inner_kl", trainer.inner_kl(phi, adaptation))
         if hasattr(self.policy, "log_std"):
             record("train/std", float(self.policy.log_std.detach().exp().mean()))

@@ -70,17 +70,21 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
     :param ent_coef: weight of the policy's entropy in the outer objective
-    :param baseline: "linear", "fourier" (linear and 100 random Fourier features) or "zero"
+    :param baseline: "critic" (the policy's value network, which also bootstraps at the end of imagined rollouts), "linear",
+        "fourier" (linear and 100 random Fourier features), "time" or "zero"
+    :param n_critic_updates: minibatch steps of the critic after each batch imagined under the meta-policy
+    :param batch_size: rows of a critic's minibatch
     :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
         learned), "learned", a function of torch tensors, or its path "pkg.module:function"
     :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
     :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
+    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
     :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
     :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
-        weight_decay, precision) and of its ``fit`` (max_epochs, batch_size, validation_fraction, rolling_average_persistency),
-        and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin`` (imagined observations stay
-        within the range of the data plus this many standard deviations; None: no clipping), and, to study bad models,
-        ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
+        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
+        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
+        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
+        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
@@ -104,14 +108,14 @@ class MBMPO(ImaginedTrainingAlgorithm):
         policy: str | type[MetaPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 2000,
-        learning_starts: int = 2000,
+        n_steps: int = 500,
+        learning_starts: int = 1000,
         buffer_size: int = 100_000,
         n_models: int = 5,
         n_tasks: int = 20,
-        n_imagined_rollouts: int = 10,
-        horizon: int = 200,
-        n_meta_steps: int = 30,
+        n_imagined_rollouts: int = 40,
+        horizon: int = 25,
+        n_meta_steps: int = 20,
         n_inner_steps: int = 1,
         inner_lr: float = 3e-3,
         learn_inner_lr: bool = False,
@@ -124,13 +128,16 @@ class MBMPO(ImaginedTrainingAlgorithm):
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,
         gamma: float = 0.99,
-        gae_lambda: float = 0.97,
+        gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
-        baseline: str = "linear",
+        baseline: str = "critic",
+        n_critic_updates: int = 40,
+        batch_size: int = 1024,
         reward_fn: str | RewardFn = "auto",
         termination_fn: str | TerminationFn | None = "auto",
-        imagined_start: str = "initial",
+        imagined_start: str = "buffer",
+        recent_starts: float = 0.5,
         exploration: str = "adapted",
         dynamics_kwargs: Mapping[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -151,6 +158,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             learning_rate,
             buffer_size=buffer_size,
             learning_starts=learning_starts,
+            batch_size=batch_size,
             gamma=gamma,
             train_freq=1,
             policy_kwargs=policy_kwargs,
@@ -173,9 +181,9 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.sub_sampling_factor = sub_sampling_factor
         self.gae_lambda, self.normalize_advantage, self.ent_coef = gae_lambda, normalize_advantage, ent_coef
-        self.baseline = baseline
+        self.baseline, self.n_critic_updates = baseline, n_critic_updates
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
-        self.imagined_start, self.exploration = imagined_start, exploration
+        self.imagined_start, self.recent_starts, self.exploration = imagined_start, recent_starts, exploration
         self.stop_on_return_drop = stop_on_return_drop
         self.dynamics_kwargs = {} if dynamics_kwargs is None else dynamics_kwargs
         self.outer_kwargs = {} if outer_kwargs is None else outer_kwargs
@@ -185,6 +193,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self._learned_heads: tuple[bool, bool] | None = None  # of reward and termination
         self.learned_inner_lr: th.Tensor | None = None
         self._bias_draws: np.ndarray | None = None
+        self._start_sample: np.ndarray | None = None
         self._health = TrainingHealth()
         self._stopwatch = Stopwatch()
         self._progress: StageProgressBar | None = None
@@ -235,7 +244,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         return [*super()._excluded_save_params(), "_task", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
+        return ["policy", "policy.optimizer", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._progress = StageProgressBar() if progress_bar else None
@@ -360,8 +369,9 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            advantages = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage)
-            return TaskBatch.from_rollouts(episodes, advantages)
+            critic = self._critic(generators["critic"])
+            estimate = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage, critic)
+            return TaskBatch.from_rollouts(episodes, estimate.advantages)
 
         theta, step_size = split_outer(phi, fixed_inner_lr)
         shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]

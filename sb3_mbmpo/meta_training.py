@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 
-from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
+from sb3_mbmpo.critic import Critic, CriticReport
 from sb3_mbmpo.imagination import ImaginedRollouts, World, imagine
 from sb3_mbmpo.meta import (
     Actor,
@@ -26,6 +27,7 @@ from sb3_mbmpo.meta import (
 )
 from sb3_mbmpo.threads import in_parallel
 
+Result = TypeVar("Result")
 # number of rows -> raw first observations (rows, O) of imagined rollouts
 SampleStarts = Callable[[int], th.Tensor]
 
@@ -63,11 +65,13 @@ class Adaptation(NamedTuple):
     :param parameters: theta'_i (T, P)
     :param batches: what each inner step learned from
     :param rollouts: imagined under the meta-policy, before the first inner step
+    :param critic: what the critic learned from them; None if it did not learn
     """
 
     parameters: th.Tensor
     batches: tuple[TaskBatch, ...]
     rollouts: ImaginedRollouts
+    critic: CriticReport | None = None
 
 
 class MetaStep(NamedTuple):
@@ -78,12 +82,14 @@ class MetaStep(NamedTuple):
     :param pre: imagined under the meta-policy
     :param post: imagined under the adapted policies
     :param report: health of the outer step
+    :param critic: what the critic learned; None without one
     """
 
     phi: th.Tensor
     pre: ImaginedRollouts
     post: ImaginedRollouts
     report: StepReport
+    critic: CriticReport | None = None
 
 
 class MetaTrainer(NamedTuple):
@@ -96,6 +102,7 @@ class MetaTrainer(NamedTuple):
     :param settings: hyperparameters
     :param generator: samples imagined actions
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
+    :param critic: the value function of the baseline "critic"; None with the others
     """
 
     world: World
@@ -104,11 +111,14 @@ class MetaTrainer(NamedTuple):
     settings: MetaSettings
     generator: th.Generator
     stopwatch: Callable[[str], Any]
+    critic: Critic | None = None
 
-    def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, TaskBatch]:
+    def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, AdvantageEstimate]:
         """
+        Let each task's policy act in its model, and judge what it did.
+
         :param parameters: of each task's policy (T, P)
-        :return: rollouts, and the same as data for a policy gradient
+        :return: rollouts and their advantages
         """
         s = self.settings
         with self.stopwatch("imagination"), th.no_grad():
@@ -116,48 +126,59 @@ class MetaTrainer(NamedTuple):
             starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
             rollouts = imagine(self.world, self.actor(parameters), starts, s.horizon, self.generator)
 
-        def advantages(tasks: slice) -> th.Tensor:
-            chosen = ImaginedRollouts(*(x[tasks] for x in rollouts))
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
+        def advantages(tasks: slice) -> AdvantageEstimate:
+            chosen = rollouts.of_tasks(tasks)
+            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, self.critic)
 
-        return rollouts, TaskBatch.from_rollouts(rollouts, self._by_task(rollouts.rewards, advantages))
+        parts = self._by_task(rollouts.rewards, advantages)
+        return rollouts, AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
 
-    def _by_task(self, rewards: th.Tensor, function: Callable[[slice], th.Tensor]) -> th.Tensor:
+    def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:
         """
+        Share the tasks out among threads.
+
         :param rewards: (T, H, N) or (T, B), the size of the work
         :param function: some of the tasks -> their results
-        :return: results of all tasks (T, ...)
+        :return: results of the chunks of tasks, in order
         """
         chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
-        return th.cat(in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads))
+        return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
 
     @property
     def n_threads(self) -> int:
         """How many threads work: as many as may imagine."""
         return len(self.world.steps)
 
-    def adapt(self, phi: th.Tensor, n_tasks: int | None = None) -> Adaptation:
+    def adapt(self, phi: th.Tensor, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
         """
+        Adapt the meta-policy to every task, by one or several inner steps.
+
         :param phi: outer variable
         :param n_tasks: number of tasks, shared out among the models; by default that of the settings
+        :param critic_learns: train the critic on what the meta-policy imagines
         """
         theta, inner_lr = split_outer(phi, self.settings.inner_lr)
         parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
         batches: list[TaskBatch] = []
-        first_rollouts = None
+        first_rollouts = report = None
         for _ in range(self.settings.n_inner_steps):
-            rollouts, batch = self.imagine(parameters)
-            first_rollouts = first_rollouts or rollouts
+            rollouts, estimate = self.imagine(parameters)
+            batch = TaskBatch.from_rollouts(rollouts, estimate.advantages)
+            if first_rollouts is None:
+                first_rollouts = rollouts
+                if self.critic is not None and critic_learns:
+                    # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
+                    report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
             parameters = self._one_inner_step(parameters, batch, inner_lr)
         assert first_rollouts is not None
-        return Adaptation(parameters, tuple(batches), first_rollouts)
+        return Adaptation(parameters, tuple(batches), first_rollouts, report)
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:
             return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], inner_lr)
 
-        return self._by_task(batch.advantages, of_tasks)
+        return th.cat(self._by_task(batch.advantages, of_tasks))
 
     def step(self, phi: th.Tensor) -> MetaStep:
         """
@@ -166,13 +187,20 @@ class MetaTrainer(NamedTuple):
         :param phi: outer variable
         """
         s = self.settings
-        adaptation = self.adapt(phi)
-        post_rollouts, post = self.imagine(adaptation.parameters)
+        adaptation = self.adapt(phi, critic_learns=True)
+        post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
-            self.actor, adaptation.batches, post, s.inner_lr, s.first_order, s.ent_coef, s.chunk_size, self.n_threads
+            actor=self.actor,
+            pre=adaptation.batches,
+            post=TaskBatch.from_rollouts(post_rollouts, estimate.advantages),
+            inner_lr=s.inner_lr,
+            first_order=s.first_order,
+            ent_coef=s.ent_coef,
+            chunk_size=s.chunk_size,
+            n_threads=self.n_threads,
         )
         phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
-        return MetaStep(phi, adaptation.rollouts, post_rollouts, report)
+        return MetaStep(phi, adaptation.rollouts, post_rollouts, report, adaptation.critic)
 
     def inner_kl(self, phi: th.Tensor, adaptation: Adaptation) -> float:
         """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""
@@ -225,6 +253,7 @@ def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: Im
     found = {
         "imagined/ep_rew_mean": float(adaptation.rollouts.returns().mean()),
         "imagined/ep_len_mean": float(adaptation.rollouts.lengths().float().mean()),
+        "imagined/rew_mean_step": float(adaptation.rollouts.rewards.sum() / adaptation.rollouts.alive.sum()),
     }
     if last_post is not None:
         found |= {

@@ -4,7 +4,6 @@ Legend of shapes: ``T`` parameter sets (tasks), ``P`` actor parameters, ``B`` ro
 """
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,29 +18,79 @@ from torch.func import functional_call, vmap
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
 
-# Which parameters of SB3's actor-critic policy act; the rest belongs to the critic, which MB-MPO does not have
+# Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
+# Where actions are in [-1, 1]: without noise the real data would tell nothing new, and likelihoods become needles
+LOG_STD_MIN = -1.2
+
+
+class ValueHead(nn.Linear):
+    """
+    The last layer of a critic, which learns targets of any size as if they had mean 0 and standard deviation 1.
+
+    :param linear: the layer whose weights it takes over
+    """
+
+    mean: th.Tensor
+    std: th.Tensor
+    is_trained: th.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+        self.load_state_dict(linear.state_dict())
+        self.register_buffer("mean", th.zeros(()))
+        self.register_buffer("std", th.ones(()))
+        self.register_buffer("is_trained", th.zeros((), dtype=th.bool))
+
+    def forward(self, latent: th.Tensor) -> th.Tensor:
+        """:return: values in units of the targets (B, 1)"""
+        return self.in_units(super().forward(latent))
+
+    def in_units(self, scaled: th.Tensor) -> th.Tensor:
+        """:return: what the linear layer puts out, in units of the targets"""
+        return scaled * self.std + self.mean
+
+    @th.no_grad()
+    def rescale(self, mean: th.Tensor, std: th.Tensor) -> None:
+        """
+        Take over new statistics of the targets and leave the predicted values as they are (van Hasselt et al. 2016, PopArt).
+
+        The values of an untrained layer mean nothing: they take the size of the first targets.
+
+        :param mean: of the targets ()
+        :param std: of the targets (), greater than 0
+        """
+        if self.is_trained:
+            self.weight.mul_(self.std / std)
+            self.bias.mul_(self.std).add_(self.mean - mean).div_(std)
+        self.is_trained.fill_(True)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
 
 class MetaPolicy(ActorCriticPolicy):
     """
-    SB3's ``MlpPolicy`` without a critic, for MB-MPO.
+    SB3's ``MlpPolicy`` for MB-MPO.
 
-    Two things differ from it. Observations are standardised by statistics that are buffers of the policy
+    Three things differ from it. Observations are standardised by statistics that are buffers of the policy
     (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. Actions of a
-    Box space are those of [-1, 1], mapped to the bounds of the environment and clipped, as in the authors' code.
+    Box space are those of [-1, 1], mapped to the bounds of the environment and clipped, as in the authors' code. And
+    ``optimizer`` trains the critic alone, whose last layer (``value_net``) scales its outputs by the statistics of its
+    targets: the actor is improved by the meta-learner.
 
     :param observation_space: Box of one dimension
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
-    :param lr_schedule: required by SB3's interface, not used
-    :param net_arch: hidden layers of the actor, a list or ``dict(pi=[...])``
+    :param lr_schedule: step size of the critic's optimiser
+    :param net_arch: hidden layers: a list for actor and critic alike, or ``dict(pi=[...], vf=[...])``
     :param normalize_observation: standardise observations with statistics of the real data
-    :param log_std_min: the log standard deviation of the meta-policy is never below this (authors: log 1e-6)
+    :param log_std_min: the log standard deviation of the meta-policy is never below this (authors: log 1e-6); None: -1.2, or
+        ``log_std_init`` if that is lower
     :param kwargs: everything else that SB3's ``ActorCriticPolicy`` takes, except gSDE
     """
 
     observation_mean: th.Tensor
     observation_std: th.Tensor
+    value_net: ValueHead
 
     def __init__(
         self,
@@ -51,19 +100,18 @@ class MetaPolicy(ActorCriticPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         *,
         normalize_observation: bool = True,
-        log_std_min: float = math.log(1e-6),
+        log_std_min: float | None = None,
         **kwargs: Any,
     ) -> None:
         check_spaces(observation_space, action_space)
         if kwargs.get("use_sde") or kwargs.get("squash_output"):
             raise ValueError("MBMPO does not support gSDE (`use_sde`, `squash_output`): its actions are clipped Gaussians.")
         if net_arch is None:
-            net_arch = [64, 64]
-        actor_arch = net_arch.get("pi", []) if isinstance(net_arch, dict) else list(net_arch)
-        super().__init__(observation_space, action_space, lr_schedule, dict(pi=actor_arch, vf=[]), **kwargs)
+            net_arch = dict(pi=[64, 64], vf=[128, 128])
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
         assert isinstance(observation_space, spaces.Box)
         self.normalize_observation = normalize_observation
-        self.log_std_min = log_std_min
+        self.log_std_min = min(LOG_STD_MIN, self.log_std_init) if log_std_min is None else log_std_min
         self.register_buffer("observation_mean", th.zeros(observation_space.shape))
         self.register_buffer("observation_std", th.ones(observation_space.shape))
         self._codec = ActionCodec(action_space)
@@ -105,12 +153,53 @@ class MetaPolicy(ActorCriticPolicy):
         return super().get_distribution(self.standardize(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Estimate the discounted return from observations on.
+
+        :param obs: observations as the (possibly VecNormalize-d) environment gives them (B, O)
+        :return: values in units of the reward (B, 1)
+        """
         assert isinstance(obs, th.Tensor)
-        return super().predict_values(self.standardize(obs))
+        return self.values(self.standardize(obs)).unsqueeze(-1)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
         return self._codec.to_env(actions.flatten(1)) if isinstance(self.action_space, spaces.Box) else actions
+
+    # ---------------------------------------------------------------- the critic
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.value_net = ValueHead(self.value_net)
+        # The meta-learner sets the actor's parameters; momentum of Adam must not move them
+        self.optimizer = self.optimizer_class(
+            self.critic_parameters().values(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """:return: the parameters of the value function, by name, in a fixed order"""
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(ACTOR_MODULES)}
+
+    def values(self, policy_input: th.Tensor) -> th.Tensor:
+        """
+        Estimate the discounted return from standardised observations on.
+
+        :param policy_input: standardised observations (..., O)
+        :return: values in units of the reward (...)
+        """
+        rows = policy_input.flatten(0, -2)
+        network = self.mlp_extractor.value_net
+        if type(self.vf_features_extractor) is FlattenExtractor and _is_plain(network):
+            layers: list[_Layer] = [
+                (module.weight.T.unsqueeze(0), module.bias) if isinstance(module, nn.Linear) else module
+                for module in [*network, self.value_net]
+            ]
+            value = self.value_net.in_units(_composed(layers)(rows.unsqueeze(0)))
+        else:
+            value = self.value_net(self.mlp_extractor.forward_critic(self.vf_features_extractor(rows)))
+        return value.view(policy_input.shape[:-1])
 
     # ---------------------------------------------------------------- explicit parameter sets
 
@@ -164,10 +253,7 @@ class MetaPolicy(ActorCriticPolicy):
         }
 
     def _is_plain_mlp(self) -> bool:
-        parameter_free = all(
-            isinstance(module, nn.Linear) or not list(module.parameters()) for module in self.mlp_extractor.policy_net
-        )
-        return type(self.pi_features_extractor) is FlattenExtractor and parameter_free
+        return type(self.pi_features_extractor) is FlattenExtractor and _is_plain(self.mlp_extractor.policy_net)
 
     def _stacked_mlp(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
         """One batched matmul a layer: several times faster than vmap over SB3's modules."""
@@ -178,15 +264,7 @@ class MetaPolicy(ActorCriticPolicy):
                 layers.append((named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)))
             else:
                 layers.append(module)
-        layers = _with_sigmoids(layers)
-
-        def output(policy_input: th.Tensor) -> th.Tensor:
-            hidden = policy_input
-            for layer in layers:
-                hidden = th.baddbmm(layer[1], hidden, layer[0]) if isinstance(layer, tuple) else layer(hidden)
-            return hidden
-
-        return output
+        return _composed(layers)
 
     def _stacked_any(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
         """Any architecture that SB3 can build, at vmap's price."""
@@ -203,6 +281,24 @@ class MetaPolicy(ActorCriticPolicy):
 
 # Weight (T, in, out) and bias (T, 1, out), or an activation function
 _Layer = tuple[th.Tensor, th.Tensor] | Callable[[th.Tensor], th.Tensor]
+
+
+def _is_plain(network: nn.Sequential) -> bool:
+    """:return: whether only its linear layers have parameters"""
+    return all(isinstance(module, nn.Linear) or not list(module.parameters()) for module in network)
+
+
+def _composed(layers: list[_Layer]) -> Callable[[th.Tensor], th.Tensor]:
+    """:return: the function (T, B, in) -> (T, B, out) that the layers make one after the other"""
+    faster = _with_sigmoids(layers)
+
+    def output(inputs: th.Tensor) -> th.Tensor:
+        hidden = inputs
+        for layer in faster:
+            hidden = th.baddbmm(layer[1], hidden, layer[0]) if isinstance(layer, tuple) else layer(hidden)
+        return hidden
+
+    return output
 
 
 def _with_sigmoids(layers: list[_Layer]) -> list[_Layer]:

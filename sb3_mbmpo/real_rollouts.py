@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.policies import MetaPolicy
+from sb3_mbmpo.real_returns import DiscountedReturns
 from sb3_mbmpo.resumable import ResumableAlgorithm
 
 # Real first observations that are kept for the imagination
@@ -44,6 +45,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._random_phase = True
         self._n_fits = 0  # of the dynamics
         self._n_new_episodes = 0  # that ended since the last fit
+        self._n_new_steps = 0  # that were stored since the last fit
         self._initial_obs: np.ndarray | None = None
         self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
 
@@ -93,6 +95,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)
+            self._discounted_returns = DiscountedReturns(self.n_envs, self.gamma)
             self._check_finite("observation", self._raw_last_obs())
         return result
 
@@ -171,10 +174,15 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._check_finite("reward", raw_reward[:, None])
         terminal_obs = [info.get("terminal_observation", obs) for info, obs in zip(infos, raw_obs, strict=True)]
         self._check_finite("terminal observation", np.stack(terminal_obs))
+        raw_before = self._raw_last_obs()  # SB3 replaces it
         # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
         if self._is_start.any():
-            self._remember_starts(self._raw_last_obs()[self._is_start])
+            self._remember_starts(raw_before[self._is_start])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._n_new_steps += self.n_envs
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones.astype(bool)
+        terminated = dones.astype(bool) & ~truncated
+        self._discounted_returns.step(raw_before, raw_reward, np.stack(terminal_obs), terminated, truncated)
         self._is_start = dones.astype(bool)
         if dones.any():
             self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
@@ -210,13 +218,14 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     # ---------------------------------------------------------------- real data
 
     def _transitions(self) -> Transitions:
-        """:return: all of the replay buffer, in raw units"""
+        """:return: all of the replay buffer from the oldest to the newest step, in raw units"""
         buffer = self.replay_buffer
         assert buffer is not None
         rows = buffer.size()
 
         def flat(array: np.ndarray) -> th.Tensor:
-            return th.as_tensor(array[:rows].reshape(rows * self.n_envs, *array.shape[2:]), device=self.device)
+            array = np.roll(array, -buffer.pos, axis=0) if buffer.full else array[:rows]
+            return th.as_tensor(array.reshape(rows * self.n_envs, *array.shape[2:]), device=self.device)
 
         terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
         return Transitions(

@@ -19,7 +19,7 @@ from sb3_mbmpo.files import Path, check_file, env_spec_json, file_stamp
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
 # One generator a purpose: a change of one stage does not shift the random numbers of the others
-RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics")
+RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics", "critic")
 BUFFER_ARRAYS = ("observations", "actions", "next_observations", "rewards", "dones", "timeouts")
 
 

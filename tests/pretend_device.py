@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from sb3_mbmpo import imagination, meta_training
-from sb3_mbmpo.meta import MetaProblem, fisher_vector_product, meta_gradient
+from sb3_mbmpo.meta import MetaProblem, TaskBatch, fisher_vector_product, meta_gradient
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = th.device("pretend", 0)
@@ -152,7 +152,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "learned_heads": lambda: {"env": Unknown()},
     "every_option_of_the_ensemble": lambda: {"env": Unknown(), "dynamics_kwargs": {**ENSEMBLE, **EVERYTHING}},
     "bfloat16": lambda: {"dynamics_kwargs": {**ENSEMBLE, "precision": "bfloat16"}},
-    "starts_from_the_buffer": lambda: {"imagined_start": "buffer", "stop_on_return_drop": True},
+    "starts_from_the_buffer": lambda: {"imagined_start": "buffer", "recent_starts": 0.5, "stop_on_return_drop": True},
     "learned_inner_steps": lambda: {"learn_inner_lr": True, "n_inner_steps": 2, "baseline": "fourier"},
     "ppo": lambda: {"outer_optimizer": "ppo", "outer_kwargs": {}},
     "several_chunks": lambda: {"chunk_size": 1, "n_tasks": 4},
@@ -177,7 +177,8 @@ def noted(found: dict[str, Any]):
             s = trainer.settings
             if s.inner_lr is not None:
                 adaptation = trainer.adapt(phi)
-                rollouts, post = trainer.imagine(adaptation.parameters)
+                rollouts, estimate = trainer.imagine(adaptation.parameters)
+                post = TaskBatch.from_rollouts(rollouts, estimate.advantages)
                 problem = MetaProblem(trainer.actor, adaptation.batches, post, s.inner_lr, chunk_size=s.chunk_size)
                 gradient, *_ = meta_gradient(problem, phi)
                 found["numbers"] |= {

@@ -5,6 +5,7 @@ import pytest
 import torch as th
 
 from sb3_mbmpo.advantages import (
+    BASELINES,
     RIDGE,
     discounted_returns,
     estimate_advantages,
@@ -12,6 +13,7 @@ from sb3_mbmpo.advantages import (
     generalized_advantages,
     linear_baseline,
     standardize,
+    time_baseline,
 )
 from sb3_mbmpo.imagination import ImaginedRollouts
 
@@ -19,18 +21,19 @@ GAMMA = 0.5
 # One task, two rollouts: the first terminates with its third step, the second reaches the horizon.
 # What follows the termination is garbage that must not count.
 REWARDS = [[1, 2, 4, 99], [1, 2, 4, 8]]
-VALUES = [[10, 20, 30, 77], [10, 20, 30, 40]]
+# The last is the value after the last step
+VALUES = [[10, 20, 30, 77, 88], [10, 20, 30, 40, 60]]
 ALIVE = [[1, 1, 1, 0], [1, 1, 1, 1]]
 TERMINATED = [[0, 0, 1, 0], [0, 0, 0, 0]]
 # 4; 2 + 4 / 2; 1 + 4 / 2            8; 4 + 8 / 2; 2 + 8 / 2; 1 + 6 / 2
 RETURNS = [[3, 4, 4, 0], [4, 6, 8, 8]]
-# Temporal differences: 1 + 20 / 2 - 10, 2 + 30 / 2 - 20, 4 - 30 | 1 + 20 / 2 - 10, 2 + 30 / 2 - 20, 4 + 40 / 2 - 30, 8 - 40
+# Temporal differences: 1 + 20 / 2 - 10, 2 + 30 / 2 - 20, 4 - 30 | ..., 4 + 40 / 2 - 30, 8 + 60 / 2 - 40
 ADVANTAGES = {
-    0.0: [[1, -3, -26, 0], [1, -3, -6, -32]],
-    # from the end, with gamma lambda = 0.475: -3 - 0.475 * 26, ... | -6 - 0.475 * 32, ...
-    0.95: [[-6.29125, -15.35, -26, 0], [-5.20825, -13.07, -21.2, -32]],
-    # returns minus values
-    1.0: [[-7, -16, -26, 0], [-6, -14, -22, -32]],
+    0.0: [[1, -3, -26, 0], [1, -3, -6, -2]],
+    # from the end, with gamma lambda = 0.475: -3 - 0.475 * 26, ... | -6 - 0.475 * 2, ...
+    0.95: [[-6.29125, -15.35, -26, 0], [-1.99309375, -6.30125, -6.95, -2]],
+    # returns minus values; the horizon's 60 counts half at the last step, a quarter at the one before, ...
+    1.0: [[-7, -16, -26, 0], [-2.25, -6.5, -7, -2]],
 }
 
 
@@ -47,7 +50,13 @@ def random_rollouts(n_tasks=3, horizon=20, n_rollouts=6, observation_dim=2, dtyp
     # Observations reach beyond the clip range of the features
     policy_input = 5 * th.randn(*shape, observation_dim, generator=draw, dtype=dtype)
     rewards = th.randn(shape, generator=draw, dtype=dtype) + policy_input[..., 0]
-    return ImaginedRollouts(policy_input, th.zeros(*shape, 1), rewards, time < lengths, time == lengths - 1)
+    final_input = 5 * th.randn(n_tasks, 1, n_rollouts, observation_dim, generator=draw, dtype=dtype)
+    return ImaginedRollouts(policy_input, th.zeros(*shape, 1), rewards, time < lengths, time == lengths - 1, final_input)
+
+
+def value(policy_input):
+    """A critic that depends on all of the observation."""
+    return policy_input.sin().sum(-1) * 3 + 1
 
 
 def test_discounted_returns_by_hand():
@@ -137,7 +146,7 @@ def test_the_fourier_baseline_is_that_of_each_task_and_of_living_steps():
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("baseline", ["linear", "fourier", "zero"])
+@pytest.mark.parametrize("baseline", BASELINES)
 def test_what_follows_a_termination_changes_nothing(baseline, normalize):
     rollouts = random_rollouts()
     dead = ~rollouts.alive
@@ -145,9 +154,10 @@ def test_what_follows_a_termination_changes_nothing(baseline, normalize):
     garbage = rollouts._replace(
         rewards=rollouts.rewards.masked_fill(dead, 1e4), policy_input=rollouts.policy_input.masked_fill(dead[..., None], -1e4)
     )
-    clean, dirty = (estimate_advantages(x, 0.99, 0.95, baseline, normalize) for x in (rollouts, garbage))
-    th.testing.assert_close(dirty, clean, rtol=0, atol=0)
-    assert (clean[dead] == 0).all()
+    clean, dirty = (estimate_advantages(x, 0.99, 0.95, baseline, normalize, value) for x in (rollouts, garbage))
+    for ours, theirs in zip(dirty, clean, strict=True):
+        th.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert (theirs[dead] == 0).all()
 
 
 def test_advantages_are_standardized_for_each_task():
@@ -170,12 +180,66 @@ def test_the_estimate_puts_the_parts_together(gae_lambda):
     rollouts = random_rollouts()
     returns = discounted_returns(rollouts.rewards, rollouts.alive, 0.9)
     values = linear_baseline(rollouts.policy_input, returns, rollouts.alive)
-    raw = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, 0.9, gae_lambda)
-    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda, normalize=False), raw)
-    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda), standardize(raw, rollouts.alive))
+    with_end = th.cat([values, th.zeros_like(values[:, :1])], dim=1)  # the horizon is part of the task
+    raw = generalized_advantages(rollouts.rewards, with_end, rollouts.alive, rollouts.terminated, 0.9, gae_lambda)
+    estimate = estimate_advantages(rollouts, 0.9, gae_lambda, normalize=False)
+    assert th.equal(estimate.advantages, raw)
+    th.testing.assert_close(estimate.values, values * rollouts.alive)
+    th.testing.assert_close(estimate.returns, raw + values * rollouts.alive)
+    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda).advantages, standardize(raw, rollouts.alive))
 
 
 def test_without_a_baseline_advantages_are_discounted_returns():
     rollouts = random_rollouts()
-    advantages = estimate_advantages(rollouts, 0.9, 1.0, baseline="zero", normalize=False)
+    advantages = estimate_advantages(rollouts, 0.9, 1.0, baseline="zero", normalize=False).advantages
     th.testing.assert_close(advantages, discounted_returns(rollouts.rewards, rollouts.alive, 0.9))
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
+def test_the_critic_bootstraps_at_the_horizon_and_nowhere_after_a_termination(gae_lambda):
+    rollouts, gamma = random_rollouts(), 0.9
+    estimate = estimate_advantages(rollouts, gamma, gae_lambda, "critic", normalize=False, critic=value)
+    # In plain Python, rollout by rollout, from the end: the lambda-return, whose difference from the value is the advantage
+    for task, rollout in np.ndindex(rollouts.rewards.shape[0], rollouts.rewards.shape[2]):
+        n_steps = int(rollouts.alive[task, :, rollout].sum())
+        inputs = th.cat([rollouts.policy_input, rollouts.final_input], dim=1)[task, :, rollout]
+        lambda_return = 0.0 if rollouts.terminated[task, n_steps - 1, rollout] else float(value(inputs[n_steps]))
+        next_value = lambda_return
+        for step in reversed(range(n_steps)):
+            mixed = (1 - gae_lambda) * next_value + gae_lambda * lambda_return
+            lambda_return = float(rollouts.rewards[task, step, rollout]) + gamma * mixed
+            next_value = float(value(inputs[step]))
+            assert float(estimate.returns[task, step, rollout]) == pytest.approx(lambda_return)
+            assert float(estimate.advantages[task, step, rollout]) == pytest.approx(lambda_return - next_value)
+
+
+def test_with_the_true_values_of_a_chain_advantages_are_the_analytic_ones():
+    # A walker on the integers gains its position each step and moves by its action; beyond the horizon it goes on for ever
+    # under a policy that moves by 0 on average: V(s) = s / (1 - gamma), and Q(s, a) = s + gamma (s + a) / (1 - gamma)
+    gamma, draw = 0.8, th.Generator().manual_seed(0)
+    actions = th.randint(-1, 2, (2, 7, 5), generator=draw).double()
+    states = th.cat([th.zeros(2, 1, 5, dtype=th.double), actions.cumsum(1)], dim=1)
+    alive = th.ones_like(actions, dtype=th.bool)
+    rollouts = ImaginedRollouts(
+        policy_input=states[:, :-1, :, None],
+        actions=actions[..., None],
+        rewards=states[:, :-1],
+        alive=alive,
+        terminated=~alive,
+        final_input=states[:, -1:, :, None],
+    )
+    critic = lambda policy_input: policy_input[..., 0] / (1 - gamma)  # noqa: E731
+    estimate = estimate_advantages(rollouts, gamma, 0.0, "critic", normalize=False, critic=critic)
+    th.testing.assert_close(estimate.advantages, gamma * actions / (1 - gamma))
+
+
+def test_the_time_baseline_is_a_cubic_of_the_time():
+    rollouts = random_rollouts(horizon=40)
+    time = th.arange(40, dtype=th.double).view(1, -1, 1) / 100
+    returns = (3 + 2 * time - 5 * time**2 + time**3).expand_as(rollouts.rewards)
+    values = time_baseline(rollouts.policy_input, returns, rollouts.alive)
+    # The minimiser of (mean squared error + RIDGE |w|^2) is no worse than the true weights, whose error is 0
+    for task in range(len(values)):
+        assert (values - returns)[task][rollouts.alive[task]].square().mean() <= RIDGE * (3**2 + 2**2 + 5**2 + 1)
+    changed = time_baseline(rollouts.policy_input + 7, returns, rollouts.alive)
+    assert th.equal(changed, values), "a state tells it nothing"

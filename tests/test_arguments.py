@@ -247,6 +247,7 @@ def test_every_known_option_of_the_dynamics_is_accepted():
         weight_decay=0.1,
         precision="bfloat16",
         max_epochs=1,
+        max_gradient_steps=3,
         batch_size=7,
         validation_fraction=0.0,
         rolling_average_persistency=0.5,

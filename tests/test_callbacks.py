@@ -231,10 +231,12 @@ def test_table_of_keys_in_the_readme_is_what_an_iteration_logs():
 def test_keys_that_have_no_meaning_are_left_out():
     every = logged_keys(tiny_model(Drift(length=5)))
     assert every - logged_keys(tiny_model(Unknown(length=5))) == {"dynamics/reward_error"}
+    critic = {"rollout/ep_discounted_rew_mean", "imagined/initial_value", "train/value_loss", "train/explained_variance"}
+    assert every - logged_keys(tiny_model(Drift(length=5), baseline="linear")) == critic
     discrete = tiny_model(Drift(length=5, action_space=Drift().action_space.__class__(-1, 1, (1,))))
     assert every == logged_keys(discrete)
     none = {"imagined/ep_rew_mean_adapted", "train/policy_objective", "train/kl_divergence"}
-    none |= {"train/is_line_search_success", "train/line_search_steps"}
+    none |= {"train/is_line_search_success", "train/line_search_steps", "train/value_loss", "train/explained_variance"}
     assert every - logged_keys(tiny_model(Drift(length=5), n_meta_steps=0)) == none
 
 
@@ -278,7 +280,7 @@ def test_progress_bar_says_what_the_silent_stages_do(monkeypatch):
     tiny_model(n_meta_steps=3).learn(40, callback=recorder, progress_bar=True)
     iteration = [
         ("real rollout:", 0, None),
-        *[("dynamics fit, epochs: val_loss #", k, 2) for k in (1, 2)],
+        *[("dynamics fit, passes: val_loss #", k, 2) for k in (1, 2)],
         *[("meta-steps: return # adapted #", k, 3) for k in (1, 2, 3)],
     ]
     assert shown == iteration * 2

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch as th
 from tiny import tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
@@ -21,13 +22,13 @@ def caught(act):
     return [str(warning.message) for warning in found]
 
 
-def returns(first, iterations, horizon=200, length=200, health=None):
+def returns(first, iterations, health=None):
     """:param iterations: (imagined return, return of the real episode that follows it)"""
     health = health or TrainingHealth()
-    health.real_episodes(first, [length] * len(first), horizon)
+    health.real_episodes(first)
     for imagined, real in iterations:
         health.meta_trained(imagined, [True])
-        health.real_episodes([real], [length], horizon)
+        health.real_episodes([real])
 
 
 # ---------------------------------------------------------------- exploitation
@@ -72,19 +73,12 @@ def test_a_gain_within_the_noise_of_the_first_returns_is_none():
     assert caught(lambda: returns([-600, 400], [(500, -100)] * 10)) == []
 
 
-def test_longer_real_episodes_count_in_proportion():
-    # 1000 steps of 0.5 are 100 in the 200 imagined ones: no gain at all
-    assert caught(lambda: returns([100.0] * 3, [(100, 500)] * 10, length=1000)) == []
-    # 1000 steps of 0.1 are 20, as the random ones', and not the 100 that were imagined
-    assert len(caught(lambda: returns([100.0] * 3, [(100, 100)] * 10, length=1000))) == 1
-
-
 def test_iterations_without_the_end_of_an_episode_say_nothing():
     health = TrainingHealth()
 
     def act():
         for _ in range(20):
-            health.real_episodes([], [], 200)
+            health.real_episodes([])
             health.meta_trained(500, [True])
 
     assert caught(act) == []
@@ -154,6 +148,7 @@ def test_a_policy_that_exploits_bad_models_is_warned_of():
     # The models imagine a drift to 0, where the reward is; the real point stays where it is pushed
     model = tiny_model(
         vec_drift(length=4),
+        baseline="linear",
         reward_fn=lambda obs, action, next_obs: next_obs[:, 0],
         dynamics_kwargs=dict(net_arch=[8], max_epochs=2, clip_margin=None, output_bias=[[5.0, 0.0]] * 2),
     )
@@ -162,7 +157,7 @@ def test_a_policy_that_exploits_bad_models_is_warned_of():
 
 
 def test_what_was_warned_of_and_counted_is_in_the_file(tmp_path):
-    model = tiny_model().learn(40)
+    model = tiny_model(baseline="linear").learn(40)
     expected = vars(model._health)
     assert expected["_imagined"] is not None
     assert len(expected["_losses"]) == 2
@@ -172,10 +167,34 @@ def test_what_was_warned_of_and_counted_is_in_the_file(tmp_path):
     assert vars(pickle.loads(pickle.dumps(model._health))) == expected
 
 
-def test_each_real_episode_counts_once():
+@pytest.mark.parametrize("baseline", ["critic", "linear"])
+def test_each_real_episode_counts_once(baseline):
     seen = []
-    model = tiny_model(vec_drift(2, length=5, random_start=False), stats_window_size=100)
-    model._health.real_episodes = lambda returns, lengths, horizon: seen.append((len(returns), sum(lengths)))
+    model = tiny_model(vec_drift(2, length=5, random_start=False), stats_window_size=100, baseline=baseline)
+    model._health.real_episodes = lambda earned, unit="": seen.append(len(earned))
     model.learn(20).learn(20, reset_num_timesteps=False).learn(40)
-    assert np.sum(seen, axis=0).tolist() == [16, 80]
-    assert len(seen) == 4
+    assert seen == [4, 4, 4, 4]
+
+
+def test_real_episodes_longer_than_the_imagined_ones_count_in_proportion():
+    seen = []
+    model = tiny_model(vec_drift(length=8, random_start=False), baseline="linear", horizon=4)
+    model._health.real_episodes = lambda earned, unit="": seen.extend(earned)
+    model.learn(20)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    assert seen == pytest.approx([0.5 * value for value in returns])
+
+
+def test_a_critic_is_held_against_discounted_returns_that_go_on_behind_time_limits():
+    seen = []
+    model = tiny_model(vec_drift(length=8, random_start=False), gamma=0.9, learning_starts=8, n_steps=8)
+    model._health.real_episodes = lambda earned, unit="": seen.append((earned, unit))
+    model.learn(8)
+    model.policy.predict_values = lambda obs: th.full((len(obs), 1), 50.0)
+    model.learn(8, reset_num_timesteps=False)
+    rewards = model.replay_buffer.rewards[:16, 0]
+    discounts = 0.9 ** np.arange(8)
+    assert not model.replay_buffer.dones[:16][[*range(7), *range(8, 15)]].any(), "the point is still within its bounds"
+    # Before its first fit the critic knows nothing
+    assert seen[0] == ([pytest.approx(float(discounts @ rewards[:8]))], " in discounted reward")
+    assert seen[1] == ([pytest.approx(float(discounts @ rewards[8:] + 0.9**8 * 50))], " in discounted reward")

@@ -363,7 +363,8 @@ def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
         assert th.equal(step(inner_lr=model.inner_lr, n_inner_steps=1), step())
         assert th.equal(step(n_inner_steps=2), tiny_step_twice(model, how))
     assert not th.equal(step(inner_lr=0.1, n_inner_steps=2), step(inner_lr=0.1))
-    assert th.equal(step(baseline="linear"), step())
+    assert th.equal(step(baseline="critic"), step())
+    assert not th.equal(step(baseline="linear"), step())
     assert not th.equal(step(baseline="zero"), step())
 
 

@@ -51,7 +51,7 @@ def seeded(seed):
 
 def make_policy(family):
     th.manual_seed(0)
-    return MlpPolicy(spaces.Box(-1, 1, (2,)), ACTION_SPACES[family], lambda _: 0.0, net_arch=[4]).double()
+    return MlpPolicy(spaces.Box(-1, 1, (2,)), ACTION_SPACES[family], lambda _: 0.0, net_arch=dict(pi=[4], vf=[])).double()
 
 
 def random_batch(actor, parameters, draw):
@@ -177,7 +177,7 @@ def test_a_batch_holds_the_rollouts_row_by_row():
     index = th.arange(T * H * N, dtype=th.double).view(T, H, N)
     lengths = th.tensor([[3, 3, 1, 3], [1, 2, 3, 3]]).unsqueeze(1)
     alive = th.arange(H).view(1, H, 1) < lengths
-    rollouts = ImaginedRollouts(index[..., None], index[..., None] + 0.5, index, alive, ~alive)
+    rollouts = ImaginedRollouts(index[..., None], index[..., None] + 0.5, index, alive, ~alive, index[:, :1, :, None])
     batch = TaskBatch.from_rollouts(rollouts, -index)
     assert th.equal(batch.policy_input[..., 0], -batch.advantages)
     assert th.equal(batch.actions, batch.policy_input + 0.5)

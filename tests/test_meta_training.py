@@ -11,7 +11,14 @@ from sb3_mbmpo.meta_training import MetaTrainer, ReturnDrop
 def rollouts(imagined_return: float) -> ImaginedRollouts:
     shape = (1, 1, 1)
     alive = th.ones(shape, dtype=th.bool)
-    return ImaginedRollouts(th.zeros(1, 1, 1, 1), th.zeros(1, 1, 1, 1), th.full(shape, imagined_return), alive, ~alive)
+    return ImaginedRollouts(
+        policy_input=th.zeros(1, 1, 1, 1),
+        actions=th.zeros(1, 1, 1, 1),
+        rewards=th.full(shape, imagined_return),
+        alive=alive,
+        terminated=~alive,
+        final_input=th.zeros(1, 1, 1, 1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,8 +49,8 @@ def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept, monkeypa
     model = tiny.tiny_model(n_meta_steps=3, stop_on_return_drop=True)
     found, imagine = iter(returns), MetaTrainer.adapt
 
-    def adapt_with_given_return(trainer, phi, n_tasks=None):
-        adaptation = imagine(trainer, phi, n_tasks)
+    def adapt_with_given_return(trainer, phi, n_tasks=None, critic_learns=False):
+        adaptation = imagine(trainer, phi, n_tasks, critic_learns)
         mean = next(found, returns[-1]) / float(adaptation.rollouts.alive.sum(1).float().mean())
         return adaptation._replace(rollouts=adaptation.rollouts._replace(rewards=mean * adaptation.rollouts.alive.float()))
 

@@ -80,7 +80,7 @@ def test_a_report_has_all_figures_in_one_file(run, tmp_path):
     ]
     for hyperparameter in ("inner_lr", "n_tasks", "dynamics_kwargs", "stats_window_size"):
         assert f"<td>{hyperparameter}</td>" in text
-    assert "<tr class=changed><td>n_steps</td><td>100</td><td>2000</td></tr>" in text
+    assert "<tr class=changed><td>n_steps</td><td>100</td><td>500</td></tr>" in text
     assert "<tr><td>n_models</td><td>5</td><td>5</td></tr>" in text
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_mbmpo.dynamics.training import fit_members, split_rows
+from sb3_mbmpo.dynamics.training import MAX_VALIDATION_ROWS, fit_members, split_rows
 
 NAN = float("nan")
 
@@ -27,7 +27,13 @@ def numbers(n_members):
 
 
 def fit(parameters, loss_fn, n_rows=10, optimizer=None, seed=0, **kwargs):
-    options = {"max_epochs": 4, "batch_size": 100, "validation_fraction": 0.2, "rolling_average_persistency": 0.9} | kwargs
+    options = {
+        "max_epochs": 4,
+        "max_gradient_steps": 1_000_000,
+        "batch_size": 100,
+        "validation_fraction": 0.2,
+        "rolling_average_persistency": 0.9,
+    } | kwargs
     optimizer = optimizer or th.optim.SGD(parameters, lr=1)
     return fit_members(parameters, optimizer, loss_fn, n_rows, generator=seeded(seed), **options)
 
@@ -110,6 +116,49 @@ def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size
     # Every row weighs the same, whatever the batch it was in
     np.testing.assert_allclose(report.train_loss, train.float().mean(1))
     np.testing.assert_allclose(report.val_loss, val.float().mean(1))
+
+
+# -- Bounds ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "max_epochs", "max_gradient_steps", "passes", "rows_of_pass", "epochs"),
+    [
+        (80, 3, 1000, 3, 80, 3),  # epochs are fewer: 3 of 8 batches
+        (80, 1000, 64, 8, 80, 8),  # steps are fewer: 8 epochs, as many as there shall be looks
+        (80, 1000, 32, 8, 40, 4),  # ... not enough for 8 epochs: half of one a pass
+        (80, 1, 32, 2, 40, 1),  # ... and one epoch at most
+        (800, 1000, 16, 8, 20, 0.2),  # not even one epoch
+        (80, 1000, 3, 3, 10, 0.375),  # not even 8 batches
+        (5, 1000, 1, 1, 5, 1),  # a batch that is not full
+    ],
+)
+def test_epochs_and_gradient_steps_bound_a_fit(n_rows, max_epochs, max_gradient_steps, passes, rows_of_pass, epochs):
+    witness = Witness()
+    bounds = {"max_epochs": max_epochs, "max_gradient_steps": max_gradient_steps}
+    options = {"validation_fraction": 0, "rolling_average_persistency": 1, "batch_size": 10}
+    report = fit([stacked(2)], witness, n_rows, **bounds, **options)
+    assert [witness.rows(i, True).shape[1] for i in range(len(witness.epochs))] == [rows_of_pass] * passes
+    assert report.epochs.tolist() == [epochs] * 2
+    assert report.gradient_steps.tolist() == [passes * -(-rows_of_pass // 10)] * 2
+
+
+def test_short_passes_show_every_row_equally_often_and_the_newest_first():
+    witness = Witness()
+    bounds = {"max_epochs": 1000, "max_gradient_steps": 24, "batch_size": 10}
+    fit([stacked(2)], witness, 80, validation_fraction=0, n_new_rows=25, **bounds)
+    passes = [witness.rows(i, True) for i in range(8)]  # of 30 rows
+    for member in range(2):
+        assert set(range(55, 80)) < set(passes[0][member].tolist())
+        counts = th.bincount(th.cat([rows[member] for rows in passes]), minlength=80)
+        assert counts.sum() == 240
+        assert (counts == 3).all()
+    assert not th.equal(passes[0][0], passes[0][1])
+
+
+def test_there_are_no_more_validation_rows_than_a_fit_needs():
+    train, val = split_rows(50_000, 2, 0.2, seeded())
+    assert (train.shape, val.shape) == ((2, 45_000), (2, MAX_VALIDATION_ROWS))
 
 
 def test_batches_are_mixed_anew_for_each_member_and_epoch():
@@ -254,10 +303,10 @@ def test_a_member_that_diverged_learns_again_in_the_next_fit(n_threads):
 # -- Reports and repeatability --------------------------------------------------------------------------------------------
 
 
-def test_the_hook_hears_of_every_epoch_and_the_mean_best_loss():
+def test_the_hook_hears_of_every_pass_and_the_mean_best_loss():
     heard = []
-    play([4, 3, 5, 1], [4, 5, 2, 2], on_epoch=lambda *event: heard.append(event))
-    assert heard == [(1, 4), (2, 3.5), (3, 2.5), (4, 1.5)]
+    play([4, 3, 5, 1], [4, 5, 2, 2], on_pass=lambda *event: heard.append(event))
+    assert heard == [(1, 4, 4), (2, 4, 3.5), (3, 4, 2.5), (4, 4, 1.5)]
 
 
 def noisy_fit(seed):

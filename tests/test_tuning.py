@@ -42,7 +42,7 @@ SETTINGS = dict(
     env="Pendulum-v1",
     config=CONFIG,
     n_timesteps=120,
-    names=["inner_lr", "dynamics_kwargs.max_epochs"],
+    names=["inner_lr", "dynamics_kwargs.max_gradient_steps"],
     objective="last",
     n_seeds=2,
     n_evaluations=3,
@@ -77,8 +77,8 @@ def test_a_study_with_other_settings_is_not_mixed_with_ours(study):
 
 
 def test_trial_entry_merges_into_the_configuration():
-    entry = studies.trial_entry(SETTINGS, {"inner_lr": 0.5, "dynamics_kwargs.max_epochs": 7})
-    assert entry == CONFIG | {"inner_lr": 0.5, "dynamics_kwargs": {"net_arch": [8], "max_epochs": 7}}
+    entry = studies.trial_entry(SETTINGS, {"inner_lr": 0.5, "dynamics_kwargs.max_gradient_steps": 7})
+    assert entry == CONFIG | {"inner_lr": 0.5, "dynamics_kwargs": {"net_arch": [8], "max_epochs": 2, "max_gradient_steps": 7}}
     assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
 
 
@@ -86,7 +86,7 @@ def test_trial_entry_merges_into_the_configuration():
 
 
 def test_the_first_trial_is_the_configuration(study):
-    assert suggest(study.ask(), SETTINGS["names"]) == {"inner_lr": 3e-3, "dynamics_kwargs.max_epochs": 20}  # at the bound
+    assert suggest(study.ask(), SETTINGS["names"]) == {"inner_lr": 3e-3, "dynamics_kwargs.max_gradient_steps": 600}
     again = studies.open_study(study._storage, "study", SETTINGS)
     assert suggest(again.ask(), SETTINGS["names"])["inner_lr"] != 3e-3
 
@@ -114,7 +114,7 @@ def test_shipped_settings_are_points_of_the_space(entry):
     ("names", "arguments", "point"),
     [
         ("inner_lr n_meta_steps", {"inner_lr": 0.1, "n_meta_steps": 13}, {"inner_lr": 0.03, "n_meta_steps": 15}),
-        ("inner_lr n_meta_steps", {"inner_lr": 1e-6, "n_meta_steps": 99}, {"inner_lr": 1e-3, "n_meta_steps": 30}),
+        ("inner_lr n_meta_steps", {"inner_lr": 1e-6, "n_meta_steps": 99}, {"inner_lr": 1e-3, "n_meta_steps": 40}),
         ("horizon", {"horizon": 77}, {}),  # no choice of the space
         ("learning_rate", {"learning_rate": "lin_1e-3"}, {}),  # a schedule
         ("policy_kwargs.net_arch", {"policy_kwargs": {"net_arch": {"pi": [64, 64]}}}, {}),

@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
-from sb3_mbmpo.dynamics.training import EpochHook, FitReport, fit_members
+from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
 from sb3_mbmpo.files import Path, check_file, file_stamp
 
@@ -188,24 +188,28 @@ class DynamicsEnsemble(nn.Module):
     def fit(
         self,
         data: Transitions,
-        max_epochs: int = 60,
+        max_epochs: int = 100,
+        max_gradient_steps: int = 600,
         batch_size: int = 256,
         validation_fraction: float = 0.2,
-        rolling_average_persistency: float = 0.99,
+        rolling_average_persistency: float = 0.9,
         generator: th.Generator | None = None,
-        on_epoch: EpochHook | None = None,
+        n_new_rows: int = 0,
+        on_pass: PassHook | None = None,
         n_threads: int = 1,
     ) -> FitReport:
         """
         Recompute the statistics over the data and train every member on it, from its present weights.
 
         :param data: transitions in raw units
-        :param max_epochs: upper bound; early stopping may end sooner
+        :param max_epochs: how often a row is seen at most; early stopping may end sooner
+        :param max_gradient_steps: optimiser steps at most, so that a fit of much data takes no longer than one of little
         :param batch_size: rows a member and gradient step
         :param validation_fraction: share of rows each member keeps aside, drawn anew at every fit
         :param rolling_average_persistency: of the early stop, see ``training.fit_members``
         :param generator: draws splits and batches
-        :param on_epoch: called after every epoch with its number and the mean best validation loss
+        :param n_new_rows: how many of the last rows no fit has seen yet: they come first, if not all can be seen
+        :param on_pass: called after every pass with its number, the most there may be, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
         :raises ValueError: if the data is empty or not finite
         """
@@ -238,11 +242,13 @@ class DynamicsEnsemble(nn.Module):
             loss_fn,
             len(inputs),
             max_epochs=max_epochs,
+            max_gradient_steps=max_gradient_steps,
             batch_size=batch_size,
             validation_fraction=validation_fraction,
             rolling_average_persistency=rolling_average_persistency,
             generator=generator if generator is not None else th.Generator(self.device),
-            on_epoch=on_epoch,
+            n_new_rows=n_new_rows,
+            on_pass=on_pass,
             n_threads=n_threads,
         )
 

@@ -15,22 +15,28 @@ import torch as th
 from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked, of_members
 from sb3_mbmpo.threads import in_parallel
 
-# (epoch from 1, mean validation loss) after every epoch
-EpochHook = Callable[[int, float], None]
+# (passes so far, passes at most, mean best validation loss) after every pass
+PassHook = Callable[[int, int, float], None]
+# A fit that is too short for whole epochs is cut into at least so many passes: after each, a member may stop
+MIN_PASSES = 8
+# More validation rows would not make the early stop much wiser, but a fit of much data longer
+MAX_VALIDATION_ROWS = 5_000
 
 
 class FitReport(NamedTuple):
     """
-    What a fit did, a figure for each member.
+    What a fit did, one entry per member.
 
-    :param train_loss: mean training loss of the member's last epoch, [M]
+    :param train_loss: mean training loss of the member's last pass, [M]
     :param val_loss: validation loss of the weights that were kept (the best seen), [M]
-    :param epochs: epochs until the member stopped, [M]
+    :param epochs: how often the member saw its training rows until it stopped, [M]
+    :param gradient_steps: optimiser steps until the member stopped, [M]
     """
 
     train_loss: np.ndarray
     val_loss: np.ndarray
     epochs: np.ndarray
+    gradient_steps: np.ndarray
 
 
 class _EarlyStop:
@@ -67,11 +73,11 @@ def split_rows(
     Draw each member's own train/validation split. With too few rows to spare one, validation uses the training rows.
 
     :param n_rows: number of transitions
-    :param validation_fraction: share of the rows each member keeps aside
+    :param validation_fraction: share of the rows each member keeps aside, but never more than ``MAX_VALIDATION_ROWS``
     :return: training rows [M, n_train] and validation rows [M, n_val], long, on the generator's device
     """
     order = _permutations(n_members, n_rows, generator)
-    n_val = int(n_rows * validation_fraction)
+    n_val = min(int(n_rows * validation_fraction), MAX_VALIDATION_ROWS)
     if n_val == 0:
         return order, order
     return order[:, n_val:], order[:, :n_val]
@@ -83,6 +89,58 @@ def _permutations(n_members: int, n_rows: int, generator: th.Generator) -> th.Te
     return th.stack(orders)
 
 
+class _Passes:
+    """
+    The order in which each member sees its training rows: epoch after epoch in random order, cut into passes.
+
+    A pass is an epoch, or less where the gradient steps do not suffice for ``MIN_PASSES`` epochs. Then the first passes
+    show the newest rows: however much data there is, what was met last is learned.
+
+    :param rows: each member's training rows [M, n_train]
+    :param is_new: which of them are new [M, n_train] bool
+    :param max_epochs: how often a row is seen at most
+    :param max_gradient_steps: batches at most
+    :param batch_size: rows of a batch
+    :param generator: draws the order
+    """
+
+    def __init__(
+        self,
+        rows: th.Tensor,
+        is_new: th.Tensor,
+        *,
+        max_epochs: int,
+        max_gradient_steps: int,
+        batch_size: int,
+        generator: th.Generator,
+    ) -> None:
+        self._rows, self._generator = rows, generator
+        self.batches_of_epoch = -(-rows.shape[1] // batch_size)
+        self.batches = min(self.batches_of_epoch, -(-max_gradient_steps // MIN_PASSES))
+        self.number = max(1, min(max_epochs * self.batches_of_epoch, max_gradient_steps) // self.batches)
+        self._length = rows.shape[1] if self.batches == self.batches_of_epoch else self.batches * batch_size
+        self._queue = rows[:, :0]
+        if self.batches < self.batches_of_epoch:
+            # Stable: within the new rows and within the others, the order stays random
+            self._queue = self._shuffled(is_new)
+
+    def _shuffled(self, is_first: th.Tensor | None = None) -> th.Tensor:
+        """:return: each member's rows in random order, those of ``is_first`` before the others"""
+        n_members, n_rows = self._rows.shape
+        order = _permutations(n_members, n_rows, self._generator)
+        if is_first is not None:
+            ranks = is_first.gather(1, order).logical_not().to(th.uint8).argsort(dim=1, stable=True)
+            order = order.gather(1, ranks)
+        return self._rows.gather(1, order)
+
+    def next(self) -> th.Tensor:
+        """:return: rows of the next pass for every member [M, B]"""
+        while self._queue.shape[1] < self._length:
+            self._queue = th.cat([self._queue, self._shuffled()], dim=1)
+        rows, self._queue = self._queue[:, : self._length], self._queue[:, self._length :]
+        return rows
+
+
 def fit_members(
     parameters: Sequence[th.nn.Parameter],
     optimizer: th.optim.Optimizer,
@@ -90,11 +148,13 @@ def fit_members(
     n_rows: int,
     *,
     max_epochs: int,
+    max_gradient_steps: int,
     batch_size: int,
     validation_fraction: float,
     rolling_average_persistency: float,
     generator: th.Generator,
-    on_epoch: EpochHook | None = None,
+    n_new_rows: int = 0,
+    on_pass: PassHook | None = None,
     n_threads: int = 1,
 ) -> FitReport:
     """
@@ -106,12 +166,14 @@ def fit_members(
     :param optimizer: over the same parameters; its state carries over to the next fit
     :param loss_fn: differentiable loss of some members, given their parameters and their own rows
     :param n_rows: number of transitions the loss function can address
-    :param max_epochs: upper bound of passes over the training rows
+    :param max_epochs: how often a training row is seen at most
+    :param max_gradient_steps: optimiser steps at most: what bounds the time of a fit when there is much data
     :param batch_size: rows a member and step; fewer rows than that still train, as one batch
     :param validation_fraction: share of the rows each member keeps aside, drawn once per fit
     :param rolling_average_persistency: see ``_EarlyStop``
     :param generator: draws splits and batches; decides the device of the row numbers
-    :param on_epoch: called after every epoch
+    :param n_new_rows: how many rows, the last ones, no fit has seen yet
+    :param on_pass: called after every pass
     :param n_threads: how many threads share the members
     """
     n_members = len(parameters[0])
@@ -123,17 +185,24 @@ def fit_members(
     best_weights = [parameter.detach().clone() for parameter in parameters]
     early_stop = _EarlyStop(rolling_average_persistency, n_members)
     train_loss = np.full(n_members, np.nan)
-    epochs = np.zeros(n_members, dtype=int)
+    gradient_steps = np.zeros(n_members, dtype=int)
     active = everyone
     training = ParallelTraining(parameters, optimizer, loss_fn, batch_size, n_threads)
 
-    for epoch in range(1, max_epochs + 1):
-        shuffle = _permutations(len(active), train_rows.shape[1], generator)
-        epoch_loss = training.epoch(train_rows[active].gather(1, shuffle), active)
+    passes = _Passes(
+        train_rows,
+        train_rows >= n_rows - n_new_rows,
+        max_epochs=max_epochs,
+        max_gradient_steps=max_gradient_steps,
+        batch_size=batch_size,
+        generator=generator,
+    )
+    for number in range(1, passes.number + 1):
+        pass_loss = training.epoch(passes.next()[active], active)
 
         active_numbers = active.cpu().numpy()
-        train_loss[active_numbers] = epoch_loss.cpu().numpy()
-        epochs[active_numbers] = epoch
+        train_loss[active_numbers] = pass_loss.cpu().numpy()
+        gradient_steps[active_numbers] = number * passes.batches
 
         val_loss = _mean_loss(loss_fn, parameters, val_rows[active], active, batch_size, n_threads)
         for member, loss_value in zip(active_numbers, val_loss, strict=True):
@@ -142,8 +211,8 @@ def fit_members(
                 for best, parameter in zip(best_weights, parameters, strict=True):
                     best[member] = parameter.detach()[member]
 
-        if on_epoch is not None:
-            on_epoch(epoch, float(best_loss.mean()))
+        if on_pass is not None:
+            on_pass(number, passes.number, float(best_loss.mean()))
         stopped = early_stop.update(val_loss, active_numbers)
         active = active[th.as_tensor(~stopped, device=active.device)]
         if len(active) == 0:
@@ -154,7 +223,7 @@ def fit_members(
         for parameter, best in zip(parameters, best_weights, strict=True):
             parameter.copy_(best)
     _forget_divergence(optimizer, parameters)
-    return FitReport(train_loss, best_loss, epochs)
+    return FitReport(train_loss, best_loss, gradient_steps / passes.batches_of_epoch, gradient_steps)
 
 
 @th.no_grad()

@@ -25,10 +25,18 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.advantages import estimate_advantages
+from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.imagination import imagine
-from sb3_mbmpo.meta import MetaProblem, adapt, conjugate_gradient, fisher_vector_product, meta_gradient, trust_region_step
+from sb3_mbmpo.meta import (
+    MetaProblem,
+    TaskBatch,
+    adapt,
+    conjugate_gradient,
+    fisher_vector_product,
+    meta_gradient,
+    trust_region_step,
+)
 from sb3_mbmpo.meta_training import MetaTrainer
 from sb3_mbmpo.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
@@ -186,19 +194,22 @@ class Bench:
         trainer, phi = self.trainer(self.n_threads), self.model.policy.actor_vector()
         s = trainer.settings
         parameters = phi.expand(s.n_tasks, -1)
-        rollouts, pre = trainer.imagine(parameters)
-        _, post = trainer.imagine(adapt(trainer.actor, phi, [pre], s.inner_lr))
+        rollouts, estimate = trainer.imagine(parameters)
+        pre = TaskBatch.from_rollouts(rollouts, estimate.advantages)
+        adapted_rollouts, estimate = trainer.imagine(adapt(trainer.actor, phi, [pre], s.inner_lr))
+        post = TaskBatch.from_rollouts(adapted_rollouts, estimate.advantages)
         problem = MetaProblem(trainer.actor, (pre,), post, s.inner_lr, chunk_size=s.chunk_size, n_threads=self.n_threads)
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, phi)
         product = fisher_vector_product(sample, phi, self.model.cg_damping)
 
-        def advantages(tasks: slice) -> th.Tensor:
-            chosen = type(rollouts)(*(x[tasks] for x in rollouts))
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage)
+        def advantages(tasks: slice) -> AdvantageEstimate:
+            chosen = rollouts.of_tasks(tasks)
+            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, trainer.critic)
 
         parts: dict[str, Callable[[], object]] = {
             "advantages of one batch": lambda: trainer._by_task(rollouts.rewards, advantages),
+            "critic": lambda: trainer.critic.fit(rollouts, estimate) if trainer.critic else None,
             "adaptation": lambda: trainer._one_inner_step(parameters, pre, s.inner_lr),
             "meta-gradient": lambda: meta_gradient(problem, phi),
             "Fisher graphs": lambda: fisher_vector_product(sample, phi),
@@ -207,8 +218,8 @@ class Bench:
             "imagination of one batch": lambda: self.rollouts(trainer, parameters),
         }
         times = dict(zip(parts, self.in_turns(*parts.values()), strict=True))
-        turns = zip(*(times[name] for name in ("advantages of one batch", "adaptation", "outer step")), strict=True)
-        whole = [2 * advantage + adaptation + outer for advantage, adaptation, outer in turns]
+        turns = zip(*(times[name] for name in ("advantages of one batch", "critic", "adaptation", "outer step")), strict=True)
+        whole = [2 * advantage + critic + adaptation + outer for advantage, critic, adaptation, outer in turns]
         imagined = times["imagination of one batch"]
         return {
             "seconds": {name: median(times[name]) for name in times} | {"whole, without imagination": median(whole)},

@@ -1,0 +1,80 @@
+"""The critic of the meta-policy: the value network of SB3's policy, trained on lambda-returns of imagined rollouts."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+import torch.nn.functional as F
+
+from sb3_mbmpo.advantages import AdvantageEstimate
+from sb3_mbmpo.imagination import ImaginedRollouts
+from sb3_mbmpo.policies import MetaPolicy
+
+# Targets whose spread is this small a share of their size are constant: dividing by it would amplify rounding errors
+MIN_RELATIVE_SPREAD = 1e-4
+
+
+class CriticReport(NamedTuple):
+    """
+    How well the critic predicts.
+
+    :param value_loss: mean squared error of the last update, in squared units of the reward
+    :param explained_variance: share of the returns' variance that the values before the updates explain
+    """
+
+    value_loss: float
+    explained_variance: float
+
+
+@dataclass(frozen=True)
+class Critic:
+    """
+    The value function of the meta-policy, shared by all tasks, and how it learns.
+
+    :param policy: its value network is evaluated, and trained by its optimiser
+    :param generator: draws the minibatches
+    :param n_updates: minibatch steps after each imagined batch
+    :param batch_size: rows of a minibatch
+    """
+
+    policy: MetaPolicy
+    generator: th.Generator
+    n_updates: int
+    batch_size: int
+
+    @th.no_grad()
+    def __call__(self, policy_input: th.Tensor) -> th.Tensor:
+        """
+        Estimate the discounted return under the meta-policy.
+
+        :param policy_input: standardised observations (..., O)
+        :return: values in units of the reward (...)
+        """
+        return self.policy.values(policy_input)
+
+    def fit(self, rollouts: ImaginedRollouts, estimate: AdvantageEstimate) -> CriticReport:
+        """
+        Regress the value network on lambda-returns, which also become its unit of scale.
+
+        :param rollouts: imagined under the meta-policy
+        :param estimate: their values and returns
+        """
+        inputs, targets, values = rollouts.policy_input, estimate.returns, estimate.values
+        # Without terminations, all rows as they lie
+        chosen = slice(None) if rollouts.alive.all() else rollouts.alive.flatten()
+        inputs, targets, values = inputs.flatten(0, 2)[chosen], targets.flatten()[chosen], values.flatten()[chosen]
+        value_net, optimizer = self.policy.value_net, self.policy.optimizer
+        unexplained = (targets - values).var(correction=0)
+        spread, mean = th.std_mean(targets, correction=0)
+        value_net.rescale(mean, spread + MIN_RELATIVE_SPREAD * mean.abs() + 1e-8)
+
+        loss = targets.new_zeros(())
+        shape = (self.n_updates, min(self.batch_size, len(targets)))
+        for rows in th.randint(len(targets), shape, generator=self.generator, device=targets.device):
+            with th.enable_grad():
+                loss = F.mse_loss(self.policy.values(inputs[rows]) / value_net.std, targets[rows] / value_net.std)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        explained = 1 - unexplained / spread.square() if spread > 0 else th.tensor(th.nan)
+        return CriticReport(float(loss.detach() * value_net.std.square()), float(explained))
