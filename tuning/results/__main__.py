@@ -1,4 +1,4 @@
-"""Learning curves: ``python -m tuning.results run`` trains MBMPO and its peers.
+"""Learning curves: ``python -m tuning.results run`` trains MBMPO and its peers, ``python -m tuning.results page`` shows them.
 
 ``run`` trains what the queue lists and is not finished yet. However it ends, the same command goes on: finished runs stay, and
 those that were cut go on from their checkpoints. Several such commands, at once too, share the queue.
@@ -49,6 +49,17 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Finished: {len(runs) - len(taken)} of {len(runs)} runs.")
 
 
+def page(arguments: argparse.Namespace) -> None:
+    """Write the page of all runs that there are."""
+    require("matplotlib")
+    from tuning.results.page import write_page
+
+    try:
+        print(f"Page: {write_page(arguments.queue, arguments.output)}")
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
 def positive(text: str) -> int:
     """:return: an integer of at least 1"""
     if not text.isdecimal() or int(text) < 1:
@@ -62,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m tuning.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    functions: dict[str, Callable[[argparse.Namespace], None]] = {"run": run}
+    functions: dict[str, Callable[[argparse.Namespace], None]] = {"run": run, "page": page}
     commands = {name: verbs.add_parser(name, help=function.__doc__) for name, function in functions.items()}
     for command in commands.values():
         command.add_argument("--queue", type=Path, default=QUEUE, help="YAML file of what is to be done; default: %(default)s")

@@ -62,9 +62,7 @@ def read_queue(path: Path) -> list[Run]:
         name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, if wanted, ``max_steps`` and ``overrides``
     :raises ValueError: if something in it is missing, misspelt or given twice
     """
-    document = _mapping(
-        yaml.safe_load(path.read_text()), f"{path}", required=("environments", "queue"), others=("n_eval_episodes",)
-    )
+    document = read_document(path)
     ours = yaml.safe_load(config_file().read_text())
     tasks = {name: _task(name, given, ours) for name, given in document["environments"].items()}
     runs: dict[str, Run] = {}
@@ -74,6 +72,15 @@ def read_queue(path: Path) -> list[Run]:
                 raise ValueError(f"{path} lists {run.name} twice: each run has one file, so one place in the queue.")
             runs[run.name] = run
     return list(runs.values())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """
+    :param path: a YAML file, see ``read_queue``. Its ``picture`` names the environments of the README's
+    :return: what is in it
+    :raises ValueError: if something at its top level is missing or misspelt
+    """
+    return _mapping(yaml.safe_load(path.read_text()), f"{path}", ("environments", "queue"), ("n_eval_episodes", "picture"))
 
 
 def _mapping(value: Any, where: str, required: Sequence[str], others: Sequence[str]) -> dict[str, Any]:

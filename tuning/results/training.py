@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -99,22 +100,10 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
         # Two runs in one curve would be none
         aside = beside_work(output, run, f"{time.time_ns()}.csv")
         file.rename(aside)
-        print(
-            f"{run.name}: begins anew, since its rows are of other settings or versions; they are in {aside} now", flush=True
-        )
+        print(f"{run.name} begins anew: its rows, of other settings or versions, are in {aside} now", flush=True)
     env = make_env(run, recipe, run.seed, recipe.n_envs)
     with closing(env), closing(make_env(run, recipe, run.seed + EVALUATION_SEED, run.n_eval_episodes)) as evaluation_env:
-        if checkpoint is None:
-            seconds = 0.0
-            model = recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments)
-        else:
-            path, state = checkpoint
-            seconds = state["seconds"]
-            if isinstance(env, VecNormalize):
-                env = load_statistics(path, env.venv)
-            model = load_model(path, recipe.algorithm, env)
-            # Not the first episodes once more
-            env.seed(run.seed + 1_000_000 + model.num_timesteps)
+        model, seconds = begin(run, recipe, env, checkpoint)
 
         def report(n_steps: int, seconds: float) -> None:
             returns = evaluate(model, evaluation_env, run)
@@ -132,6 +121,21 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
         model.learn(run.n_timesteps - model.num_timesteps, callback=callback, reset_num_timesteps=checkpoint is None)
         callback.evaluate_until(run.n_timesteps)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def begin(
+    run: Run, recipe: Recipe, env: VecEnv, checkpoint: tuple[Path, Mapping[str, Any]] | None
+) -> tuple[BaseAlgorithm, float]:
+    """:return: the model, new or from the checkpoint, and the seconds of its training so far"""
+    if checkpoint is None:
+        return recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments), 0.0
+    path, state = checkpoint
+    if isinstance(env, VecNormalize):
+        env = load_statistics(path, env.venv)
+    model = load_model(path, recipe.algorithm, env)
+    # Not the first episodes once more
+    env.seed(run.seed + 1_000_000 + model.num_timesteps)
+    return model, state["seconds"]
 
 
 def describe_environment(run: Run) -> str:

@@ -15,15 +15,20 @@ from tuning.optimize import end_with_parent
 from tuning.results.files import claim, steps_left
 from tuning.results.runs import Run
 
+# Exit status of a process that was not the first to claim its run
+TAKEN = 3
+
 
 def work(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds: float) -> None:
-    """A process of its own: train one run, unless another process is at it or has finished it. Ends with 1 after an error."""
+    """A process of its own: train one run. It ends with 1 after an error, with ``TAKEN`` if another process is at the run."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     from tuning.results.training import train  # PyTorch, which the waiting process can do without
 
     try:
         with claim(output, run) as ours:
-            if ours and steps_left(output, run):
+            if not ours:
+                sys.exit(TAKEN)
+            if steps_left(output, run):
                 train(run, output, machine, checkpoint_seconds)
     except KeyboardInterrupt:
         sys.exit(1)
@@ -57,24 +62,28 @@ def run_all(
     :param checkpoint_seconds: between two checkpoints
     :return: the runs that failed, and those that other processes are still at
     """
-    # Before the processes import PyTorch, which reads it once
+    # Before PyTorch is imported, which reads it once: in a process of which those of the runs are copies
     os.environ["OMP_NUM_THREADS"] = machine["threads"]
-    context = mp.get_context("spawn")
-    waiting, failed = list(runs), []
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tuning.results.training"])
+    tried: set[str] = set()
+    failed: list[Run] = []
     running: list[tuple[Run, BaseProcess]] = []
     while True:
         for run, process in running:
-            if process.exitcode not in (None, 0):
+            if process.exitcode == TAKEN:
+                tried.remove(run.name)
+            elif process.exitcode not in (None, 0):
                 failed.append(run)
         running = [(run, process) for run, process in running if process.exitcode is None]
-        waiting = [run for run in waiting if steps_left(output, run)]
-        for run in list(waiting):
+        waiting = [run for run in runs if run.name not in tried and steps_left(output, run)]
+        for run in waiting:
             if len(running) == n_jobs:
                 break
             with claim(output, run) as free:
                 pass  # given back at once: the process that trains must hold it, to lose it when it dies
             if free:
-                waiting.remove(run)
+                tried.add(run.name)
                 process = context.Process(target=work, args=(run, output, machine, checkpoint_seconds), daemon=True)
                 process.start()
                 running.append((run, process))
