@@ -55,7 +55,7 @@ def page(arguments: argparse.Namespace) -> None:
     from tuning.results.page import write_page
 
     try:
-        print(f"Page: {write_page(arguments.queue, arguments.output)}")
+        print(f"Page: {write_page(arguments.queue, arguments.output, arguments.time)}")
     except (OSError, ValueError) as error:
         sys.exit(str(error))
 
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of runs, such as 'sac-*-seed0'")
     command.add_argument("--commit", help="of the code, where there is no git repository: an archive (or set MBMPO_COMMIT)")
     command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="of training; default: %(default)s")
+    words = "that the trainings took; wall time counts what else the machine did, too; default: %(default)s"
+    commands["page"].add_argument("--time", choices=("processor", "wall"), default="processor", help=words)
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or arguments.queue.parent / "runs"
     functions[arguments.verb](arguments)

@@ -12,13 +12,17 @@ from tuning.results.runs import OURS, Run
 NAMES = {OURS: "MB-MPO", "sac": "SAC", "crossq": "CrossQ", "tqc": "TQC", "ppo": "PPO", "trpo": "TRPO", "dqn": "DQN"}
 
 
+# Kinds of time: their columns. On a machine with other work to do, wall time says more of that than of the training
+TIMES = {"processor": "cpu_seconds", "wall": "wall_seconds"}
+
+
 class Curve(NamedTuple):
     """
     What a run has measured so far.
 
     :param seed: of the training
     :param returns: mean return of the evaluation episodes after so many real steps
-    :param seconds: wall time of the training until then
+    :param seconds: time of the training until then
     :param rows: of its file
     """
 
@@ -32,10 +36,11 @@ class Curve(NamedTuple):
 Curves = dict[str, list[Curve]]
 
 
-def read_curves(runs: Sequence[Run], output: Path) -> dict[str, Curves]:
+def read_curves(runs: Sequence[Run], output: Path, time: str) -> dict[str, Curves]:
     """
     :param runs: of the queue, whose order stays
     :param output: folder of the CSV files
+    :param time: which one the curves are to have, of ``TIMES``
     :return: by environment, the curves of the runs that have any rows
     """
     curves: dict[str, Curves] = {}
@@ -43,7 +48,7 @@ def read_curves(runs: Sequence[Run], output: Path) -> dict[str, Curves]:
         rows = read_rows(csv_file(output, run))
         if rows:
             returns = {int(row["real_steps"]): float(row["mean_return"]) for row in rows}
-            seconds = {int(row["real_steps"]): float(row["wall_seconds"]) for row in rows}
+            seconds = {int(row["real_steps"]): float(row[TIMES[time]]) for row in rows}
             of_environment = curves.setdefault(run.environment, {})
             of_environment.setdefault(run.algo, []).append(Curve(run.seed, returns, seconds, rows))
     order = [run.environment for run in runs]
@@ -72,7 +77,7 @@ def medians(curves: Curves, step: int) -> dict[str, float]:
 
 
 def median_seconds(curves: Sequence[Curve], step: int) -> float | None:
-    """:return: wall time of the training until then, median over the seeds; None if none was evaluated there"""
+    """:return: time of the training until then, median over the seeds; None if none was evaluated there"""
     seconds = [curve.seconds[step] for curve in curves if step in curve.seconds]
     return statistics.median(seconds) if seconds else None
 

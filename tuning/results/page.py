@@ -21,17 +21,18 @@ from tuning.results.records import LIBRARIES
 from tuning.results.runs import OURS, Run, read_document, read_queue
 
 
-def write_page(queue: Path, output: Path) -> Path:
+def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
     """
     Write the page beside the queue's folder, a picture for each environment in it, and ``images/results.png`` for the README.
 
     :param queue: YAML file
     :param output: folder of the CSV files
+    :param time: that the trainings took: "processor" or "wall"
     :return: the page
     :raises ValueError: if there is nothing to show
     """
     runs = read_queue(queue)
-    curves = read_curves(runs, output)
+    curves = read_curves(runs, output, time)
     if not curves:
         raise ValueError(f"{output} has no rows of any run of {queue} yet: `python -m tuning.results run` writes them.")
     page = queue.parent.with_suffix(".md")
@@ -39,8 +40,10 @@ def write_page(queue: Path, output: Path) -> Path:
     text = fill(text, "overview", overview(curves), "Overview")
     for name, of_environment in curves.items():
         picture = queue.parent / f"{name}.png"
-        save_environment(name, of_environment, picture)
-        text = fill(text, name, environment_section(name, of_environment, runs, f"{queue.parent.name}/{picture.name}"), name)
+        save_environment(name, of_environment, time, picture)
+        text = fill(
+            text, name, environment_section(name, of_environment, runs, time, f"{queue.parent.name}/{picture.name}"), name
+        )
     text = fill(text, "settings", settings_table(curves), "Settings")
     text = fill(text, "origin", origin_table(curves), "Versions and machines")
     save_overview(curves, read_document(queue).get("picture", []), queue.parent.parent / "images" / "results.png")
@@ -106,7 +109,7 @@ def overview(curves: Mapping[str, Curves]) -> str:
     return table(["environment", "real steps", "MB-MPO", "best peer"], rows)
 
 
-def environment_section(name: str, curves: Curves, runs: Sequence[Run], picture: str) -> str:
+def environment_section(name: str, curves: Curves, runs: Sequence[Run], time: str, picture: str) -> str:
     """:return: Markdown of one environment: what it is, who is ahead, picture, table"""
     described = sorted({row["environment"] for row in all_rows(curves)})
     unfinished = [
@@ -117,7 +120,7 @@ def environment_section(name: str, curves: Curves, runs: Sequence[Run], picture:
     parts = [
         f"`{'`, `'.join(described)}`. {verdict_text(judge(curves))}",
         f"![Learning curves of {name}]({picture})",
-        budget_table(curves),
+        budget_table(curves, time),
     ]
     if unfinished:
         parts.append(f"Not finished yet: {', '.join(unfinished)}.")
@@ -148,7 +151,7 @@ def _steps(steps: Sequence[int]) -> str:
     return listing([f"{step:,}" for step in steps])
 
 
-def budget_table(curves: Curves) -> str:
+def budget_table(curves: Curves, time: str) -> str:
     """:return: Markdown: median and, in brackets, all seeds in their order; the best median bold; the time it took"""
     rows = []
     for step in budgets(curves):
@@ -163,7 +166,7 @@ def budget_table(curves: Curves) -> str:
             seeds = " ".join(number(curve.returns[step]) if step in curve.returns else "-" for curve in of_algo)
             cells.append(f"{text} ({seeds})" if len(of_algo) > 1 else text)
         rows.append([f"{step:,}", *cells])
-    times = ["training time"]
+    times = [f"{time} time"]
     for of_algo in curves.values():
         last = max(step for curve in of_algo for step in curve.seconds)
         times.append(f"{duration(median_seconds(of_algo, last) or 0.0)} for {last:,}")

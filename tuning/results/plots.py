@@ -34,15 +34,15 @@ PARAMETERS: dict[Any, Any] = {
 }
 
 
-def save_environment(title: str, curves: Curves, path: Path) -> None:
-    """Draw an environment's returns against real steps, and against wall time below."""
+def save_environment(title: str, curves: Curves, time: str, path: Path) -> None:
+    """Draw an environment's returns against real steps, and against the time of the training below."""
     with plt.rc_context(PARAMETERS):
         figure, (by_steps, by_time) = plt.subplots(2, 1, figsize=(WIDTH, 7.0), sharey=True, layout="constrained")
         draw(by_steps, curves)
         by_steps.set_title(title)
         by_steps.set(xlabel="real steps", ylabel="return")
         draw(by_time, curves, against_time=True)
-        by_time.set(xlabel="wall time of the training", ylabel="return")
+        by_time.set(xlabel=f"{time} time of the training", ylabel="return")
         add_legend(figure, by_steps)
         save(figure, path)
 
@@ -70,7 +70,7 @@ def draw(axes: Axes, curves: Curves, against_time: bool = False, max_ticks: int 
 
     :param axes: empty
     :param curves: of one environment
-    :param against_time: the wall time is on the x axis, for the mean the median of the seeds'; otherwise the real steps
+    :param against_time: time is on the x axis, for the mean the median of the seeds'; otherwise the real steps
     :param max_ticks: of the real steps, as many as have room
     """
     for algo, of_algo in reversed(curves.items()):  # ours above the others

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sb3_mbmpo
 
-MEASURED = ("real_steps", "wall_seconds", "mean_return", "std_return")
+MEASURED = ("real_steps", "wall_seconds", "cpu_seconds", "mean_return", "std_return")
 LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
 ORIGIN = ("environment", "settings", "commit", "sb3_mbmpo", *LIBRARIES, "cpu", "threads")
 COLUMNS = (*MEASURED, *ORIGIN)

@@ -18,12 +18,17 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 from tuning.results.checkpoints import find_checkpoint, load_model, load_statistics, save_checkpoint
 from tuning.results.files import beside_work, csv_file, steps_left, work_folder
 from tuning.results.recipes import Recipe, make_recipe
-from tuning.results.records import COLUMNS, LIBRARIES, append_row, read_rows
+from tuning.results.records import LIBRARIES, MEASURED, append_row, read_rows
 from tuning.results.runs import OURS, Run
 
 # Training episodes have the seeds 0, 1, ...; the same evaluation episodes return at every evaluation, for every algorithm
 EVALUATION_SEED = 10_000
 CHECKPOINT_SECONDS = 600.0
+
+
+def clock() -> np.ndarray:
+    """:return: wall time and processor time in seconds (2,): other processes of a busy machine lengthen only the first"""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 class CurveCallback(BaseCallback):
@@ -33,39 +38,40 @@ class CurveCallback(BaseCallback):
     Algorithms that train after each rollout have the policy of the last rollout before.
 
     :param due: real steps, ascending; after the last one there is nothing left to train for
-    :param report: is called with the real steps and the seconds of training
+    :param report: is called with the real steps and the seconds of training (2,), see ``clock``
     :param save: is called with the seconds of training, between two rollouts, after an evaluation or when the time has come
-    :param seconds: of training so far
-    :param checkpoint_seconds: between two checkpoints at most, but for the length of a rollout and its training
+    :param seconds: of training so far (2,)
+    :param checkpoint_seconds: wall time between two checkpoints at most, but for the length of a rollout and its training
     """
 
     def __init__(
         self,
         due: list[int],
-        report: Callable[[int, float], None],
-        save: Callable[[float], None],
-        seconds: float = 0.0,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        report: Callable[[int, np.ndarray], None],
+        save: Callable[[np.ndarray], None],
+        seconds: np.ndarray,
+        checkpoint_seconds: float,
     ) -> None:
         super().__init__()
         self.due, self.report, self.save = list(due), report, save
         self.checkpoint_seconds = checkpoint_seconds
         self._saved_at = seconds
-        self._start = time.perf_counter() - seconds
+        self._start = clock() - seconds
         self._save_next = False
 
     @property
-    def seconds(self) -> float:
-        """:return: of training so far, evaluations and checkpoints not counted"""
-        return time.perf_counter() - self._start
+    def seconds(self) -> np.ndarray:
+        """:return: of training so far (2,), evaluations and checkpoints not counted"""
+        elapsed: np.ndarray = clock() - self._start
+        return elapsed
 
     def _on_rollout_start(self) -> None:
         seconds = self.seconds
         # Nothing but the rollouts' beginnings is a state that all algorithms can go on from
-        if self.num_timesteps > 0 and (self._save_next or seconds - self._saved_at > self.checkpoint_seconds):
+        if self.num_timesteps > 0 and (self._save_next or (seconds - self._saved_at)[0] > self.checkpoint_seconds):
             self.save(seconds)
             self._saved_at, self._save_next = seconds, False
-            self._start = time.perf_counter() - seconds
+            self._start = clock() - seconds
 
     def _on_step(self) -> bool:
         self.evaluate_until(self.num_timesteps - 1)
@@ -77,7 +83,7 @@ class CurveCallback(BaseCallback):
         while self.due and self.due[0] <= n_steps:
             self.report(self.due.pop(0), seconds)
             self._save_next = True
-        self._start = time.perf_counter() - seconds
+        self._start = clock() - seconds
 
 
 def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
@@ -105,16 +111,16 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
     with closing(env), closing(make_env(run, recipe, run.seed + EVALUATION_SEED, run.n_eval_episodes)) as evaluation_env:
         model, seconds = begin(run, recipe, env, checkpoint)
 
-        def report(n_steps: int, seconds: float) -> None:
+        def report(n_steps: int, seconds: np.ndarray) -> None:
             returns = evaluate(model, evaluation_env, run)
-            measured = (n_steps, f"{seconds:.1f}", f"{returns.mean():.6g}", f"{returns.std():.6g}")
-            append_row(file, dict(zip(COLUMNS, measured, strict=False)) | origin)
-            print(f"{run.name}: {n_steps:,} real steps, {seconds:,.0f} s, return {returns.mean():.1f}", flush=True)
+            measured = (n_steps, *(f"{each:.1f}" for each in seconds), f"{returns.mean():.6g}", f"{returns.std():.6g}")
+            append_row(file, dict(zip(MEASURED, measured, strict=True)) | origin)
+            print(f"{run.name}: {n_steps:,} real steps, {seconds[0]:,.0f} s, return {returns.mean():.1f}", flush=True)
 
         callback = CurveCallback(
             steps_left(output, run),
             report,
-            lambda seconds: save_checkpoint(folder, model, {"seconds": seconds, "origin": origin}),
+            lambda seconds: save_checkpoint(folder, model, {"seconds": seconds.tolist(), "origin": origin}),
             seconds,
             checkpoint_seconds,
         )
@@ -125,17 +131,17 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
 
 def begin(
     run: Run, recipe: Recipe, env: VecEnv, checkpoint: tuple[Path, Mapping[str, Any]] | None
-) -> tuple[BaseAlgorithm, float]:
-    """:return: the model, new or from the checkpoint, and the seconds of its training so far"""
+) -> tuple[BaseAlgorithm, np.ndarray]:
+    """:return: the model, new or from the checkpoint, and the seconds of its training so far (2,)"""
     if checkpoint is None:
-        return recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments), 0.0
+        return recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments), np.zeros(2)
     path, state = checkpoint
     if isinstance(env, VecNormalize):
         env = load_statistics(path, env.venv)
     model = load_model(path, recipe.algorithm, env)
     # Not the first episodes once more
     env.seed(run.seed + 1_000_000 + model.num_timesteps)
-    return model, state["seconds"]
+    return model, np.array(state["seconds"])
 
 
 def describe_environment(run: Run) -> str:
