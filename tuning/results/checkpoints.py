@@ -1,0 +1,63 @@
+"""Checkpoints of a run: model, replay buffer and statistics, whole or not there."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+MODEL, BUFFER, STATISTICS, STATE = "model.zip", "replay_buffer.pkl", "vec_normalize.pkl", "state.json"
+
+
+def save_checkpoint(folder: Path, model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
+    """
+    Replace the run's checkpoint by a new one. Whoever kills the process at any moment leaves one of the two.
+
+    :param folder: of the run's checkpoints
+    :param model: with its environment
+    :param state: whatever else belongs to it, as JSON can hold it
+    """
+    unfinished = folder / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save(unfinished / MODEL)
+    if isinstance(model, OffPolicyAlgorithm):
+        model.save_replay_buffer(unfinished / BUFFER)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        normalizer.save(str(unfinished / STATISTICS))
+    (unfinished / STATE).write_text(json.dumps(dict(state)))
+    older = list(folder.glob("steps-*"))
+    target = folder / f"steps-{model.num_timesteps:09}"
+    if target in older:
+        return  # nothing has happened since; `unfinished` goes with the next one
+    os.replace(unfinished, target)
+    for path in older:
+        shutil.rmtree(path)
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """
+    :param folder: of the run's checkpoints
+    :return: the newest one and the state it was saved with; None if there is none
+    """
+    found = sorted(folder.glob("steps-*"))
+    return (found[-1], json.loads((found[-1] / STATE).read_text())) if found else None
+
+
+def load_statistics(checkpoint: Path, env: VecEnv) -> VecNormalize:
+    """:return: the environment, normalised as it was when the checkpoint was saved"""
+    return VecNormalize.load(str(checkpoint / STATISTICS), env)
+
+
+def load_model(checkpoint: Path, algorithm: type[BaseAlgorithm], env: VecEnv) -> BaseAlgorithm:
+    """:return: the model as it was when the checkpoint was saved, in an environment that begins anew"""
+    model = algorithm.load(checkpoint / MODEL, env=env, device="cpu")
+    if isinstance(model, OffPolicyAlgorithm):
+        model.load_replay_buffer(checkpoint / BUFFER)
+    return model

@@ -1,0 +1,196 @@
+"""docs/results.md: what is generated stands between markers, and what was written by hand around them stays."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tuning.results.curves import (
+    NAMES,
+    Curves,
+    Verdict,
+    all_rows,
+    budgets,
+    judge,
+    median_seconds,
+    medians,
+    read_curves,
+    settings_of,
+)
+from tuning.results.plots import save_environment, save_overview
+from tuning.results.records import LIBRARIES
+from tuning.results.runs import OURS, Run, read_document, read_queue
+
+
+def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
+    """
+    Write the page beside the queue's folder, a picture for each environment in it, and ``images/results.png`` for the README.
+
+    :param queue: YAML file
+    :param output: folder of the CSV files
+    :param time: that the trainings took: "processor" or "wall"
+    :return: the page
+    :raises ValueError: if there is nothing to show
+    """
+    runs = read_queue(queue)
+    curves = read_curves(runs, output, time)
+    if not curves:
+        raise ValueError(f"{output} has no rows of any run of {queue} yet: `python -m tuning.results run` writes them.")
+    page = queue.parent.with_suffix(".md")
+    text = page.read_text() if page.exists() else "# Results\n"
+    text = fill(text, "overview", overview(curves), "Overview")
+    for name, of_environment in curves.items():
+        picture = queue.parent / f"{name}.png"
+        save_environment(name, of_environment, time, picture)
+        text = fill(
+            text, name, environment_section(name, of_environment, runs, time, f"{queue.parent.name}/{picture.name}"), name
+        )
+    text = fill(text, "settings", settings_table(curves), "Settings")
+    text = fill(text, "origin", origin_table(curves), "Versions and machines")
+    save_overview(curves, read_document(queue).get("picture", []), queue.parent.parent / "images" / "results.png")
+    page.write_text(text)
+    return page
+
+
+def fill(text: str, name: str, content: str, heading: str) -> str:
+    """
+    :param text: of the page
+    :param name: of the block
+    :param content: takes the place of what is between its markers
+    :param heading: of a new section at the end of the page, where there is no such block yet
+    :return: the page with the block
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n## {heading}\n\n{begin}\n{end}\n"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{content.strip()}\n{end}", text)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """:return: Markdown"""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    """:return: a return, as exact as its noise deserves"""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """:return: in the unit that suits it"""
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def listing(values: Sequence[str]) -> str:
+    """:return: a, b and c"""
+    return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def overview(curves: Mapping[str, Curves]) -> str:
+    """:return: for each environment, the first two budgets that both sides have and the last one; who is ahead in words"""
+    rows = []
+    for name, of_environment in curves.items():
+        verdict = judge(of_environment)
+        compared = sorted([*verdict.ahead, *verdict.level, *verdict.behind])
+        for step in sorted({*compared[:2], *compared[-1:]}):
+            peers = medians(of_environment, step)
+            ours = peers.pop(OURS)
+            best = max(peers, key=lambda algo: peers[algo])
+            texts = [number(ours), f"{number(peers[best])} ({NAMES[best]})"]
+            winner = 0 if step in verdict.ahead else 1 if step in verdict.behind else None
+            rows.append([name, f"{step:,}", *(f"**{text}**" if i == winner else text for i, text in enumerate(texts))])
+    return table(["environment", "real steps", "MB-MPO", "best peer"], rows)
+
+
+def environment_section(name: str, curves: Curves, runs: Sequence[Run], time: str, picture: str) -> str:
+    """:return: Markdown of one environment: what it is, who is ahead, picture, table"""
+    described = sorted({row["environment"] for row in all_rows(curves)})
+    unfinished = [
+        f"{NAMES[run.algo]} seed {run.seed}"
+        for run in runs
+        if run.environment == name and run.algo in curves and not _is_finished(run, curves)
+    ]
+    parts = [
+        f"`{'`, `'.join(described)}`. {verdict_text(judge(curves))}",
+        f"![Learning curves of {name}]({picture})",
+        budget_table(curves, time),
+    ]
+    if unfinished:
+        parts.append(f"Not finished yet: {', '.join(unfinished)}.")
+    return "\n\n".join(parts)
+
+
+def _is_finished(run: Run, curves: Curves) -> bool:
+    return any(curve.seed == run.seed and set(run.evaluate_at) <= set(curve.returns) for curve in curves[run.algo])
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """:return: who is ahead, in a sentence"""
+    parts = []
+    if verdict.ahead:
+        parts.append(f"ahead of every peer's at {_steps(verdict.ahead)}")
+    if verdict.level:
+        parts.append(f"level with the best peer's at {_steps(verdict.level)}")
+    by_peers: dict[str, list[int]] = {}
+    for step, algos in verdict.behind.items():
+        by_peers.setdefault(listing([NAMES[algo] for algo in algos]), []).append(step)
+    parts += [f"behind {names} at {_steps(steps)}" for names, steps in by_peers.items()]
+    if not parts:
+        return "No peer was evaluated beside MB-MPO yet."
+    return f"MB-MPO's median is {'; '.join(parts)} real steps."
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return listing([f"{step:,}" for step in steps])
+
+
+def budget_table(curves: Curves, time: str) -> str:
+    """:return: Markdown: median and, in brackets, all seeds in their order; the best median bold; the time it took"""
+    rows = []
+    for step in budgets(curves):
+        middle = medians(curves, step)
+        cells = []
+        for algo, of_algo in curves.items():
+            if algo not in middle:
+                cells.append("")
+                continue
+            text = number(middle[algo])
+            text = f"**{text}**" if middle[algo] == max(middle.values()) else text
+            seeds = " ".join(number(curve.returns[step]) if step in curve.returns else "-" for curve in of_algo)
+            cells.append(f"{text} ({seeds})" if len(of_algo) > 1 else text)
+        rows.append([f"{step:,}", *cells])
+    times = [f"{time} time"]
+    for of_algo in curves.values():
+        last = max(step for curve in of_algo for step in curve.seconds)
+        times.append(f"{duration(median_seconds(of_algo, last) or 0.0)} for {last:,}")
+    header = [f"{NAMES[algo]} (seeds {' '.join(str(curve.seed) for curve in of_algo)})" for algo, of_algo in curves.items()]
+    return table(["real steps", *header], [*rows, times])
+
+
+def settings_table(curves: Mapping[str, Curves]) -> str:
+    """:return: Markdown: what each algorithm was trained with, and what was changed of it"""
+    found = settings_of(curves)
+    return table(
+        ["algorithm", "environments", "settings"],
+        [[NAMES[algo], ", ".join(names), settings] for (algo, settings), names in sorted(found.items())],
+    )
+
+
+def origin_table(curves: Mapping[str, Curves]) -> str:
+    """:return: Markdown: the versions and machines that the rows are from"""
+    rows = [row for of_environment in curves.values() for row in all_rows(of_environment)]
+    ours = [row for of_environment in curves.values() for row in all_rows(of_environment, OURS)]
+    found = {
+        "commit (MB-MPO's runs)": {row["commit"][:12] for row in ours},
+        **{library: {row[library] for row in rows} for library in ("sb3_mbmpo", *LIBRARIES)},
+        "CPU": {row["cpu"] for row in rows},
+        "threads of a run": {row["threads"] for row in rows},
+    }
+    return table(["what", "which"], [[what, ", ".join(sorted(which))] for what, which in found.items()])

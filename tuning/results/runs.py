@@ -1,0 +1,137 @@
+"""The queue: which algorithm is trained in which environment, with which seeds, and at which real steps it is evaluated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_mbmpo.zoo import config_file
+
+OURS = "mbmpo"
+PEERS = ("sac", "tqc", "crossq", "ppo", "trpo", "dqn")
+N_EVAL_EPISODES = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training, with all that decides its learning curve.
+
+    :param algo: "mbmpo", or a peer as rl_zoo3 names it
+    :param environment: name of the task in the queue and in file names
+    :param env_id: of Gymnasium
+    :param env_kwargs: of Gymnasium; the same for all algorithms
+    :param entry: of ``zoo_configs/mbmpo.yml``: our hyperparameters
+    :param seed: of the training
+    :param evaluate_at: real steps, ascending; the last ones end the run
+    :param learning_starts: random first steps that a peer may make at most; None: as many as our entry
+    :param n_eval_episodes: of each evaluation
+    :param overrides: arguments that replace those of the entry, or of rl_zoo3's
+    """
+
+    algo: str
+    environment: str
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    entry: str
+    seed: int
+    evaluate_at: tuple[int, ...]
+    learning_starts: int | None = None
+    n_eval_episodes: int = N_EVAL_EPISODES
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """:return: what its files are called"""
+        return f"{self.algo}-{self.environment.rpartition(':')[2]}-seed{self.seed}"
+
+    @property
+    def n_timesteps(self) -> int:
+        """:return: real steps of the whole run"""
+        return self.evaluate_at[-1]
+
+
+def read_queue(path: Path) -> list[Run]:
+    """
+    Read all runs of a queue, in the order in which they are to be done.
+
+    :param path: a YAML file. Its ``environments`` have, by name, ``evaluate_at``, the ``learning_starts`` of the peers, and
+        ``entry``, ``env_id`` and ``env_kwargs`` where they differ from the entry of ``zoo_configs/mbmpo.yml`` that has this
+        name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, if wanted, ``max_steps`` and ``overrides``
+    :raises ValueError: if something in it is missing, misspelt or given twice
+    """
+    document = read_document(path)
+    ours = yaml.safe_load(config_file().read_text())
+    tasks = {name: _task(name, given, ours) for name, given in document["environments"].items()}
+    runs: dict[str, Run] = {}
+    for item in document["queue"]:
+        for run in _runs_of(item, tasks, document.get("n_eval_episodes", N_EVAL_EPISODES)):
+            if run.name in runs:
+                raise ValueError(f"{path} lists {run.name} twice: each run has one file, so one place in the queue.")
+            runs[run.name] = run
+    return list(runs.values())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """
+    :param path: a YAML file, see ``read_queue``. Its ``picture`` names the environments of the README's
+    :return: what is in it
+    :raises ValueError: if something at its top level is missing or misspelt
+    """
+    return _mapping(yaml.safe_load(path.read_text()), f"{path}", ("environments", "queue"), ("n_eval_episodes", "picture"))
+
+
+def _mapping(value: Any, where: str, required: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a dictionary with {', '.join(required)}, not {value!r}.")
+    missing, unknown = set(required) - set(value), set(value) - {*required, *others}
+    if missing or unknown:
+        raise ValueError(
+            f"{where} lacks {sorted(missing) or 'nothing'} and has the unknown {sorted(unknown) or 'nothing'}: "
+            f"it must have {', '.join(required)}, and may have {', '.join(others)}."
+        )
+    return value
+
+
+def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """:return: an environment of the queue, completed by what our entry says"""
+    given = _mapping(given, f"Environment {name}", ("evaluate_at",), ("entry", "env_id", "env_kwargs", "learning_starts"))
+    entry = given.get("entry", name)
+    if entry not in ours:
+        raise ValueError(f"zoo_configs/mbmpo.yml has no entry {entry!r} for the environment {name}: name one with `entry`.")
+    steps = given["evaluate_at"]
+    if not steps or not all(isinstance(step, int) and step > 0 for step in steps) or sorted(set(steps)) != steps:
+        raise ValueError(f"evaluate_at of {name} must be ascending real steps, all positive, not {steps}.")
+    config = ours[entry]
+    return {
+        "environment": name,
+        "entry": entry,
+        "env_id": given.get("env_id", config.get("env_id", entry)),
+        "env_kwargs": given.get("env_kwargs", config.get("env_kwargs", {})),
+        "evaluate_at": tuple(steps),
+        "learning_starts": given.get("learning_starts"),
+    }
+
+
+def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes: int) -> list[Run]:
+    """:return: the runs of one item of the queue: all algorithms with the first seed, then with the second"""
+    item = _mapping(item, f"The queue's {item!r}", ("environment", "algorithms", "seeds"), ("max_steps", "overrides"))
+    name, max_steps = item["environment"], item.get("max_steps", float("inf"))
+    if name not in tasks:
+        raise ValueError(f"The queue's environment {name!r} is none of {', '.join(tasks)}.")
+    unknown = set(item["algorithms"]) - {OURS, *PEERS}
+    if unknown:
+        raise ValueError(f"The queue's algorithms {sorted(unknown)} are none of {', '.join((OURS, *PEERS))}.")
+    task = dict(tasks[name])
+    task["evaluate_at"] = tuple(step for step in task["evaluate_at"] if step <= max_steps)
+    if not task["evaluate_at"]:
+        raise ValueError(
+            f"max_steps={max_steps} leaves no evaluation of {name}, whose first is at {tasks[name]['evaluate_at'][0]}."
+        )
+    return [
+        Run(algo=algo, seed=seed, n_eval_episodes=n_eval_episodes, overrides=item.get("overrides", {}), **task)
+        for seed in item["seeds"]
+        for algo in item["algorithms"]
+    ]

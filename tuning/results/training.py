@@ -1,0 +1,182 @@
+"""One run: train, evaluate at fixed real steps, write a row for each evaluation, and go on where it was cut."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from tuning.results.checkpoints import find_checkpoint, load_model, load_statistics, save_checkpoint
+from tuning.results.files import beside_work, csv_file, steps_left, work_folder
+from tuning.results.recipes import Recipe, make_recipe
+from tuning.results.records import LIBRARIES, MEASURED, append_row, read_rows
+from tuning.results.runs import OURS, Run
+
+# Training episodes have the seeds 0, 1, ...; the same evaluation episodes return at every evaluation, for every algorithm
+EVALUATION_SEED = 10_000
+CHECKPOINT_SECONDS = 600.0
+
+
+def clock() -> np.ndarray:
+    """:return: wall time and processor time in seconds (2,): other processes of a busy machine lengthen only the first"""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class CurveCallback(BaseCallback):
+    """
+    Evaluates what an algorithm makes of so many real steps: the policy as it is when the first step beyond them was taken.
+
+    Algorithms that train after each rollout have the policy of the last rollout before.
+
+    :param due: real steps, ascending; after the last one there is nothing left to train for
+    :param report: is called with the real steps and the seconds of training (2,), see ``clock``
+    :param save: is called with the seconds of training, between two rollouts, after an evaluation or when the time has come
+    :param seconds: of training so far (2,)
+    :param checkpoint_seconds: wall time between two checkpoints at most, but for the length of a rollout and its training
+    """
+
+    def __init__(
+        self,
+        due: list[int],
+        report: Callable[[int, np.ndarray], None],
+        save: Callable[[np.ndarray], None],
+        seconds: np.ndarray,
+        checkpoint_seconds: float,
+    ) -> None:
+        super().__init__()
+        self.due, self.report, self.save = list(due), report, save
+        self.checkpoint_seconds = checkpoint_seconds
+        self._saved_at = seconds
+        self._start = clock() - seconds
+        self._save_next = False
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """:return: of training so far (2,), evaluations and checkpoints not counted"""
+        elapsed: np.ndarray = clock() - self._start
+        return elapsed
+
+    def _on_rollout_start(self) -> None:
+        seconds = self.seconds
+        # Nothing but the rollouts' beginnings is a state that all algorithms can go on from
+        if self.num_timesteps > 0 and (self._save_next or (seconds - self._saved_at)[0] > self.checkpoint_seconds):
+            self.save(seconds)
+            self._saved_at, self._save_next = seconds, False
+            self._start = clock() - seconds
+
+    def _on_step(self) -> bool:
+        self.evaluate_until(self.num_timesteps - 1)
+        return bool(self.due)
+
+    def evaluate_until(self, n_steps: int) -> None:
+        """Evaluate the policy for all due steps up to ``n_steps``."""
+        seconds = self.seconds
+        while self.due and self.due[0] <= n_steps:
+            self.report(self.due.pop(0), seconds)
+            self._save_next = True
+        self._start = clock() - seconds
+
+
+def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
+    """
+    Train a run to its end, from its checkpoint where there is one; whoever calls has claimed it.
+
+    :param run: of the queue
+    :param output: folder of the CSV files
+    :param machine: columns that all rows have in common, of ``describe_machine``
+    :param checkpoint_seconds: see ``CurveCallback``
+    """
+    th.set_num_threads(int(machine["threads"]))
+    recipe, file, folder = make_recipe(run), csv_file(output, run), work_folder(output, run)
+    origin = {"environment": describe_environment(run), "settings": recipe.settings, **machine}
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is not None and not is_same(checkpoint[1]["origin"], origin, run):
+        shutil.rmtree(folder)
+        checkpoint = None
+    if checkpoint is None and not all(is_same(row, origin, run) for row in read_rows(file)):
+        # Two runs in one curve would be none
+        aside = beside_work(output, run, f"{time.time_ns()}.csv")
+        file.rename(aside)
+        print(f"{run.name} begins anew: its rows, of other settings or versions, are in {aside} now", flush=True)
+    env = make_env(run, recipe, run.seed, recipe.n_envs)
+    with closing(env), closing(make_env(run, recipe, run.seed + EVALUATION_SEED, run.n_eval_episodes)) as evaluation_env:
+        model, seconds = begin(run, recipe, env, checkpoint)
+
+        def report(n_steps: int, seconds: np.ndarray) -> None:
+            returns = evaluate(model, evaluation_env, run)
+            measured = (n_steps, *(f"{each:.1f}" for each in seconds), f"{returns.mean():.6g}", f"{returns.std():.6g}")
+            append_row(file, dict(zip(MEASURED, measured, strict=True)) | origin)
+            print(f"{run.name}: {n_steps:,} real steps, {seconds[0]:,.0f} s, return {returns.mean():.1f}", flush=True)
+
+        callback = CurveCallback(
+            steps_left(output, run),
+            report,
+            lambda seconds: save_checkpoint(folder, model, {"seconds": seconds.tolist(), "origin": origin}),
+            seconds,
+            checkpoint_seconds,
+        )
+        model.learn(run.n_timesteps - model.num_timesteps, callback=callback, reset_num_timesteps=checkpoint is None)
+        callback.evaluate_until(run.n_timesteps)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def begin(
+    run: Run, recipe: Recipe, env: VecEnv, checkpoint: tuple[Path, Mapping[str, Any]] | None
+) -> tuple[BaseAlgorithm, np.ndarray]:
+    """:return: the model, new or from the checkpoint, and the seconds of its training so far (2,)"""
+    if checkpoint is None:
+        return recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments), np.zeros(2)
+    path, state = checkpoint
+    if isinstance(env, VecNormalize):
+        env = load_statistics(path, env.venv)
+    model = load_model(path, recipe.algorithm, env)
+    # Not the first episodes once more
+    env.seed(run.seed + 1_000_000 + model.num_timesteps)
+    return model, np.array(state["seconds"])
+
+
+def describe_environment(run: Run) -> str:
+    """:return: the environment that was made, in words"""
+    return " ".join([run.env_id, *(f"{key}={value}" for key, value in run.env_kwargs.items())])
+
+
+def is_same(other: Mapping[str, str], origin: Mapping[str, str], run: Run) -> bool:
+    """
+    :param other: origin of rows or of a checkpoint
+    :param origin: of the run as it would be now
+    :return: whether both are parts of one learning curve: the same settings and libraries, and for MBMPO the same commit
+    """
+    keys = ("environment", "settings", *LIBRARIES, *(("commit",) if run.algo == OURS else ()))
+    return all(other[key] == origin[key] for key in keys)
+
+
+def make_env(run: Run, recipe: Recipe, seed: int, n_envs: int) -> VecEnv:
+    """:return: environments with seeds of their own, normalised if the recipe says so"""
+    env: VecEnv = make_vec_env(run.env_id, n_envs, seed, env_kwargs=dict(run.env_kwargs), wrapper_class=recipe.wrapper)
+    return env if recipe.normalize is None else VecNormalize(env, **recipe.normalize)
+
+
+def evaluate(model: BaseAlgorithm, env: VecEnv, run: Run) -> np.ndarray:
+    """
+    :param model: in any state of its training, which stays as it is
+    :param env: for evaluations, one environment for each episode
+    :param run: has the seed of the episodes
+    :return: returns of deterministic episodes, in the environment's own units
+    """
+    training_env = model.get_vec_normalize_env()
+    if training_env is not None:
+        assert isinstance(env, VecNormalize)
+        sync_envs_normalization(training_env, env)
+        env.training = env.norm_reward = False
+    env.seed(run.seed + EVALUATION_SEED)
+    returns, _ = evaluate_policy(model, env, run.n_eval_episodes, deterministic=True, return_episode_rewards=True)
+    return np.array(returns)
