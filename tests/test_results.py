@@ -159,7 +159,7 @@ def test_overrides_replace_settings_and_are_told():
     ours = make_recipe(pendulum(overrides={"inner_lr": 0.5, "dynamics_kwargs": {"max_epochs": 3}}))
     entry = zoo.read_config("Pendulum-v1")
     assert ours.arguments["inner_lr"] == 0.5
-    assert ours.arguments["dynamics_kwargs"] == entry["dynamics_kwargs"] | {"max_epochs": 3}
+    assert ours.arguments["dynamics_kwargs"] == entry.get("dynamics_kwargs", {}) | {"max_epochs": 3}
     assert "n_timesteps" not in ours.arguments
     assert ours.settings == "zoo_configs/mbmpo.yml: Pendulum-v1; inner_lr=0.5; dynamics_kwargs={'max_epochs': 3}"
 
