@@ -93,6 +93,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         if returns:
             self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
         self._health.real_episodes(returns, [int(episode["l"]) for episode in episodes], self.horizon)
+        if self.imagined_start == "initial":
+            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
@@ -169,6 +171,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             if len(pool) == 0:
                 raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
             return pool
+        self._join_new_starts()
         if self._initial_obs is None:
             raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
         return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)

@@ -60,13 +60,13 @@ def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, Base
     :param names: the dimensions to search
     :param n_policy_steps: real steps of a training after its random ones. An iteration that wants more than these gets just
         these: such choices would be several names for one training
-    :return: the distributions to draw from; without `n_steps` where no choice is short enough
+    :return: the distributions to draw from; without `n_steps` where that leaves no choice
     """
     part = {name: SPACE[name] for name in names}
     if isinstance(n_steps := part.get("n_steps"), CategoricalDistribution):
         short = [choice for choice in n_steps.choices if isinstance(choice, int) and choice <= n_policy_steps]
         part.pop("n_steps")
-        if short:
+        if len(short) > 1:
             part["n_steps"] = CategoricalDistribution(short)
     return part
 

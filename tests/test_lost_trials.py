@@ -287,7 +287,8 @@ def test_what_is_given_is_not_searched(given, gone, tmp_path):
     [
         ([], (200, 500, 1000)),  # Pendulum's 2000 steps, of which 600 are random
         (["--n-timesteps", "1200"], (200, 500)),
-        (["--n-timesteps", "700"], None),
+        (["--n-timesteps", "900"], None),
+        (["--n-timesteps", "601"], None),
         (["--n-timesteps", "5000", "--set", "{learning_starts: 50}"], (200, 500, 1000, 2000)),
     ],
 )
