@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,11 @@ def train(arguments: argparse.Namespace) -> None:
 
     env = make_vec_env(env_id, n_envs=n_envs, seed=arguments.seed, env_kwargs=env_kwargs)
     model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **hyperparams)
+    if total < model.learning_starts:
+        sys.exit(
+            f"Nothing would be learned: all {total} real steps would be random ones, which the first fit waits for "
+            f"{model.learning_starts} of (learning_starts). Ask for more --total-timesteps."
+        )
     path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}.zip"
     model.set_logger(configure(str(path.with_suffix("")), ["csv", *(["stdout"] if arguments.verbose else [])]))
     # A copy: the model draws its first actions from this very object
@@ -74,7 +80,7 @@ def train(arguments: argparse.Namespace) -> None:
             progress_bar=not arguments.no_progress_bar,
         )
         seconds += time.perf_counter() - start
-        report("MB-MPO", model.num_timesteps, seconds, model)
+        report("MB-MPO" if model.num_timesteps >= model.learning_starts else "untrained", model.num_timesteps, seconds, model)
 
     model.save(path)
     model.logger.close()

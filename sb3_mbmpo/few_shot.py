@@ -75,7 +75,8 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
     with _frozen(normalizer):
         obs = env.reset()
         while quota.any():
-            policy_input = policy.standardize(th.as_tensor(np.asarray(obs), device=policy.device))
+            # A copy: an environment may write all its observations into one array
+            policy_input = policy.standardize(th.as_tensor(np.array(obs), device=policy.device))
             with th.no_grad():
                 sample = act(policy_input.unsqueeze(0)).sample(generator).squeeze(0)
             obs, rewards, dones, infos = env.step(codec.to_numpy(codec.to_env(sample)))

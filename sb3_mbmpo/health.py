@@ -61,6 +61,33 @@ class TrainingHealth:
                 "`dynamics_kwargs['clip_margin']`, or more real steps (`n_steps`, `learning_starts`).",
             )
 
+    def learning_begins(self, n_steps: int, n_random: int, learning_starts: int) -> None:
+        """
+        :param n_steps: real steps that `learn` will do
+        :param n_random: random ones that the first fit still waits for
+        :param learning_starts: as MBMPO's argument
+        """
+        if n_random > n_steps:
+            self._warn(
+                "learning_starts",
+                f"Nothing will be learned: `learn` ends after {n_steps} real steps, and the first fit waits for {n_random} "
+                f"more random ones (`learning_starts` is {learning_starts}). Ask for more `total_timesteps`, or go on with "
+                "`learn(..., reset_num_timesteps=False)`; the policy is untrained until then.",
+            )
+
+    def imagined_from_the_first(self, longest: int, horizon: int) -> None:
+        """
+        :param longest: real episode, in steps
+        :param horizon: of imagined rollouts, which start at real first observations only
+        """
+        if longest > horizon:
+            self._warn(
+                "horizon",
+                f"Real episodes last {longest} steps or more, but imagined rollouts begin with them and end after {horizon} "
+                "(`horizon`): what comes later is never imagined. Unless it looks like what came before, as in balancing, "
+                "set `imagined_start='buffer'`, or a longer `horizon`.",
+            )
+
     def dynamics_fitted(self, val_loss: float, log_likelihood: bool) -> None:
         """
         :param val_loss: mean over the members

@@ -91,7 +91,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
                 self._meta_train(self._meta_trainer(self._generators, n_threads))
         self._n_new_steps = 0
         # For a model that is loaded without its buffer
-        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].float().cpu().numpy()
+        self._start_sample = np.array(data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu(), dtype=np.float32)
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
@@ -114,6 +114,8 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             # Longer episodes than the imagined ones count in proportion
             shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
             self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
+        if self.imagined_start == "initial":
+            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _bootstrapped_returns(self) -> list[float]:
         """:return: discounted returns of the real episodes since the last fit, as if time limits had not cut them"""
@@ -237,6 +239,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             if self._start_sample is None:
                 raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
             return th.as_tensor(self._start_sample, device=self.device)
+        self._join_new_starts()
         if self._initial_obs is None:
             raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
         return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
@@ -274,6 +277,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             record(key, value)
         imagined: float | None = float(adaptation.rollouts.returns().mean())
         if self.baseline == "critic":
+            self._join_new_starts()
             assert self._initial_obs is not None
             initial_value = float(self._values(self._initial_obs).mean())
             record("imagined/initial_value", initial_value)

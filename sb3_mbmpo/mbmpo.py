@@ -27,7 +27,7 @@ from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
 from sb3_mbmpo.meta import TaskBatch, split_outer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
-from sb3_mbmpo.progress import StageProgressBar, Stopwatch
+from sb3_mbmpo.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.tasks import RewardFn, TaskFunctions, TerminationFn
 from sb3_mbmpo.vec_env import ModelVecEnv
 
@@ -228,9 +228,10 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
         if self.verbose >= 1:
             n_dynamics = sum(parameter.numel() for parameter in self.dynamics.parameters())
+            reward, termination = self._task.sources(*self._learned_heads)
             print(
                 f"MBMPO: observations {self.observation_space}; actions {self.action_space}; "
-                f"reward: {self._task.reward.source}; termination: {self._task.termination.source}; horizon: {self.horizon}; "
+                f"reward: {reward}; termination: {termination}; horizon: {self.horizon}; "
                 f"parameters: {len(theta)} of the policy, {n_dynamics} of {self.n_models} models; device: {self.device}"
             )
 
@@ -288,6 +289,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        n_steps = -(-(total_timesteps - self.num_timesteps) // self.n_envs) * self.n_envs
+        self._health.learning_begins(n_steps, self._random_steps_left(), self.learning_starts)
         callback.on_training_start(locals(), globals())
         assert self.env is not None
         assert self.replay_buffer is not None
@@ -310,7 +313,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             iteration += 1
             if log_interval is not None and iteration % log_interval == 0:
                 self.logger.record("time/iterations", iteration, exclude="tensorboard")
-                self.dump_logs()
+                dump_and_keep(self)
         callback.on_training_end()
         return self
 

@@ -1,12 +1,16 @@
 """What a user sees while nothing real happens: a second line of the progress bar, and the seconds of each stage."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
+from typing import Any
 
 from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 STAGES = ("real_rollout", "dynamics_fit", "imagination", "meta_update")
+LOG_FORMATS = ("stdout", "log", "json", "csv", "tensorboard")
 
 
 class StageProgressBar(ProgressBarCallback):
@@ -55,3 +59,22 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+
+def dump_and_keep(algorithm: OffPolicyAlgorithm) -> None:
+    """
+    Write the log, and leave its figures in the logger: callbacks look at them in the next rollout, as with PPO or SAC.
+
+    :param algorithm: has recorded the figures of an iteration
+    """
+    logger = algorithm.logger
+    values: Mapping[str, Any] = logger.name_to_value
+    figures = {
+        key: value
+        for key, value in values.items()
+        # Those of the iteration before, if this one had none, are no longer true
+        if isinstance(value, Real) and logger.name_to_excluded[key] != LOG_FORMATS
+    }
+    algorithm.dump_logs()
+    for key, value in figures.items():
+        logger.record(key, value, exclude=LOG_FORMATS)  # written once is enough

@@ -76,13 +76,14 @@ def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[
     """
     first, _ = env.reset(seed=seed)
     on_step()
-    observations, actions, rewards = [first], [], []
+    # Copies: an environment may write all its observations into one array
+    observations, actions, rewards = [np.array(first)], [], []
     done = False
     while not done:
         action = act(observations[-1][None])[0]
         obs, reward, terminated, truncated, _ = env.step(action)
         on_step()
-        observations.append(obs)
+        observations.append(np.array(obs))
         actions.append(action)
         rewards.append(float(reward))
         done = terminated or truncated

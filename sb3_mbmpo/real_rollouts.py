@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.env_faults import EnvFaults, leave_out_last_step
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.real_returns import DiscountedReturns
 from sb3_mbmpo.resumable import ResumableAlgorithm
@@ -47,7 +48,12 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._n_new_episodes = 0  # that ended since the last fit
         self._n_new_steps = 0  # that were stored since the last fit
         self._initial_obs: np.ndarray | None = None
+        self._new_starts: list[np.ndarray] = []  # that have yet to join the initial observations
         self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
+        self._episode_steps = np.zeros(1, dtype=int)  # of every environment's present episode
+        self._longest_episode = 0  # steps, also of one that has not ended
+        self._env_faults = EnvFaults()
+        self._handed_out: np.ndarray | None = None  # the environment's latest observations, its own array
 
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
@@ -74,6 +80,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         super().set_env(env, force_reset)
         self._check_wrappers()
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_handed_out"]
+
     def _check_wrappers(self) -> None:
         """:raises ValueError: if another wrapper changes what VecNormalize shows: the raw observations would not be ours"""
         normalizer = self._vec_normalize_env
@@ -96,7 +105,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)
             self._discounted_returns = DiscountedReturns(self.n_envs, self.gamma)
+            self._episode_steps = np.zeros(self.n_envs, dtype=int)
             self._check_finite("observation", self._raw_last_obs())
+            assert isinstance(self._last_obs, np.ndarray)
+            self._handed_out, self._last_obs = self._last_obs, self._last_obs.copy()
         return result
 
     def _random_steps_left(self) -> int:
@@ -110,9 +122,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _steps_to_collect(self, total_timesteps: int) -> int:
         """:return: steps of every environment in the next rollout; real steps are dear, so never more than asked for"""
-        left = (total_timesteps - self.num_timesteps) // self.n_envs
-        wanted = -(-self._random_steps_left() // self.n_envs) or self.n_steps // self.n_envs
-        return max(1, min(wanted, left))
+        # Rounded up, all of them: a rest of fewer steps than environments would be an iteration of its own in the end
+        left = total_timesteps - self.num_timesteps
+        return -(-min(self._random_steps_left() or self.n_steps, left) // self.n_envs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
@@ -126,6 +138,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
             completed = rollout.continue_training
             self._n_new_episodes += rollout.n_episodes
         finally:
+            self._join_new_starts()
             if not completed:
                 # The environment did a step that was not stored: a later `learn` must not go on from the step before
                 self._last_obs = None
@@ -172,18 +185,29 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert isinstance(raw_obs, np.ndarray)
         self._check_finite("observation", raw_obs)
         self._check_finite("reward", raw_reward[:, None])
-        terminal_obs = [info.get("terminal_observation", obs) for info, obs in zip(infos, raw_obs, strict=True)]
+        ends = [info.get("terminal_observation") for info in infos]
+        terminal_obs = [obs if end is None else end for end, obs in zip(ends, raw_obs, strict=True)]
         self._check_finite("terminal observation", np.stack(terminal_obs))
+        assert isinstance(new_obs, np.ndarray)
         raw_before = self._raw_last_obs()  # SB3 replaces it
+        self._env_faults.reused(new_obs, self._handed_out)
+        unchanged = (raw_obs == raw_before).all(axis=1)
+        unknown = self._env_faults.unknown_ends(dones, infos, new_obs, unchanged)
         # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
         if self._is_start.any():
             self._remember_starts(raw_before[self._is_start])
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._handed_out = new_obs
+        super()._store_transition(replay_buffer, buffer_action, new_obs.copy(), reward, dones, infos)
+        if unknown.any():
+            leave_out_last_step(replay_buffer, unknown)
         self._n_new_steps += self.n_envs
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones.astype(bool)
         terminated = dones.astype(bool) & ~truncated
         self._discounted_returns.step(raw_before, raw_reward, np.stack(terminal_obs), terminated, truncated)
         self._is_start = dones.astype(bool)
+        self._episode_steps += 1
+        self._longest_episode = max(self._longest_episode, int(self._episode_steps.max()))
+        self._episode_steps[self._is_start] = 0
         if dones.any():
             self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
 
@@ -212,8 +236,16 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
         :param obs: (B, O), raw
         """
-        known = obs[:0] if self._initial_obs is None else self._initial_obs
-        self._initial_obs = np.concatenate([known, obs])[-MAX_INITIAL_OBS:]
+        self._new_starts.append(obs)
+        if len(self._new_starts) >= MAX_INITIAL_OBS:
+            self._join_new_starts()
+
+    def _join_new_starts(self) -> None:
+        """Copy what the imagination draws from now and then, not at every start: episodes may be short."""
+        if self._new_starts:
+            known = [] if self._initial_obs is None else [self._initial_obs]
+            self._initial_obs = np.concatenate([*known, *self._new_starts])[-MAX_INITIAL_OBS:]
+            self._new_starts = []
 
     # ---------------------------------------------------------------- real data
 

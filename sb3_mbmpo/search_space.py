@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "n_models": 5,
     "n_tasks": 20,
     "n_steps": 500,
+    "learning_starts": 1000,
     "learning_rate": 1e-3,
     "dynamics_kwargs": {
         "net_arch": [200, 200, 200],
@@ -54,13 +55,40 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def suggest(trial: optuna.Trial, names: Collection[str] = tuple(SPACE)) -> dict[str, Any]:
+def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, BaseDistribution]:
+    """
+    :param names: the dimensions to search
+    :param n_policy_steps: real steps of a training after its random ones. An iteration that wants more than these gets just
+        these: such choices would be several names for one training
+    :return: the distributions to draw from; without `n_steps` where that leaves no choice
+    """
+    part = {name: SPACE[name] for name in names}
+    if isinstance(n_steps := part.get("n_steps"), CategoricalDistribution):
+        short = [choice for choice in n_steps.choices if isinstance(choice, int) and choice <= n_policy_steps]
+        part.pop("n_steps")
+        if len(short) > 1:
+            part["n_steps"] = CategoricalDistribution(short)
+    return part
+
+
+def is_given(name: str, arguments: Mapping[str, Any]) -> bool:
+    """:return: whether arguments of MBMPO say what a dimension of the space is, or one half of a pair"""
+    if name == "n_models-n_tasks":
+        return not arguments.keys().isdisjoint(name.split("-"))
+    argument, _, entry = name.partition(".")
+    return entry in (arguments.get(argument) or {}) if entry else argument in arguments
+
+
+def suggest(
+    trial: optuna.Trial, names: Collection[str] = tuple(SPACE), space: Mapping[str, BaseDistribution] = SPACE
+) -> dict[str, Any]:
     """
     :param trial: asks the sampler
-    :param names: the part of the space to search
+    :param names: the dimensions to search
+    :param space: their distributions
     :return: a point of the space, as Optuna stores it
     """
-    return {name: _suggest(trial, name, SPACE[name]) for name in names}
+    return {name: _suggest(trial, name, space[name]) for name in names}
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -98,15 +126,18 @@ def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def nearest_point(arguments: Mapping[str, Any], names: Collection[str] = tuple(SPACE)) -> dict[str, Any]:
+def nearest_point(
+    arguments: Mapping[str, Any], names: Collection[str] = tuple(SPACE), space: Mapping[str, BaseDistribution] = SPACE
+) -> dict[str, Any]:
     """
     The inverse of ``convert``.
 
     :param arguments: of MBMPO, over ``DEFAULTS``
-    :param names: the part of the space to search
+    :param names: the dimensions to search
+    :param space: their distributions
     :return: the point whose trial trains them: a number beyond a bound is at the bound, a choice that the space lacks left out
     """
-    nearest = {name: _nearest(_stored(arguments, name), SPACE[name]) for name in names}
+    nearest = {name: _nearest(_stored(arguments, name), space[name]) for name in names}
     return {name: value for name, value in nearest.items() if value is not None}
 
 

@@ -278,6 +278,18 @@ class TaskFunctions:
                     f"(`load(path, env=env)`), or pass `{kind}_fn=...` to `load`."
                 )
 
+    def sources(self, learned_reward: bool, learned_termination: bool) -> tuple[str, str]:
+        """
+        The parameters are those of ``require``.
+
+        :return: where reward and termination come from, for people
+        """
+        unknown = "a function that comes with the environment"
+        return (
+            self.reward.source if self.reward.fn is not None or learned_reward else unknown,
+            self.termination.source if self.termination.fn is not None or learned_termination else unknown,
+        )
+
     def try_out(self, obs: th.Tensor, action: th.Tensor) -> None:
         """
         Call both functions once, before any real step is spent: what they return is checked at their first call.

@@ -525,7 +525,7 @@ def test_bad_termination_function_is_refused_before_any_real_step(termination_fn
 def test_functions_that_contradict_the_environment_are_warned_of_once():
     with pytest.warns(UserWarning, match="contradicts|misses") as caught:
         tiny_model(reward_fn=lambda o, a, n: n.sum(1), termination_fn=lambda n: n[:, 0] < 0.5).learn(60)
-    messages = [str(warning.message) for warning in caught]
+    messages = [str(warning.message) for warning in caught if "`horizon`" not in str(warning.message)]
     assert [message.split(" (")[0] for message in messages] == ["The termination function", "The reward function"]
     assert "reward_fn='learned'" in messages[1]
 

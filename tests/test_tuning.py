@@ -152,7 +152,7 @@ def test_curve_is_evaluated_at_equal_distances_and_after_the_last_training(study
 
     monkeypatch.setattr(trials.CurveCallback, "evaluate", evaluate)
     trials.objective(study.ask(), SETTINGS | {"n_seeds": 1}, "cpu")
-    assert seen == [(40, 0), (80, 1), (120, 4)]  # trained after 60, 80, 100 and 120 real steps
+    assert seen == [(80, 1), (100, 2), (120, 4)]  # trained after 60, 80, 100 and 120 real steps
 
 
 def test_hopeless_trial_ends_early(study):

@@ -4,6 +4,7 @@ The same command again goes on where a search ended or was killed; with the same
 """
 
 import argparse
+import importlib
 import multiprocessing as mp
 import os
 import signal
@@ -18,11 +19,26 @@ from typing import Any
 import gymnasium as gym
 import optuna
 import yaml
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
-from sb3_mbmpo.search_space import SPACE
+from sb3_mbmpo.search_space import SPACE, is_given
 from sb3_mbmpo.zoo import read_config
-from tuning.studies import OBJECTIVES, add_arguments, best_value, complete, finished, merge, open_storage, open_study
+from tuning.studies import (
+    OBJECTIVES,
+    SearchError,
+    add_arguments,
+    as_stored,
+    best_value,
+    check_training,
+    complete,
+    finished,
+    merge,
+    open_storage,
+    open_study,
+    search_space,
+)
 
 
 def work(*arguments: Any) -> None:
@@ -31,7 +47,10 @@ def work(*arguments: Any) -> None:
     with suppress(KeyboardInterrupt):
         from tuning import trials
 
-        trials.work(*arguments)
+        try:
+            trials.work(*arguments)
+        except SearchError as error:
+            sys.exit(str(error))
 
 
 def end_with_parent() -> None:
@@ -100,21 +119,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return complete(parser.parse_args(argv))
 
 
+def find_environment(env_id: str) -> None:
+    """
+    :param env_id: of a registered environment, or "pkg.module:ID", whose module registers it
+    :raises ImportError: if there is no such module
+    :raises gymnasium.error.Error: if there is no such environment
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    gym.spec(name)
+
+
 def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     :return: what all trials of the study have in common, in numbers and strings that any storage keeps
+    :raises ImportError: if the environment's module cannot be imported
     :raises gymnasium.error.Error: if there is no such environment
+    :raises ValueError: if nothing would be learned, or nothing searched
     """
     config = merge(read_config(arguments.env), arguments.set)
-    gym.spec(config.get("env_id", arguments.env))
+    find_environment(config.get("env_id", arguments.env))
     config["n_timesteps"] = arguments.n_timesteps or config["n_timesteps"]
-    return {
-        "env": arguments.env,
-        "config": config,
-        "n_timesteps": config["n_timesteps"],
-        "names": sorted(arguments.search),
-        **{name: getattr(arguments, name) for name in ("objective", "n_seeds", "n_evaluations", "n_eval_episodes")},
-    }
+    settings = as_stored(
+        {
+            "env": arguments.env,
+            "config": config,
+            "n_timesteps": config["n_timesteps"],
+            "names": sorted(name for name in arguments.search if not is_given(name, arguments.set)),
+            **{name: getattr(arguments, name) for name in ("objective", "n_seeds", "n_evaluations", "n_eval_episodes")},
+        }
+    )
+    check_training(settings)
+    settings["names"] = sorted(search_space(settings))
+    if not settings["names"]:
+        raise ValueError(f"Nothing is left to search: of {', '.join(arguments.search)}, --set or --n-timesteps decides all.")
+    return settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,8 +164,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = study_settings(arguments)
         study = open_study(open_storage(arguments.storage, arguments.heartbeat), arguments.study_name, settings)
-    except (ValueError, gym.error.Error) as error:
-        sys.exit(str(error))
+    except (ValueError, ImportError, OSError, gym.error.Error, SQLAlchemyError, OptunaError) as error:
+        sys.exit(str(error).partition("\n")[0])
+    if decided := sorted(set(arguments.search) - set(settings["names"])):
+        print(f"Not searched, as --set or --n-timesteps decides them: {', '.join(decided)}")
     # Without it, the processes would outlive this one when a cluster ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: the same command goes on with the study."))
     n_jobs = max(1, min(arguments.n_jobs, arguments.n_trials - len(finished(study))))

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import html
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_mbmpo.search_space import as_trained
-from tuning.studies import add_arguments, complete, finished, open_storage, trial_entry
+from tuning.studies import add_arguments, complete, evaluation_steps, finished, open_storage, trial_entry
 
 # The best trials of the table and of the curves; the most important hyperparameters of the parallel coordinates
 N_TRIALS, N_CURVES, N_COORDINATES = 10, 5, 8
@@ -106,13 +107,12 @@ def make_coordinates_legible(figure: Figure, interactive: go.Figure) -> None:
 def draw_curves(study: optuna.Study) -> tuple[str, Figure, go.Figure]:
     """:return: heading and figures of what the best trials returned, mean over the seeds, after how many real steps"""
     settings = study.user_attrs["settings"]
-    n_evaluations = settings["n_evaluations"]
-    steps = [settings["n_timesteps"] * (i + 1) // n_evaluations for i in range(n_evaluations)]
+    steps = evaluation_steps(settings)
     figure, axes = plt.subplots()
     interactive = go.Figure()
     for trial in complete_trials(study)[:N_CURVES]:
         reported = [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)]
-        curve = np.reshape(reported, (-1, n_evaluations)).mean(0)
+        curve = np.reshape(reported, (-1, len(steps))).mean(0)
         axes.plot(steps, curve, marker=".", label=f"trial {trial.number}")
         interactive.add_scatter(x=steps, y=curve, name=f"trial {trial.number}")
     axes.legend()
@@ -145,9 +145,9 @@ def trial_table(study: optuna.Study) -> str:
 
 
 def error_table(study: optuna.Study) -> str:
-    """:return: HTML of why models diverged, empty if none did"""
+    """:return: HTML of why trials ended early, empty if none gives a reason"""
     errors = Counter(trial.user_attrs["error"] for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs)
-    return table(["pruned because of", "trials"], errors.most_common()) if errors else ""
+    return table(["pruned or failed because of", "trials"], errors.most_common()) if errors else ""
 
 
 def meaning(settings: Mapping[str, Any]) -> str:
@@ -216,7 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     arguments = complete(parser.parse_args(argv))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.load_study(storage=open_storage(arguments.storage), study_name=arguments.study_name)
+    try:
+        study = optuna.load_study(storage=open_storage(arguments.storage), study_name=arguments.study_name)
+    except KeyError:
+        sys.exit(f"There is no study {arguments.study_name!r} in {arguments.storage}: give --study-name or --storage.")
     print(f"Report: {write_report(study, arguments.output)}")
 
 

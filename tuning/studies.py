@@ -1,25 +1,33 @@
 """What all processes of a search, and the report on it, must agree on: where the study is, and what a trial trains."""
 
 import argparse
+import json
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_mbmpo.search_space import DEFAULTS, convert, nearest_point
+from sb3_mbmpo.search_space import DEFAULTS, convert, nearest_point, part_of_space
 from sb3_mbmpo.zoo import ENV_ENTRIES
+from tuning.lost_trials import queue_again
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# A machine is dead when it has not been heard of for so many heartbeats. Its trial is tried again at most so many times
+# A machine is dead when it has not been heard of for so many heartbeats
 MISSED_HEARTBEATS = 5
-MAX_RETRIES = 3
+# Seconds that a process which has just created a study may need until it is described
+CREATION_TIME = 10
+# Seconds that a process waits for its turn at an SQLite database
+SQLITE_TIMEOUT = 60
 
 # What one number says about a learning curve. The last return is what users get; single evaluations are noisy, and a
 # search over many trials finds the luckiest
@@ -31,6 +39,14 @@ OBJECTIVES: dict[str, Callable[[Sequence[float]], float]] = {
 
 # Heartbeats have been experimental, and in use, since Optuna 2.9
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+class SearchError(Exception):
+    """Ends a process of the search: with other trials, the same would happen."""
+
+
+class SettingsError(SearchError, ValueError):
+    """No trial can be trained with the settings of the study."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +66,20 @@ def complete(arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.study_name = arguments.study_name or arguments.env
     arguments.output = arguments.output or Path("runs") / "tuning" / arguments.study_name
     arguments.output.mkdir(parents=True, exist_ok=True)
-    arguments.storage = arguments.storage or f"sqlite:///{arguments.output / 'study.db'}"
+    arguments.storage = arguments.storage or sqlite_url(arguments.output / "study.db")
     return arguments
+
+
+def sqlite_url(path: Path) -> str:
+    """
+    :param path: any name that the system allows: "?" begins the options of a URL
+    :return: Optuna's URL of the database
+    :raises ValueError: if there is none
+    """
+    url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+    if sqlalchemy.make_url(url).database != str(path):  # SQLAlchemy 2.0
+        raise ValueError(f"No URL names {str(path)!r}: give another --output, or --storage, or install SQLAlchemy 2.1.")
+    return url.replace("{", "{{").replace("}", "}}")  # Optuna fills in a template
 
 
 def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
@@ -65,14 +93,26 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
     if url.startswith(("redis://", "rediss://")):
         return JournalStorage(JournalRedisBackend(url))
-    return RDBStorage(
+    is_sqlite = url.startswith("sqlite")
+    storage = RDBStorage(
         url,
         # Between two evaluations, a server may have closed the connection
-        engine_kwargs={"pool_pre_ping": True},
+        engine_kwargs={"pool_pre_ping": True, "connect_args": {"timeout": SQLITE_TIMEOUT} if is_sqlite else {}},
         heartbeat_interval=heartbeat,
         grace_period=MISSED_HEARTBEATS * heartbeat,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
+        heartbeat_stale_trial_callback=queue_again,
     )
+    if is_sqlite:
+        sqlalchemy.event.listen(storage.engine, "begin", lock_before_reading)
+    return storage
+
+
+def lock_before_reading(connection: sqlalchemy.Connection) -> None:
+    """
+    Optuna reads a trial's state and then changes it, which databases keep together by locking the row that is read. SQLite has
+    no such locks, and two processes that have both read "waiting" would both do the trial: here, they take turns.
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> optuna.Study:
@@ -83,25 +123,92 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     :param name: what it is called there
     :param settings: what a trial trains; part of the study
     :return: the study
-    :raises ValueError: if it exists with other settings: its values could not be compared
+    :raises ValueError: if it exists with other settings, or another search space: its values could not be compared
     """
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
+        known = _known_settings(study)
     else:
-        # A search that ends with worse than what there was would be worth nothing
-        study.enqueue_trial(nearest_point(merge(DEFAULTS, settings["config"]), settings["names"]))
-    known = study.user_attrs.get("settings")
+        known = None
+    space = search_space(settings)
     if known is None:
+        if not study.get_trials(deepcopy=False):
+            # A search that ends with worse than what there was would be worth nothing
+            study.enqueue_trial(nearest_point(merge(DEFAULTS, settings["config"]), space, space))
         study.set_user_attr("settings", dict(settings))
-    elif known != settings:
-        differences = {key: (known.get(key), value) for key, value in settings.items() if known.get(key) != value}
+        return study
+    advice = "to go on with it, or begin another with --study-name."
+    if differences := _differences(_flat(known), _flat(settings)):
+        raise ValueError(f"The study {name!r} has other settings, (its, yours): {differences}. Take the same ones {advice}")
+    of_trials = {key: value for trial in study.get_trials(deepcopy=False) for key, value in trial.distributions.items()}
+    if differences := _differences(of_trials, {key: space.get(key) for key in of_trials}):
         raise ValueError(
-            f"The study {name!r} has other settings, (its, yours): {differences}. Take the same ones to go on with it, or "
-            "begin another with --study-name."
+            f"The study {name!r} was begun with another search space, (its, yours): {differences}. Take the version of "
+            f"sb3_mbmpo that began it {advice}"
         )
     return study
+
+
+def _known_settings(study: optuna.Study) -> Mapping[str, Any] | None:
+    """:return: what the study says of itself; None if the process that created it was killed before it could say anything"""
+    for _ in range(10 * CREATION_TIME):
+        if "settings" in study.user_attrs:
+            break
+        time.sleep(0.1)
+    known: Mapping[str, Any] | None = study.user_attrs.get("settings")
+    return known
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """:return: the entries of nested dictionaries as "a.b.c" """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (theirs.get(key), ours.get(key)) for key in sorted(theirs.keys() | ours.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :return: the settings as a storage will give them back
+    :raises ValueError: if it could not keep them
+    """
+    try:
+        stored: dict[str, Any] = json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise ValueError(f"Settings must be numbers, strings, lists and dictionaries: {error}.") from error
+    return stored
+
+
+def learning_starts(settings: Mapping[str, Any]) -> int:
+    """:return: random real steps before the first fit"""
+    return int(settings["config"].get("learning_starts", DEFAULTS["learning_starts"]))
+
+
+def check_training(settings: Mapping[str, Any]) -> None:
+    """:raises SettingsError: if the training would end before it learns"""
+    if settings["n_timesteps"] <= learning_starts(settings):
+        raise SettingsError(
+            f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), nothing "
+            "would be learned: ask for more --n-timesteps, or for less with --set '{learning_starts: ...}'."
+        )
+
+
+def search_space(settings: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """:return: the hyperparameters that the study searches"""
+    return part_of_space(settings["names"], settings["n_timesteps"] - learning_starts(settings))
+
+
+def evaluation_steps(settings: Mapping[str, Any]) -> list[int]:
+    """:return: after how many real steps a training is evaluated: not before the first fit, when the policy is a random one"""
+    first, n_evaluations = learning_starts(settings), settings["n_evaluations"]
+    return [first + (settings["n_timesteps"] - first) * (i + 1) // n_evaluations for i in range(n_evaluations)]
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """One process of a search: what a trial trains, what it reports, and which trial comes next."""
 
 import argparse
+import math
 import statistics
 import time
 from collections import Counter
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat
 
+import gymnasium as gym
 import optuna
 import torch as th
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, fail_stale_trials
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -22,7 +24,55 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.search_space import suggest
-from tuning.studies import FINISHED, OBJECTIVES, open_storage, open_study, split_entry, trial_entry
+from tuning.lost_trials import MAX_RETRIES, hand_back, is_here, queue_again, reap, signed
+from tuning.studies import (
+    FINISHED,
+    MISSED_HEARTBEATS,
+    OBJECTIVES,
+    SearchError,
+    SettingsError,
+    check_training,
+    evaluation_steps,
+    open_storage,
+    open_study,
+    search_space,
+    split_entry,
+    trial_entry,
+)
+
+# One trial may fail for its hyperparameters (too large for the memory): when the next one does, too, no trial will do better
+MAX_FAILURES = 2 * (1 + MAX_RETRIES)
+
+
+class TrialError(Exception):
+    """Ends a trial, not the search."""
+
+
+class EnvironmentRaisedError(Exception):
+    """The environment raised, which says nothing of the hyperparameters."""
+
+
+class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Tells an exception of the environment from one of the training."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """:raises EnvironmentRaisedError: if the environment raises"""
+        try:
+            return super().reset(**kwargs)
+        except Exception as error:
+            raise EnvironmentRaisedError(f"reset() raised {described(error)}") from error
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """:raises EnvironmentRaisedError: if the environment raises"""
+        try:
+            return super().step(action)
+        except Exception as error:
+            raise EnvironmentRaisedError(f"step() raised {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """:return: class and message"""
+    return f"{type(error).__name__}: {error}"
 
 
 class CurveCallback(BaseCallback):
@@ -41,17 +91,21 @@ class CurveCallback(BaseCallback):
         self.curve: list[float] = []
 
     def _on_step(self) -> bool:
-        n_evaluations = self.settings["n_evaluations"]
-        due = self.settings["n_timesteps"] * (len(self.curve) + 1) / n_evaluations
         # The last evaluation follows the last training, after `learn`
-        if len(self.curve) < n_evaluations - 1 and self.num_timesteps >= due:
+        due = evaluation_steps(self.settings)[:-1]
+        if len(self.curve) < len(due) and self.num_timesteps >= due[len(self.curve)]:
             self.evaluate()
         return True
 
     def evaluate(self) -> None:
-        """:raises TrialPruned: if other trials were better at this step"""
+        """
+        :raises TrialPruned: if other trials were better at this step
+        :raises EnvironmentRaisedError: if its rewards are not finite
+        """
         mean, _ = evaluate_policy(self.model, self.env, self.settings["n_eval_episodes"], deterministic=True)
         assert isinstance(mean, float)
+        if not math.isfinite(mean):
+            raise EnvironmentRaisedError(f"the mean return of an evaluation is {mean}")
         self.trial.report(mean, self.first_step + len(self.curve))
         self.curve.append(mean)
         if self.trial.should_prune():
@@ -67,20 +121,23 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
     :param seed: of the training; the evaluation has another, the same in all trials
     :param device: of the networks
     :return: mean returns at equal distances of real steps
-    :raises ValueError: if the arguments cannot work, or end the training before it learns
+    :raises SettingsError: if the arguments cannot work
     """
     task, arguments = split_entry(trial_entry(settings, trial.params))
-    make = partial(make_vec_env, task.get("env_id", settings["env"]), env_kwargs=task.get("env_kwargs"))
+    make = partial(
+        make_vec_env,
+        task.get("env_id", settings["env"]),
+        env_kwargs=task.get("env_kwargs"),
+        wrapper_class=ReportingEnv,
+    )
     with (
         closing(make(n_envs=task.get("n_envs", 1), seed=seed)) as env,
         closing(make(n_envs=1, seed=seed + 10_000)) as evaluation_env,
     ):
-        model = MBMPO(env=env, seed=seed, device=device, **arguments)
-        if settings["n_timesteps"] <= model.learning_starts:
-            raise ValueError(
-                f"All {settings['n_timesteps']} real steps would be random (learning_starts={model.learning_starts}), nothing "
-                "would be learned: ask for more --n-timesteps, or for less with --set '{learning_starts: ...}'."
-            )
+        try:
+            model = MBMPO(env=env, seed=seed, device=device, **arguments)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"No model can be made of {arguments}: {error}") from error
         callback = CurveCallback(trial, evaluation_env, settings, seed * settings["n_evaluations"])
         try:
             model.learn(settings["n_timesteps"], callback=callback)
@@ -93,35 +150,51 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
 
 
 def objective(trial: optuna.Trial, settings: dict[str, Any], device: str) -> float:
-    """:return: the mean over the seeds of what the chosen objective says about their learning curves"""
-    suggest(trial, settings["names"])
+    """
+    :return: the mean over the seeds of what the chosen objective says about their learning curves
+    :raises SettingsError: if the arguments cannot work, or end the training before it learns
+    :raises TrialError: for any other reason
+    """
+    space = search_space(settings)
     score = OBJECTIVES[settings["objective"]]
     try:
+        check_training(settings)
+        suggest(trial, space, space)
         return statistics.fmean(score(learning_curve(trial, settings, seed, device)) for seed in range(settings["n_seeds"]))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SettingsError):
         # Optuna marks the trial as failed; the next run begins with the same one
-        trial.study.enqueue_trial(trial.params)
+        hand_back(trial)
         raise
+    except (optuna.TrialPruned, UpdateFinishedTrialError):
+        raise
+    except Exception as error:
+        trial.set_user_attr("error", described(error))
+        raise TrialError(described(error)) from error
 
 
-def wait_for_a_trial(study: optuna.Study, n_trials: int, has_heartbeat: bool) -> bool:
+def wait_for_a_trial(study: optuna.Study, n_trials: int, has_heartbeat: bool, grace: float = math.inf) -> bool:
     """
     Wait while other processes compute the last trials: should one of them die, its trial is to be done again.
 
     :param study: shared by all processes
     :param n_trials: trials it is to finish
-    :param has_heartbeat: whether its storage tells which running trials are alive
+    :param has_heartbeat: whether its storage tells which running trials are alive; else only those of this machine are known
+        to be
+    :param grace: seconds without a sign of life after which a trial is lost
     :return: whether there is a trial to do
     """
     while True:
         fail_stale_trials(study)
-        counts = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+        reap(study, grace)
+        all_trials = study.get_trials(deepcopy=False)
+        counts = Counter(trial.state for trial in all_trials)
         n_finished = sum(counts[state] for state in FINISHED)
         if counts[TrialState.WAITING] > 0:
             return True
         if n_finished >= n_trials:
             return False
-        if n_finished + counts[TrialState.RUNNING] < n_trials or not has_heartbeat:
+        running = [trial for trial in all_trials if trial.state == TrialState.RUNNING]
+        if n_finished + sum(has_heartbeat or is_here(trial) for trial in running) < n_trials:
             return True
         time.sleep(1)
 
@@ -133,6 +206,7 @@ def work(arguments: argparse.Namespace, settings: dict[str, Any], n_jobs: int) -
     :param arguments: the command line's
     :param settings: those of the study
     :param n_jobs: processes of this machine that share its PyTorch threads
+    :raises SearchError: if no trial can be computed
     """
     th.set_num_threads(max(1, th.get_num_threads() // n_jobs))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,9 +215,28 @@ def work(arguments: argparse.Namespace, settings: dict[str, Any], n_jobs: int) -
     # The others' running trials count as bad ones, so that processes do not all try the same point
     study.sampler = TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True)
     study.pruner = MedianPruner(n_startup_trials=5, n_warmup_steps=settings["n_evaluations"] // 3)
-    while wait_for_a_trial(study, arguments.n_trials, isinstance(storage, RDBStorage)):
+    n_failures = 0
+
+    def compute(trial: optuna.Trial) -> float:
+        with signed(trial):
+            return objective(trial, settings, arguments.device)
+
+    def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+        nonlocal n_failures
+        n_failures = n_failures + 1 if trial.state == TrialState.FAIL else 0
+        if trial.state == TrialState.FAIL:
+            queue_again(study, trial)
+        if n_failures >= MAX_FAILURES:
+            raise SearchError(f"{n_failures} trials in a row failed, the last one with {trial.user_attrs.get('error')}")
+
+    grace = MISSED_HEARTBEATS * arguments.heartbeat
+    while wait_for_a_trial(study, arguments.n_trials, isinstance(storage, RDBStorage), grace):
         try:
-            study.optimize(partial(objective, settings=settings, device=arguments.device), n_trials=1, gc_after_trial=True)
-        except UpdateFinishedTrialError:
-            # This machine was asleep for so long that another one has taken the trial over
-            continue
+            study.optimize(compute, n_trials=1, catch=(TrialError,), callbacks=[retry], gc_after_trial=True)
+        except SettingsError:
+            raise
+        except (UpdateFinishedTrialError, ValueError) as error:
+            # This machine was asleep for so long that another one has taken the trial over: Optuna cannot tell its value
+            n_failures += 1
+            if n_failures >= MAX_FAILURES:
+                raise SearchError(f"{n_failures} trials in a row had no end, the last one with {described(error)}") from error

@@ -1,0 +1,357 @@
+"""Searches in which something goes wrong: environments that raise, processes that are killed, settings that cannot work."""
+
+import argparse
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium as gym
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+from tiny import SETTINGS, Drift
+
+from sb3_mbmpo.search_space import suggest
+from tuning import lost_trials, optimize, report, studies, trials
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with Study.optimize"),
+]
+
+ROOT = Path(__file__).parent.parent
+STUDY = dict(
+    env="Breaking-v0",
+    config={"policy": "MlpPolicy"} | {key: value for key, value in SETTINGS.items() if key != "seed"},
+    n_timesteps=40,
+    names=["gae_lambda", "inner_lr"],
+    objective="last",
+    n_seeds=1,
+    n_evaluations=1,
+    n_eval_episodes=1,
+)
+
+
+class Breaking(Drift):
+    """Raises ``errors``, one after the other, each at the 30th step of an environment: after the first fit."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+    errors: list = []  # noqa: RUF012 - the tests' way in
+
+    def step(self, action):
+        if self.n_steps == 30 and self.errors:
+            raise self.errors.pop(0)
+        return super().step(action)
+
+
+gym.register("Breaking-v0", entry_point=Breaking)
+
+
+@pytest.fixture(autouse=True)
+def no_messages():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    Breaking.errors = []
+
+
+@pytest.fixture(params=["study.db", "study.log"])
+def url(request, tmp_path):
+    return studies.sqlite_url(tmp_path / request.param) if request.param.endswith(".db") else str(tmp_path / request.param)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Databases take their time to be made and to be written to."""
+    return str(tmp_path / "study.log")
+
+
+def search(url, n_trials=1, settings=STUDY):
+    """:return: the trials that a process of the search leaves behind"""
+    arguments = argparse.Namespace(storage=url, heartbeat=30, study_name="study", n_trials=n_trials, device="cpu")
+    trials.work(arguments, settings, 1)
+    return trials_of(url)
+
+
+def trials_of(url):
+    return optuna.load_study(storage=studies.open_storage(url), study_name="study").trials
+
+
+def states(all_trials):
+    return [trial.state.name for trial in all_trials]
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the simulator blew up"), ValueError("bad joint"), KeyError("joint")])
+def test_an_exception_in_the_environment_is_marked_and_the_trial_done_again(error, journal):
+    Breaking.errors = [error]
+    first, second, third = search(journal, n_trials=2)
+    assert states([first, second, third]) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert f"{type(error).__name__}: {error}" in first.user_attrs["error"]
+    assert second.params == first.params, "the shipped settings are measured all the same"
+    assert "error" not in second.user_attrs
+    assert third.params != second.params
+
+
+def test_a_trial_that_always_fails_is_given_up_and_the_search_goes_on(journal, monkeypatch):
+    hopeless = []
+
+    def learning_curve(trial, *_):
+        hopeless.append(trial.params)
+        if trial.params == hopeless[0]:
+            raise MemoryError("too large")
+        return [1.0]
+
+    monkeypatch.setattr(trials, "learning_curve", learning_curve)
+    found = search(journal)
+    assert states(found) == ["FAIL"] * (1 + lost_trials.MAX_RETRIES) + ["COMPLETE"]
+    assert [trial.params for trial in found[:-1]] == [found[0].params] * (1 + lost_trials.MAX_RETRIES)
+    assert [trial.system_attrs.get("retry_history", []) for trial in found[:4]] == [[], [0], [0, 1], [0, 1, 2]]
+
+
+def test_a_search_in_which_every_trial_fails_ends_with_one_sentence(journal, monkeypatch):
+    def learning_curve(*_):
+        raise OSError("no such simulator")
+
+    monkeypatch.setattr(trials, "learning_curve", learning_curve)
+    with pytest.raises(trials.SearchError, match="8 trials in a row failed, the last one with OSError: no such simulator"):
+        search(journal)
+    assert states(trials_of(journal))[:8] == ["FAIL"] * 8
+
+
+def test_arguments_that_no_model_takes_end_the_search_and_the_trial_stays(journal):
+    with pytest.raises(trials.SearchError, match=r"No model can be made of .*horzion") as raised:
+        search(journal, settings=STUDY | {"config": STUDY["config"] | {"horzion": 5}})
+    assert "\n" not in str(raised.value)
+    assert states(trials_of(journal)) == ["FAIL", "WAITING"]
+    assert trials_of(journal)[1].system_attrs["fixed_params"] == trials_of(journal)[0].system_attrs["fixed_params"]
+
+
+@pytest.mark.parametrize("mean", [float("nan"), float("-inf")])
+def test_an_evaluation_that_is_not_finite_is_no_value(mean, monkeypatch):
+    study = studies.open_study(InMemoryStorage(), "study", STUDY)
+    monkeypatch.setattr(trials, "evaluate_policy", lambda *_, **__: (mean, 0.0))
+    study.optimize(lambda trial: trials.objective(trial, STUDY, "cpu"), n_trials=1, catch=(trials.TrialError,))
+    assert study.trials[0].state == TrialState.FAIL
+    assert f"the mean return of an evaluation is {mean}" in study.trials[0].user_attrs["error"]
+
+
+def test_a_trial_that_was_taken_over_does_not_end_the_search(url, monkeypatch):
+    def learning_curve(trial, *_):
+        if trial.number == 0:  # another machine has thought this one dead
+            trial.study.tell(trial.number, state=TrialState.FAIL)
+            trial.report(1.0, 0)
+        return [1.0]
+
+    monkeypatch.setattr(trials, "learning_curve", learning_curve)
+    assert states(search(url)) == ["FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_is_interrupted_before_it_draws_keeps_its_settings(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    study = studies.open_study(InMemoryStorage(), "study", STUDY)
+    wanted = study.trials[0].system_attrs["fixed_params"]
+    monkeypatch.setattr(trials, "suggest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(lambda trial: trials.objective(trial, STUDY, "cpu"), n_trials=1)
+    assert states(study.trials) == ["FAIL", "WAITING"]
+    assert suggest(study.ask(), STUDY["names"]) == wanted
+
+
+# ---------------------------------------------------------------- killed processes
+
+KILLED = """
+import os, signal, sys
+import optuna
+from tuning import lost_trials, studies
+study = optuna.load_study(storage=studies.open_storage(sys.argv[1]), study_name="study")
+def killed(trial):
+    with lost_trials.signed(trial):
+        trial.suggest_float("x", 0, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+study.optimize(killed, n_trials=1)
+"""
+
+
+def test_a_killed_process_leaves_no_running_trial(url):
+    study = studies.open_study(studies.open_storage(url), "study", STUDY | {"names": []})
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, url], cwd=ROOT, check=False, timeout=60)
+    assert ended.returncode < 0
+    assert states(study.trials) == ["RUNNING"]
+    lock = Path(study.trials[0].user_attrs["worker"]["lock"])
+    assert lock.exists()
+    for _ in range(2):  # the second time, there is nothing to do
+        lost_trials.reap(study, grace=60)
+        assert states(study.trials) == ["FAIL", "WAITING"]
+    assert study.trials[1].params == study.trials[0].params != {}
+    assert "worker" not in study.trials[1].user_attrs
+    assert not lock.exists()
+
+
+def test_a_live_process_is_not_taken_for_dead(url):
+    study = studies.open_study(studies.open_storage(url), "study", STUDY)
+    trial = study.ask()
+    with lost_trials.signed(trial):
+        lost_trials.reap(study, grace=0)
+        assert states(study.trials) == ["RUNNING"]
+        assert not trials.wait_for_a_trial(study, 0, has_heartbeat=True)
+    lost_trials.reap(study, grace=0)
+    assert states(study.trials) == ["FAIL", "WAITING"]
+
+
+def test_of_other_machines_nothing_is_known_and_a_trial_without_a_name_is_lost_after_a_while(url):
+    study = studies.open_study(studies.open_storage(url), "study", STUDY)
+    study.ask().set_user_attr("worker", {"host": "elsewhere", "lock": "/nowhere"})
+    study.ask()
+    lost_trials.reap(study, grace=60)
+    assert states(study.trials) == ["RUNNING", "RUNNING"]
+    lost_trials.reap(study, grace=0)
+    assert states(study.trials) == ["RUNNING", "FAIL", "WAITING"]
+
+
+def test_a_journal_waits_for_the_trials_of_this_machine_only(journal):
+    study = studies.open_study(studies.open_storage(journal), "study", STUDY)
+    study.ask().set_user_attr("worker", {"host": "elsewhere", "lock": "/nowhere"})
+    assert trials.wait_for_a_trial(study, 1, has_heartbeat=False), "that one may be dead"
+    waits = threading.Event()
+    with lost_trials.signed(study.ask()):
+        waiting = threading.Thread(
+            target=lambda: (trials.wait_for_a_trial(study, 1, has_heartbeat=False), waits.set()), daemon=True
+        )
+        waiting.start()
+        assert not waits.wait(0.3)
+    assert waits.wait(5), "its process has died"
+    waiting.join()
+
+
+def test_each_waiting_trial_is_taken_once(tmp_path):
+    """Four processes, as far as the database can tell, ask for a trial while two are waiting; 8 times."""
+    url = studies.sqlite_url(tmp_path / "study.db")
+    study = optuna.create_study(storage=studies.open_storage(url), study_name="study")
+    others = [optuna.load_study(storage=studies.open_storage(url), study_name="study") for _ in range(4)]
+    taken, barrier = [], threading.Barrier(len(others))
+
+    def take(other):
+        barrier.wait()
+        taken.append(other.ask().number)
+
+    for round_ in range(8):
+        for k in range(2):
+            study.enqueue_trial({"x": 2 * round_ + k})
+        threads = [threading.Thread(target=take, args=(other,)) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(taken) == list(range(32))
+
+
+def test_a_study_whose_creator_was_killed_still_begins_with_the_configuration(url, monkeypatch):
+    monkeypatch.setattr(studies, "CREATION_TIME", 0)
+    storage = studies.open_storage(url)
+    optuna.create_study(storage=storage, study_name="study", direction="maximize")
+    study = studies.open_study(storage, "study", STUDY)
+    assert study.user_attrs["settings"] == STUDY
+    assert study.trials[0].system_attrs["fixed_params"]["gae_lambda"] == 0.97
+    assert len(studies.open_study(storage, "study", STUDY).trials) == 1
+
+
+# ---------------------------------------------------------------- what is searched, and where
+
+
+def settings_of(tmp_path, *options):
+    return optimize.study_settings(optimize.parse(["--output", str(tmp_path), *options]))
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        ("{n_meta_steps: 5, inner_lr: 0.1}", {"n_meta_steps", "inner_lr"}),
+        ("{dynamics_kwargs: {net_arch: [8]}, policy_kwargs: {}}", {"dynamics_kwargs.net_arch"}),
+        ("{n_models: 3, n_tasks: 3}", {"n_models-n_tasks"}),
+        ("{n_tasks: 5}", {"n_models-n_tasks"}),
+    ],
+)
+def test_what_is_given_is_not_searched(given, gone, tmp_path):
+    everything = settings_of(tmp_path)["names"]
+    assert set(everything) - set(settings_of(tmp_path, "--set", given)["names"]) == gone
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ([], (200, 500, 1000)),  # Pendulum's 2000 steps, of which 600 are random
+        (["--n-timesteps", "1200"], (200, 500)),
+        (["--n-timesteps", "900"], None),
+        (["--n-timesteps", "601"], None),
+        (["--n-timesteps", "5000", "--set", "{learning_starts: 50}"], (200, 500, 1000, 2000)),
+    ],
+)
+def test_an_iteration_is_not_longer_than_the_training(options, choices, tmp_path):
+    space = studies.search_space(settings_of(tmp_path, *options))
+    assert (space["n_steps"].choices if "n_steps" in space else None) == choices
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--search", "inner_lr", "--set", "{inner_lr: 0.1}"], "Nothing is left to search"),
+        (["--n-timesteps", "600"], r"All 600 real steps would be random \(learning_starts=600\)"),
+        (["--set", "{env_kwargs: {day: 2026-01-01}}"], "Settings must be numbers, strings"),
+        (["--env", "no_such_module:Env-v0"], "no_such_module"),
+        (["--env", "sb3_mbmpo.envs:Point3D-v0"], "Point3D"),
+        (["--storage", "sqlite:////no/such/folder/study.db"], "unable to open database file"),
+        (["--storage", "/no/such/folder/study.log"], "/no/such/folder"),
+    ],
+)
+def test_searches_that_cannot_work_end_with_one_sentence(options, message, tmp_path):
+    with pytest.raises(SystemExit, match=message) as ended:
+        optimize.main(["--output", str(tmp_path), *options])
+    assert "\n" not in str(ended.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_on_no_study_ends_with_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="There is no study 'Pendulum-v1' in sqlite"):
+        report.main(["--output", str(tmp_path)])
+
+
+def test_environments_of_modules_are_found(tmp_path, monkeypatch):
+    (tmp_path / "package_of_mine.py").write_text("import gymnasium; gymnasium.register('Mine-v0', entry_point='tiny:Drift')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Point2D-v0", "package_of_mine:Mine-v0"):
+        assert settings_of(tmp_path, "--env", name, "--n-timesteps", "3000")["env"] == name
+    assert "Mine-v0" in gym.registry
+
+
+@pytest.mark.parametrize("name", ["what?", "a#b", "50%41", "pkg:Env-v0", "{x}", "a b&c=d"])
+def test_any_folder_can_hold_the_study(name, tmp_path):
+    arguments = optimize.parse(["--output", str(tmp_path / name)])
+    storage = studies.open_storage(arguments.storage)
+    optuna.create_study(storage=storage, study_name="study")
+    storage.remove_session()
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [Path(name) / "study.db"]
+
+
+def test_a_changed_search_space_is_refused_with_one_sentence(url, monkeypatch):
+    settings = STUDY | {"names": ["n_steps"], "n_timesteps": 520}
+    storage = studies.open_storage(url)
+    suggest(studies.open_study(storage, "study", settings).ask(), ["n_steps"], studies.search_space(settings))
+    assert len(studies.open_study(storage, "study", settings).trials) == 1
+    monkeypatch.setitem(studies.part_of_space.__globals__["SPACE"], "n_steps", optuna.distributions.IntDistribution(1, 9))
+    with pytest.raises(ValueError, match=r"another search space.*n_steps.*200, 500.*--study-name") as raised:
+        studies.open_study(storage, "study", settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_settings_are_named_to_the_entry():
+    storage = InMemoryStorage()
+    studies.open_study(storage, "study", STUDY)
+    changed = STUDY | {"config": STUDY["config"] | {"horizon": 77}}
+    with pytest.raises(ValueError, match=r"\{'config\.horizon': \(4, 77\)\}"):
+        studies.open_study(storage, "study", changed)
