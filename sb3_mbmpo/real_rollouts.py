@@ -42,6 +42,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._task_turn = 0
         self._acting_tasks = np.zeros(1, dtype=int)
         self._random_phase = True
+        self._begins_rollout = True
         self._n_fits = 0  # of the dynamics
         self._n_new_episodes = 0  # that ended since the last fit
         self._initial_obs: np.ndarray | None = None
@@ -114,8 +115,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
             self._begin_adapted()
-        # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
-        self._acting_tasks = self._next_tasks(self.n_envs)
+        # At the first action, not here: what a callback saves in `on_rollout_start` is the state between two iterations
+        self._begins_rollout = True
         self._random_phase = self._random_steps_left() > 0
         completed = False
         try:
@@ -138,6 +139,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self._begins_rollout:
+            # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
+            self._acting_tasks = self._next_tasks(self.n_envs)
+            self._begins_rollout = False
         if self._random_phase:
             action = np.array([self.action_space.sample() for _ in range(n_envs)])
             return action, action
