@@ -6,6 +6,7 @@ SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fil
 Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observation size.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ from sb3_mbmpo.resumable import ResumableAlgorithm
 
 # Real first observations that are kept for the imagination
 MAX_INITIAL_OBS = 10_000
+NO_REAL_STEPS = (
+    "The replay buffer is empty, though the models were fitted to real steps: the next fit will know none of those. Bring "
+    "them back with `load_replay_buffer`: files of them are written by `save_replay_buffer`, by "
+    "`CheckpointCallback(save_replay_buffer=True)` and by rl_zoo3's `--save-replay-buffer`."
+)
 
 
 class RealRolloutAlgorithm(ResumableAlgorithm):
@@ -91,6 +97,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         resets = reset_num_timesteps or self._last_obs is None
+        assert self.replay_buffer is not None
+        if not reset_num_timesteps and self._n_fits > 0 and self.replay_buffer.size() == 0:
+            warnings.warn(NO_REAL_STEPS)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)

@@ -170,8 +170,8 @@ class TrainingRun:
         model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **self.hyperparams)
         if self.total < model.learning_starts:
             raise ValueError(
-                f"All {self.total} real steps would be random (`learning_starts` is {model.learning_starts}), nothing would be "
-                "learned: ask for more --total-timesteps."
+                f"All {self.total} real steps would be random (`learning_starts`: {model.learning_starts}), nothing learned: "
+                "ask for more --total-timesteps."
             )
         return model
 
