@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -101,6 +102,27 @@ def test_an_error_on_the_way_leaves_the_old_file(error, tmp_path):
         write()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_written_in_any_other_way():
+    root = Path(__file__).parents[1]
+    ways = (
+        r"write_text\(",
+        r"write_bytes\(",
+        r"savefig\((?!png)",
+        r"np\.save",
+        r"th\.save\(",
+        r"open\([^)]*[\"'][wax]b?\+?[\"']",
+    )
+    writes = re.compile("|".join(ways))
+    found = {
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("sb3_mbmpo", "tuning")
+        for path in (root / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if writes.search(line)
+    }
+    assert {line.partition(":")[0] for line in found} == {"sb3_mbmpo/atomic.py"}, found
 
 
 def test_parts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
