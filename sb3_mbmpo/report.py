@@ -23,6 +23,7 @@ import sb3_mbmpo
 import sb3_mbmpo.envs
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.diagnostics import ModelStudy, study_model
+from sb3_mbmpo.files import TAKE_A_COPY
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.real_episodes import FIRST_SEED
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run, run_folder
@@ -101,7 +102,11 @@ def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[
     make_env = env_maker(env_id, model, trust)
     env: VecEnv = DummyVecEnv([make_env])
     if files.vec_normalize is not None:
-        env = VecNormalize.load(str(files.vec_normalize), env)
+        try:
+            env = VecNormalize.load(str(files.vec_normalize), env)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{files.vec_normalize} cannot be read ({reason}). {TAKE_A_COPY}") from error
         assert isinstance(env, VecNormalize)
         env.training = False
     try:
