@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: train
-train: $(STAMP) ## Train on Pendulum-v1; ENV=... for another environment, ARGS="..." for more options
-	$(BIN)/python -m sb3_mbmpo train --env $(ENV) $(ARGS)
+train: $(STAMP) ## Train on Pendulum-v1, or go on; ENV=... for another environment, ARGS="..." for more options
+	$(BIN)/python -m sb3_mbmpo train --env $(ENV) $(if $(findstring --overwrite,$(ARGS)),,--resume) $(ARGS)
 
 # One thread a process: the tests are many small networks, on which several threads only wait for one another.
 .PHONY: test

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_mbmpo.resumable import BUFFER_ARRAYS
+from sb3_mbmpo.replay_files import BUFFER_ARRAYS
 
 # In small discrete spaces an episode may well end where the next one begins, but not all of them do
 ENDS_TO_BELIEVE = 3

@@ -91,7 +91,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
                 self._meta_train(self._meta_trainer(self._generators, n_threads))
         self._n_new_steps = 0
         # For a model that is loaded without its buffer
-        self._start_sample = np.array(data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu(), dtype=np.float32)
+        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().astype(np.float32)
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]

@@ -1,5 +1,6 @@
 """MBMPO, the SB3 algorithm: holds the state and the order of the stages; the maths lives in the modules it wires."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +23,7 @@ from sb3_mbmpo.arguments import (
 )
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.few_shot import adapt_to_episodes
+from sb3_mbmpo.files import plain
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
@@ -204,6 +206,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
 
     def _setup_model(self) -> None:
         # Here, not in the constructor: `load` may have changed some
+        arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
+        vars(self).update(plain({name: getattr(self, name) for name in arguments}))
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         super()._setup_model()
         self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)

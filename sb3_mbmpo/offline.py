@@ -3,7 +3,6 @@
 Legend of shapes: ``B`` transitions, ``O`` observation size, ``A`` action size, ``K`` choices, ``S`` first observations.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from gymnasium import spaces
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.files import read_npz
 
 # Minari's and Gymnasium's names, and those of D4RL's files that differ
 KEYS = ("observations", "actions", "next_observations", "rewards", "terminations")
@@ -60,16 +60,14 @@ def load_transitions(
     :raises ValueError: if the file holds something else, shapes disagree, a number is NaN or infinite, or an action is
         outside its space
     """
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is not a file that `numpy.savez` wrote, of arrays named {', '.join(KEYS)}.")
-    # No pickles: a data file should not be able to run code
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {D4RL_KEYS.get(name, name): archive[name] for name in archive.files}
+    arrays = {D4RL_KEYS.get(name, name): array for name, array in read_npz(path).items()}
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks the arrays {missing}; it has {sorted(arrays)}, and needs {list(KEYS)}.")
-    return _offline_data(arrays, observation_space, action_space)
+    try:
+        return _offline_data(arrays, observation_space, action_space)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_minari(dataset: Any) -> OfflineData:

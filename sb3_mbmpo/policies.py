@@ -4,7 +4,9 @@ Legend of shapes: ``T`` parameter sets (tasks), ``P`` actor parameters, ``B`` ro
 """
 
 import copy
+import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -16,6 +18,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
@@ -122,6 +125,19 @@ class MetaPolicy(ActorCriticPolicy):
             data.pop(unsupported)
         data.update(normalize_observation=self.normalize_observation, log_std_min=self.log_std_min)
         return data
+
+    def save(self, path: str) -> None:
+        """
+        See ``BasePolicy``.
+
+        :raises OSError: if it cannot be written; an older file is as it was
+        """
+        content = io.BytesIO()
+        super().save(content)  # type: ignore[arg-type]
+        if isinstance(path, (str, Path)):
+            write_whole(path, content.getvalue())
+        else:
+            path.write(content.getvalue())
 
     # ---------------------------------------------------------------- observations and actions, as SB3 calls them
 

@@ -32,6 +32,11 @@ class StageProgressBar(ProgressBarCallback):
         # tqdm saves updates that come too soon after one another for the next one, which comes after the silent stages
         self.pbar.refresh()
 
+    def close(self) -> None:
+        """Give the terminal back when training ends with an error."""
+        if hasattr(self, "pbar"):
+            self.pbar.close()
+
     def show(self, stage: str, done: int, total: int | None, figures: dict[str, float]) -> None:
         """
         :param stage: name of the stage, with the unit of ``done``

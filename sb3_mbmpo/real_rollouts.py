@@ -6,6 +6,7 @@ SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fil
 Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observation size.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,11 @@ from sb3_mbmpo.resumable import ResumableAlgorithm
 
 # Real first observations that are kept for the imagination
 MAX_INITIAL_OBS = 10_000
+NO_REAL_STEPS = (
+    "The replay buffer is empty, though the models were fitted to real steps: the next fit will know none of those. Bring "
+    "them back with `load_replay_buffer`: files of them are written by `save_replay_buffer`, by "
+    "`CheckpointCallback(save_replay_buffer=True)` and by rl_zoo3's `--save-replay-buffer`."
+)
 
 
 class RealRolloutAlgorithm(ResumableAlgorithm):
@@ -44,6 +50,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._task_turn = 0
         self._acting_tasks = np.zeros(1, dtype=int)
         self._random_phase = True
+        self._begins_rollout = True
         self._n_fits = 0  # of the dynamics
         self._n_new_episodes = 0  # that ended since the last fit
         self._n_new_steps = 0  # that were stored since the last fit
@@ -101,6 +108,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         resets = reset_num_timesteps or self._last_obs is None
+        assert self.replay_buffer is not None
+        if not reset_num_timesteps and self._n_fits > 0 and self.replay_buffer.size() == 0:
+            warnings.warn(NO_REAL_STEPS)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)
@@ -129,8 +139,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
             self._begin_adapted()
-        # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
-        self._acting_tasks = self._next_tasks(self.n_envs)
+        # At the first action, not here: what a callback saves in `on_rollout_start` is the state between two iterations
+        self._begins_rollout = True
         self._random_phase = self._random_steps_left() > 0
         completed = False
         try:
@@ -154,6 +164,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self._begins_rollout:
+            # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
+            self._acting_tasks = self._next_tasks(self.n_envs)
+            self._begins_rollout = False
         if self._random_phase:
             action = np.array([self.action_space.sample() for _ in range(n_envs)])
             return action, action

@@ -20,10 +20,13 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import sb3_mbmpo
+import sb3_mbmpo.envs
+from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.diagnostics import ModelStudy, study_model
+from sb3_mbmpo.files import TAKE_A_COPY
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.real_episodes import FIRST_SEED
-from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run
+from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run, run_folder
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 
@@ -31,6 +34,12 @@ STYLE = """body { font: 16px/1.4 sans-serif; max-width: 1100px; margin: 2em auto
 figure { margin: 0 0 2em } figure img { max-width: 100% } figcaption { max-width: 50em }
 table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: left; vertical-align: top }
 tr:nth-child(even) { background: #f2f2f2 } .changed td { font-weight: bold }"""
+# Those of `gymnasium.wrappers` that change what an agent sees; the others write films
+_KINDS = ("action", "observation", "reward")
+SAFE_WRAPPERS = (
+    "gymnasium.wrappers.common:",
+    *(f"gymnasium.wrappers.{how}_{kind}:" for how in ("stateful", "transform") for kind in _KINDS),
+)
 # Arguments of MBMPO that are objects of its own, or no matter of what is learned
 NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 
@@ -38,12 +47,13 @@ NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_
 # ---------------------------------------------------------------- the model and its environment
 
 
-def env_maker(env_id: str | None, model: MBMPO) -> MakeEnv:
+def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     """
     :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
     :param model: loaded
+    :param trust: whether what the file names may be imported and called, whatever it is
     :return: makes the real environment; takes the arguments of ``gymnasium.make``
-    :raises ValueError: if neither names one
+    :raises ValueError: if neither names one, or only the file does, and not one that is registered here
     """
     if env_id is not None:
         return partial(gym.make, env_id)
@@ -51,21 +61,52 @@ def env_maker(env_id: str | None, model: MBMPO) -> MakeEnv:
     if saved is None:
         raise ValueError("The model's file does not say how its environment is made: pass `--env ID`.")
     spec = EnvSpec.from_json(saved)
+    if not trust:
+        _check_registered(spec)
     spec.kwargs.pop("render_mode", None)
     return partial(gym.make, spec)
 
 
-def load_run(files: RunFiles, env_id: str | None) -> tuple[MBMPO, MakeEnv]:
+def _check_registered(spec: EnvSpec) -> None:
+    """:raises ValueError: if making it would import or call what only the file names"""
+    known = gym.registry.get(spec.id)
+    # Shimmy's environments make whatever their arguments name
+    if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
+        raise ValueError(
+            f"The model's file names the environment {spec.id} ({spec.entry_point}), which is not registered here. "
+            f"Pass `--env MODULE:{spec.id}`, or, if you know where the file is from, `--trust`."
+        )
+    for wrapper in spec.additional_wrappers:
+        if not wrapper.entry_point.startswith(SAFE_WRAPPERS):
+            raise ValueError(
+                f"The model's file names the wrapper {wrapper.entry_point}, which is none of Gymnasium's own. "
+                "If you know where the file is from, pass `--trust`."
+            )
+
+
+def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[MBMPO, MakeEnv]:
     """
     :param files: of the run
-    :param env_id: overrides what the model's file says
+    :param env_id: overrides what the model's file says, and vouches for the functions that it names
+    :param trust: whether what the file names may be imported and called, whatever it is
     :return: the model with its real environment, and what makes that environment
     :raises ValueError: if the environment is not known or not the model's
     """
-    make_env = env_maker(env_id, MBMPO.load(files.model, verbose=0))
+    model = MBMPO.load(files.model, verbose=0)  # without an environment, it imports none of the functions that it names
+    for name in ("reward_fn", "termination_fn"):
+        path = getattr(model, name)
+        if isinstance(path, str) and ":" in path and env_id is None and not trust:
+            raise ValueError(
+                f"The model's file names the function {path} as its {name}. If you know where the file is from, use `--trust`."
+            )
+    make_env = env_maker(env_id, model, trust)
     env: VecEnv = DummyVecEnv([make_env])
     if files.vec_normalize is not None:
-        env = VecNormalize.load(str(files.vec_normalize), env)
+        try:
+            env = VecNormalize.load(str(files.vec_normalize), env)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{files.vec_normalize} cannot be read ({reason}). {TAKE_A_COPY}") from error
         assert isinstance(env, VecNormalize)
         env.training = False
     try:
@@ -131,7 +172,7 @@ def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> st
     except Exception as error:  # noqa: BLE001 - graphics drivers fail in every way there is; the figures are worth having
         reason = f"the simulator cannot render here ({type(error).__name__}: {error}). MUJOCO_GL=egl or osmesa may help."
         return section(title, "", f"Left out: {reason}")
-    (folder / "film.webp").write_bytes(data)
+    write_whole(folder / "film.webp", data)
     caption = (
         "Left, a fresh real episode of the meta-policy; right, what member 0 of the ensemble makes of its first observation "
         "and its actions, rendered from predicted observations. Where the right one moves as no body can, the model is wrong."
@@ -170,7 +211,7 @@ def write_report(
         if picture.figure is not None:
             png = io.BytesIO()
             picture.figure.savefig(png, format="png", dpi=100)
-            (folder / f"{picture.name}.png").write_bytes(png.getvalue())
+            write_whole(folder / f"{picture.name}.png", png.getvalue())
             image = embedded(png.getvalue(), "image/png", picture.title)
         parts.append(section(picture.title, image, picture.caption))
     if video:
@@ -178,7 +219,7 @@ def write_report(
     parts += ["<h2>Hyperparameters</h2><p>Bold: not the default.</p>", hyperparameter_table(run.model)]
     head = f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
     path = folder / "report.html"
-    path.write_text(f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>", encoding="utf-8")
+    write_whole(path, f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>")
     env.close()
     return path
 
@@ -188,6 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sb3_mbmpo.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_MODEL", help="folder of a run, or a model's zip file")
     parser.add_argument("--env", help="environment id, MODULE:ID to import a module first; by default the model's own")
+    parser.add_argument(
+        "--trust", action="store_true", help="import and call the environment and the functions that the file names"
+    )
     parser.add_argument("--output", type=Path, help="folder; by default `report` in the folder of the model's name")
     parser.add_argument("--episodes", type=int, default=5, help="real episodes of the meta-policy, and of random actions")
     parser.add_argument("--seed", type=int, default=0, help="of those episodes")
@@ -201,11 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         import sb3_mbmpo.figures  # noqa: F401 - before the work, not after it
 
         files = find_run(arguments.run)
-        model, make_env = load_run(files, arguments.env)
-        folder = arguments.output or files.model.with_suffix("") / "report"
+        model, make_env = load_run(files, arguments.env, arguments.trust)
+        folder = arguments.output or run_folder(files.model) / "report"
         run = read_run(files, model)
         path = write_report(run, files, make_env, folder, arguments.episodes, arguments.seed, not arguments.no_video)
-    except (ImportError, ValueError, gym.error.Error) as error:
+    except (ImportError, OSError, ValueError, gym.error.Error) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"Report: {path}")
 

@@ -4,9 +4,10 @@ SB3 pickles attributes; a random generator of another device, or a tensor on it,
 travel as their states and tensors as SB3's "pytorch variables".
 """
 
+import io
 import zlib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,13 +15,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_mbmpo.files import Path, check_file, env_spec_json, file_stamp
+from sb3_mbmpo.files import Path, check_file, env_spec_json, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.replay_files import load_buffer, save_buffer
+from sb3_mbmpo.tasks import PathInFile
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
 # One generator a purpose: a change of one stage does not shift the random numbers of the others
 RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics", "critic")
-BUFFER_ARRAYS = ("observations", "actions", "next_observations", "rewards", "dones", "timeouts")
 
 
 class ResumableAlgorithm(OffPolicyAlgorithm):
@@ -28,10 +30,15 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     An off-policy algorithm whose files resume to the last bit.
     """
 
+    # Arguments that, turned off, leave no place for a tensor of the file
+    _optional_tensors: ClassVar[dict[str, str]] = {"learn_inner_lr": "learned_inner_lr"}
+    # Of the file that was loaded; None: the generators are seeded
+    _random_states: dict[str, Any] | None = None
+
     def _setup_model(self) -> None:
         super()._setup_model()
         # SB3 seeds everything anew at every load
-        if hasattr(self, "_random_states"):
+        if self._random_states is not None:
             self.action_space.np_random.bit_generator.state = self._random_states["action_space"]
             self._restore_generators()
 
@@ -47,6 +54,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
     def _restore_generators(self) -> None:
         """Continue the saved streams. Those of another device's kind have no meaning here: begin new ones then."""
+        assert self._random_states is not None
         for purpose, generator in self._generators.items():
             state: th.Tensor = self._random_states[purpose]
             if state.shape == generator.get_state().shape:
@@ -57,14 +65,27 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_generators"]
 
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseAlgorithm``. NumPy's numbers, as in an optimiser's options, become Python's: PyTorch loads no others."""
+        parameters: dict[str, dict[str, Any]] = plain(super().get_parameters())
+        return parameters
+
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """See ``BaseAlgorithm``. The file also says which version of this package and which environment it is from."""
+        """
+        See ``BaseAlgorithm``. The file also says which version of this package and which environment it is from. It takes the
+        place of an older one when it is complete.
+
+        :raises OSError: if it cannot be written; an older file is as it was
+        """
         vars(self).update(file_stamp("algorithm"))
         if self.env is not None:
             self.env_spec = env_spec_json(self.env)
-        self._random_states: dict[str, Any] = {purpose: g.get_state() for purpose, g in self._generators.items()}
+        self._random_states = {purpose: generator.get_state() for purpose, generator in self._generators.items()}
         self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
-        super().save(path, exclude, include)
+        archive = io.BytesIO()
+        super().save(archive, exclude, include)
+        with output(path, "zip") as file:
+            file.write(sealed(archive.getvalue()))
 
     @classmethod
     def load(
@@ -78,38 +99,61 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfResumable:
         """
+        See ``BaseAlgorithm``. Random numbers go on where the file left them, or begin anew with a ``seed``. What the file's
+        ``reward_fn`` and ``termination_fn`` name is imported only if ``env``, or the argument itself, is given; but SB3
+        unpickles the file, which can run code, too.
+
+        :raises ValueError: if the file is damaged, of another class, or of a version whose files this one cannot read, or does
+            not fit the arguments
+        """
+        data = check_file(path, "algorithm")
+        if kwargs.get("seed") is not None:
+            kwargs["_random_states"] = None
+        if env is None:
+            for name in {"reward_fn", "termination_fn"} - {*kwargs, *(custom_objects or {})}:
+                if isinstance(data.get(name), str):
+                    kwargs[name] = PathInFile(data[name])
+        turned_off = [name for name in cls._optional_tensors if not kwargs.get(name, True)]
+        for name in turned_off:
+            del kwargs[name]
+        try:
+            model = super().load(
+                existing_file(path, "zip"), env, device, custom_objects, print_system_info, force_reset, **kwargs
+            )
+        except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+            given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+            raise ValueError(f"{file_name(path)} does not fit the arguments {given}: {error}") from error
+        for name in turned_off:
+            setattr(model, name, False)
+            setattr(model, cls._optional_tensors[name], None)
+        return model
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
         See ``BaseAlgorithm``.
 
-        :raises ValueError: if the file is of another class, or of a version whose files this one cannot read
+        :raises ValueError: if the parameters do not match, or the file is damaged or of another class
         """
-        check_file(path, "algorithm")
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if not isinstance(load_path_or_dict, dict):
+            check_file(load_path_or_dict, "algorithm")
+            load_path_or_dict = existing_file(load_path_or_dict, "zip")
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def save_replay_buffer(self, path: Path) -> None:
+        """
+        See ``OffPolicyAlgorithm``. The file holds actions as SB3's algorithms do, in [-1, 1], and can be loaded by them.
+
+        :raises OSError: if it cannot be written; an older file is as it was
+        """
+        assert self.replay_buffer is not None
+        save_buffer(path, self.replay_buffer)
 
     def load_replay_buffer(self, path: Path, truncate_last_traj: bool = True) -> None:
         """
-        See ``OffPolicyAlgorithm``. A buffer of another number of environments is rearranged: real steps are dear.
+        See ``OffPolicyAlgorithm``. A buffer of another number of environments or of another size is rearranged: real steps are
+        dear. Those of SB3's algorithms will do, too.
 
-        :raises ValueError: if the buffer is of other spaces
+        :raises ValueError: if the file is damaged, or its steps are not such as this model would make
         """
-        super().load_replay_buffer(path, truncate_last_traj)
-        buffer = self.replay_buffer
-        assert buffer is not None
-        for name in ("observation_space", "action_space"):
-            theirs, ours = getattr(buffer, name), getattr(self, name)
-            if theirs != ours:
-                raise ValueError(f"The replay buffer is of another task: its {name} is {theirs}, the model's is {ours}.")
-        if buffer.n_envs != self.n_envs:
-            self.replay_buffer = self._rearranged(buffer)
-
-    def _rearranged(self, buffer: ReplayBuffer) -> ReplayBuffer:
-        """:return: the newest transitions of ``buffer``, for as many environments as there are now"""
-        result = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
-        oldest = buffer.pos if buffer.full else 0
-        order = (oldest + np.arange(buffer.size())) % buffer.buffer_size
-        rows = min(buffer.size() * buffer.n_envs // self.n_envs, result.buffer_size)
-        for name in BUFFER_ARRAYS:
-            values, target = getattr(buffer, name)[order], getattr(result, name)
-            values = values.reshape(-1, *values.shape[2:])
-            target[:rows] = values[len(values) - rows * self.n_envs :].reshape(rows, *target.shape[1:])
-        result.pos, result.full = rows % result.buffer_size, rows == result.buffer_size
-        return result
+        empty = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
+        self.replay_buffer = load_buffer(path, empty)

@@ -4,6 +4,7 @@
 after ``pip install --target``, call ``sb3_mbmpo.zoo.register()`` before rl_zoo3's command line.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -32,9 +33,17 @@ def read_config(name: str) -> dict[str, Any]:
     """
     :param name: an entry of the configuration file, usually an environment id
     :return: its hyperparameters, or those of ``default``
+    :raises ValueError: if the file is damaged
     """
-    configs: dict[str, dict[str, Any]] = yaml.safe_load(config_file().read_text())
-    return dict(configs.get(name, configs["default"]))
+    path = config_file()
+    try:
+        configs = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    entry = configs.get(name, configs.get("default")) if isinstance(configs, dict) else None
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path} has no entry for {name!r}, and none named 'default'.")
+    return dict(entry)
 
 
 def register() -> None:
@@ -123,6 +132,36 @@ def _add_config_file(exp_manager: ModuleType) -> None:
         return hyperparams, saved
 
     manager.read_hyperparameters = read_ours
+    _add_checkpoint_buffers(manager)
+
+
+def _add_checkpoint_buffers(manager: Any) -> None:
+    """A checkpoint without its real steps cannot be resumed: ``--save-replay-buffer`` keeps them with ``--save-freq``, too."""
+    create: Callable[[Any], None] = manager.create_callbacks
+    load: Callable[..., Any] = manager._load_pretrained_agent
+
+    @wraps(create)
+    def create_ours(self: Any) -> None:
+        create(self)
+        for callback in self.callbacks:
+            if self.algo == ALGO and type(callback).__name__ == "CheckpointCallback":
+                callback.save_replay_buffer = self.save_replay_buffer
+
+    @wraps(load)
+    def load_ours(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
+        model = load(self, hyperparams, env)
+        checkpoint = Path(self.trained_agent)
+        buffer = checkpoint.with_name(re.sub(r"_(\d+_steps)\.zip$", r"_replay_buffer_\1.pkl", checkpoint.name))
+        if self.algo == ALGO and buffer != checkpoint and buffer.is_file():
+            print(f"Loading replay buffer {buffer}")
+            model.load_replay_buffer(buffer)
+        if self.algo == ALGO and model._n_fits > 0 and model.replay_buffer.size() == 0:
+            from sb3_mbmpo.real_rollouts import NO_REAL_STEPS
+
+            warnings.warn(NO_REAL_STEPS)
+        return model
+
+    manager.create_callbacks, manager._load_pretrained_agent = create_ours, load_ours
 
 
 EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {

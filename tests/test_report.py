@@ -178,6 +178,9 @@ def test_statistics_of_vec_normalize_are_found_and_used(tmp_path):
     loaded, _ = report.load_run(files, None)
     np.testing.assert_array_equal(loaded.get_vec_normalize_env().obs_rms.mean, env.obs_rms.mean)
     assert not loaded.get_vec_normalize_env().training
+    files.vec_normalize.write_bytes(files.vec_normalize.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"vecnormalize\.pkl cannot be read"):
+        report.load_run(files, None)
 
 
 def touch(folder, *names):

@@ -64,7 +64,7 @@ def test_the_rest_of_the_random_steps_counts():
 
 
 def test_the_command_line_refuses_to_train_nothing(tmp_path):
-    with pytest.raises(SystemExit, match=r"all 999 real steps would be random .* 1000 of \(learning_starts\)") as ended:
+    with pytest.raises(SystemExit, match=r"All 999 real steps would be random \(`learning_starts`: 1000\)") as ended:
         main(["train", "--total-timesteps", "999", "--save", str(tmp_path / "model.zip")])
     assert "\n" not in str(ended.value)
     assert list(tmp_path.iterdir()) == []

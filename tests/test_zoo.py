@@ -16,6 +16,8 @@ import optuna
 import pytest
 import yaml
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
+from stable_baselines3.common.env_util import make_vec_env
+from tiny import tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.search_space import SPACE, convert, suggest
@@ -183,6 +185,28 @@ def test_evaluation_has_the_env_kwargs_of_the_entry(given, size, tmp_path):
     manager._preprocess_hyperparams(manager.read_hyperparameters()[0])
     assert manager.create_envs(1, no_log=True).observation_space.shape == (27,)
     assert manager.create_envs(1, eval_env=True).observation_space.shape == (size,)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_checkpoint_goes_on_with_its_real_steps_or_says_that_they_are_gone(keeps, tmp_path):
+    """``--save-freq``, a kill, then ``-i`` with the last checkpoint."""
+    zoo.register()
+
+    def manager(**kwargs):
+        return exp_manager.ExperimentManager(None, "mbmpo", "Pendulum-v1", str(tmp_path), verbose=0, **kwargs)
+
+    first = manager(save_freq=60, save_replay_buffer=keeps)
+    first.save_path = str(tmp_path)
+    first.create_callbacks()
+    env = make_vec_env("Pendulum-v1")
+    tiny_model(env).learn(60, callback=first.callbacks)
+    second = manager(trained_agent=str(tmp_path / "rl_model_60_steps.zip"))
+    if keeps:
+        model = second._load_pretrained_agent({"policy": "MlpPolicy"}, env)
+    else:
+        with pytest.warns(UserWarning, match="replay buffer is empty.*--save-replay-buffer"):
+            model = second._load_pretrained_agent({"policy": "MlpPolicy"}, env)
+    assert model.replay_buffer.size() == (59 if keeps else 0)  # callbacks run before the last step is stored
 
 
 def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import html
+import io
 import sys
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
 
+from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.search_space import as_trained
 from tuning.studies import add_arguments, complete, evaluation_steps, finished, open_storage, trial_entry
 
@@ -87,7 +89,9 @@ def draw(study: optuna.Study, folder: Path) -> str:
     parts: list[str] = []
     for name, (heading, figure, interactive) in drawn.items():
         figure.axes[0].set_title(heading)
-        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=120, bbox_inches="tight")
+        write_whole(folder / f"{name}.png", png.getvalue())
         plt.close(figure)
         interactive.update_layout(title=None, margin={"t": 40})
         # The first figure brings the library for all
@@ -190,7 +194,7 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
     ]
     if complete_trials(study):
         best = best_entry(study)
-        (folder / "best.yml").write_text(best)
+        write_whole(folder / "best.yml", best)
         with warnings.catch_warnings():
             # Importances of few trials are poor; and the matplotlib backend calls itself experimental
             warnings.simplefilter("ignore")
@@ -206,7 +210,7 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
         parts.append("<p>No trial is complete: all were pruned, or none has ended yet.</p>")
     path = folder / "report.html"
     head = f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(study.study_name)}</title>"
-    path.write_text(f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>")
+    write_whole(path, f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>")
     return path
 
 

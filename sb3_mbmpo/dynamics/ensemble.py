@@ -4,7 +4,9 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 """
 
 import inspect
+import io
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -22,7 +24,8 @@ from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
-from sb3_mbmpo.files import Path, check_file, file_stamp
+from sb3_mbmpo.files import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.space_files import space_from_dict, space_to_dict
 
 # An input that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise. A target
 # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
@@ -83,6 +86,9 @@ class DynamicsEnsemble(nn.Module):
         super().__init__()
         check_spaces(observation_space, action_space)
         assert isinstance(observation_space, spaces.Box)
+        n_models, net_arch, learning_rate, weight_decay, seed = plain(
+            (n_models, list(net_arch), learning_rate, weight_decay, seed)
+        )
         self._check(n_models, net_arch, activation_fn, precision)
         self.observation_space, self.action_space = observation_space, action_space
         self.codec = ActionCodec(action_space)
@@ -399,28 +405,42 @@ class DynamicsEnsemble(nn.Module):
 
     def save(self, path: Path) -> None:
         """
-        Save the ensemble alone: spaces, arguments, weights, statistics and optimiser.
+        Save the ensemble alone: spaces, arguments, weights, statistics and optimiser. Nothing in the file can run code.
 
         :param path: a file name (".zip" is appended if it has no suffix) or a file
+        :raises OSError: if it cannot be written; an older file is as it was
         """
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
         del arguments["device"]
-        params = {"dynamics": self.state_dict(), "dynamics.optimizer": self.optimizer.state_dict()}
-        save_to_zip_file(path, {**file_stamp("ensemble"), "arguments": arguments}, params)
+        for name in ("observation_space", "action_space"):
+            arguments[name] = space_to_dict(arguments[name])
+        params = plain({"dynamics": self.state_dict(), "dynamics.optimizer": self.optimizer.state_dict()})
+        archive = io.BytesIO()
+        save_to_zip_file(archive, {**file_stamp("ensemble"), "arguments": arguments}, params)
+        with output(path, "zip") as file:
+            file.write(sealed(archive.getvalue()))
 
     @classmethod
     def load(cls, path: Path, device: th.device | str = "auto") -> "DynamicsEnsemble":
         """
+        Load what ``save`` has written. Nothing is unpickled: a file of unknown origin runs no code.
+
         :param path: a file name or a file
         :param device: where the networks shall live; "auto" is a GPU if there is one
         :return: the saved ensemble, ready to predict or to be fitted further
-        :raises ValueError: if the file holds something else, or is of a version whose files this one cannot read
+        :raises ValueError: if the file is damaged, holds something else, or is of a version whose files this one cannot read
         """
-        check_file(path, "ensemble")
-        data, saved, _ = load_from_zip_file(path, device=device)
-        assert data is not None
-        params: dict[str, Any] = saved  # SB3 takes them for single tensors
-        ensemble = cls(**data["arguments"], device=get_device(device))
-        ensemble.load_state_dict(params["dynamics"])
-        ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
+        arguments = check_file(path, "ensemble")["arguments"]
+        try:
+            for name in ("observation_space", "action_space"):
+                arguments[name] = space_from_dict(arguments[name])
+            ensemble = cls(**arguments, device=get_device(device))
+            _, saved, _ = load_from_zip_file(existing_file(path, "zip"), load_data=False, device=device)
+            params: dict[str, Any] = saved  # SB3 takes them for single tensors
+            ensemble.load_state_dict(params["dynamics"])
+            ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
+        except (KeyError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{file_name(path)} holds an ensemble that cannot be built ({type(error).__name__}: {error}). {TAKE_A_COPY}"
+            ) from error
         return ensemble

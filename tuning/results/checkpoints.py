@@ -11,6 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mbmpo.atomic import write_whole
+
 MODEL, BUFFER, STATISTICS, STATE = "model.zip", "replay_buffer.pkl", "vec_normalize.pkl", "state.json"
 
 
@@ -31,7 +33,7 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, state: Mapping[str, Any]
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         normalizer.save(str(unfinished / STATISTICS))
-    (unfinished / STATE).write_text(json.dumps(dict(state)))
+    write_whole(unfinished / STATE, json.dumps(dict(state)))
     older = list(folder.glob("steps-*"))
     target = folder / f"steps-{model.num_timesteps:09}"
     if target in older:

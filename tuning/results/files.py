@@ -1,6 +1,7 @@
 """Where a run's files are, and which process may write them."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def claim(output: Path, run: Run) -> Iterator[bool]:
     :return: whether nobody else has it
     """
     path = beside_work(output, run, "lock")
-    with path.open("w") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

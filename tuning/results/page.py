@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sb3_mbmpo.atomic import write_whole
 from tuning.results.curves import (
     NAMES,
     Curves,
@@ -47,7 +48,7 @@ def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
     text = fill(text, "settings", settings_table(curves), "Settings")
     text = fill(text, "origin", origin_table(curves), "Versions and machines")
     save_overview(curves, read_document(queue).get("picture", []), queue.parent.parent / "images" / "results.png")
-    page.write_text(text)
+    write_whole(page, text)
     return page
 
 

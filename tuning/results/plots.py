@@ -1,5 +1,6 @@
 """Pictures of learning curves, legible at the width of a phone."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from sb3_mbmpo.atomic import write_whole
 from tuning.results.curves import NAMES, Curve, Curves, at, budgets, median_seconds
 from tuning.results.runs import OURS
 
@@ -127,7 +129,9 @@ def add_legend(figure: Figure, *all_axes: Axes) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=DPI)
+    write_whole(path, png.getvalue())
     plt.close(figure)
 
 

@@ -1,0 +1,236 @@
+"""The command line's trainings: killed, interrupted, on a full disk, resumed to the last bit, and never over an older one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from killed_runs import TINY, TOTAL, learned
+from tiny import Drift, assert_same, tiny_model
+
+from sb3_mbmpo import MBMPO, training_run
+from sb3_mbmpo.__main__ import main
+from sb3_mbmpo.interrupts import Interrupted
+from sb3_mbmpo.repeatable import RepeatableEpisode
+from sb3_mbmpo.run_log import RunLogFile, read_progress
+
+TESTS = Path(__file__).parent
+
+
+class Point(Drift):
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+
+
+class SecretNumbers(Point):
+    """Starts where random numbers say that Gymnasium does not know of: the machine's."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.x = np.frombuffer(os.urandom(2), np.uint8).astype(np.float32) / 256
+        return self.x.copy(), {}
+
+
+for _class in (Point, SecretNumbers):
+    gym.register(f"{_class.__name__}-v0", _class, disable_env_checker=True)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """:return: the command line, with settings so small that an iteration takes a fraction of a second"""
+    config = {**TINY, "env_id": "Point-v0"}
+    monkeypatch.setattr(training_run, "read_config", lambda name: {**config, "env_id": name})
+
+    def run(*options, env="Point-v0", save="run", steps=60):
+        common = ["--total-timesteps", str(steps), "--eval-episodes", "1", "--no-progress-bar"]
+        main(["train", "--env", env, "--save", str(tmp_path / save), *common, *options])
+
+    return run
+
+
+# -- Killed, interrupted, full ------------------------------------------------------------------------------------------------
+
+
+def test_thirty_kills_lose_nothing_that_was_finished():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "killed_runs.py")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert (report["kills"], report["lost"], report["left_behind"]) == (30, 0, [])
+    assert len(report["resumed_from"]) > 3, "the kills came at different times"
+    # All that was learned, random numbers and buffer included, is that of a run that nobody disturbed
+    assert report["finished_differs_in"] == report["ended_differs_in"] == []
+    for name, word in (("SIGINT", "Interrupted"), ("SIGTERM", "Terminated")):
+        code, output, steps = report[name]
+        assert code == 128 + getattr(signal, name)
+        assert "Traceback" not in output
+        assert output.splitlines()[-1].startswith(f"{word}. ")
+        assert f"up to {steps} real steps: the same command with --resume" in output.splitlines()[-1]
+    code, output, steps = report["full"]
+    assert code == 1
+    assert "File too large: not written, what was there before is as it was" in output
+    assert 0 < steps < TOTAL
+
+
+# -- The same command again ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_says_how_to_go_on_and_touches_nothing(train, tmp_path):
+    train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=r"run\.zip is there already.*--resume.*--overwrite") as error:
+        train()
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("every", [0, 40])
+def test_more_steps_later_are_those_of_one_long_run(every, train, tmp_path):
+    train("--save-every", str(every), steps=100, save="long")
+    train("--save-every", str(every), steps=60)
+    train("--resume", "--save-every", str(every), steps=100)
+    assert_same(learned(tmp_path / "run.zip"), learned(tmp_path / "long.zip"))
+    logs = [read_progress(tmp_path / name / "progress.csv") for name in ("run", "long")]
+    for key in ("time/total_timesteps", "imagined/ep_rew_mean", "dynamics/val_loss"):
+        np.testing.assert_array_equal(logs[0][key], logs[1][key])
+    assert len(list((tmp_path / "run").glob("replay_buffer-*.pkl"))) == 1
+
+
+def test_a_finished_run_is_only_evaluated_again(train, tmp_path, capsys):
+    train()
+    before = (tmp_path / "run.zip").read_bytes()
+    train("--resume")
+    assert (tmp_path / "run.zip").read_bytes() == before
+    assert "goes on from 60 real steps" in capsys.readouterr().out
+
+
+def test_resume_begins_where_nothing_is_there_yet(train, tmp_path):
+    train("--resume")
+    assert MBMPO.load(tmp_path / "run.zip").num_timesteps == 60
+
+
+def test_another_run_takes_the_place_of_an_older_one_when_it_has_something_to_show(train, tmp_path, monkeypatch, capsys):
+    train()
+    before = (tmp_path / "run.zip").read_bytes()
+
+    def interrupt(self, *_):
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MBMPO, "train", interrupt)
+        with pytest.raises(SystemExit, match="130"):
+            train("--overwrite", "--seed", "1")
+    assert "run.zip is as it was" in capsys.readouterr().err
+    assert (tmp_path / "run.zip").read_bytes() == before
+    train("--overwrite", "--seed", "1")
+    assert MBMPO.load(tmp_path / "run.zip").seed == 1
+
+
+def test_what_cannot_be_resumed_is_said_in_a_line(train, tmp_path):
+    train()
+    with pytest.raises(SystemExit, match=r"run\.zip is another one, \(its, yours\): {'seed': \(0, 1\)}"):
+        train("--resume", "--seed", "1")
+    (buffer,) = (tmp_path / "run").glob("*.pkl")
+    buffer.write_bytes(buffer.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=rf"{buffer.name} .*earlier copy"):
+        train("--resume")
+    buffer.unlink()
+    with pytest.raises(SystemExit, match=rf"its real steps, .*{buffer.name}, are gone"):
+        train("--resume")
+    tiny_model().save(tmp_path / "other")
+    with pytest.raises(SystemExit, match="is no run of this command line"):
+        train("--resume", save="other")
+    with pytest.raises(SystemExit, match="2"):
+        train("--resume", "--overwrite")
+
+
+def test_a_training_that_would_not_learn_is_refused_with_both_numbers(train, tmp_path):
+    with pytest.raises(SystemExit, match=r"All 19 real steps would be random \(`learning_starts`: 20\)"):
+        train(steps=19)
+    assert not (tmp_path / "run.zip").exists()
+    train(steps=20)
+
+
+def test_names_with_dots_and_folders_have_files_of_their_own(train, tmp_path):
+    (tmp_path / "plain").mkdir()
+    for name, steps in (("lr0.001", 20), ("lr0.003", 40), ("plain", 60)):
+        train(save=name, steps=steps)
+        assert MBMPO.load(tmp_path / name).num_timesteps == steps
+        assert read_progress(tmp_path / name / "progress.csv")["time/total_timesteps"][-1] == steps
+
+
+# -- The environment goes on ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ["Point-v0", "CartPole-v1", "Pendulum-v1"])
+def test_an_environment_repeats_its_episode_to_the_last_bit(env_id):
+    def step(env, n_steps, rng):
+        """:return: the observations and rewards of random actions, resets where episodes end"""
+        rows = []
+        for _ in range(n_steps):
+            env.action_space.np_random.bit_generator.state = rng.bit_generator.state
+            rng.random()
+            obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            rows.append([*obs, reward])
+            if terminated or truncated:
+                rows.append([*env.reset()[0], 0.0])
+        return np.array(rows, dtype=np.float64)
+
+    first, second = (RepeatableEpisode(gym.make(env_id)) for _ in range(2))
+    first.reset(seed=3)
+    for n_steps in (0, 7, 40):  # of the first episode, and of later ones, which no seed began
+        step(first, n_steps, np.random.default_rng(0))
+        assert second.repeat(first.so_far())
+        rows = [step(env, 230, np.random.default_rng(1)) for env in (first, second)]
+        np.testing.assert_array_equal(*rows)
+
+
+def test_an_environment_that_does_not_repeat_itself_begins_a_new_episode(train, capsys, tmp_path):
+    train(env="SecretNumbers-v0", steps=45)
+    train("--resume", env="SecretNumbers-v0", steps=60)
+    assert "The environment does not repeat itself" in capsys.readouterr().out
+    model = MBMPO.load(tmp_path / "run.zip")
+    model.load_replay_buffer(next((tmp_path / "run").glob("*.pkl")))
+    buffer = model.replay_buffer
+    moved = np.abs(buffer.next_observations - buffer.observations)[:60]
+    assert moved.max() < 0.4, "no step leads from one episode to another"
+
+
+# -- The log --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_goes_on_and_new_columns_find_room(tmp_path):
+    path = tmp_path / "progress.csv"
+    log = RunLogFile(path)
+    for step in (20, 40, 60):
+        log.write({"time/total_timesteps": step, "a": 1 / 3}, {"time/total_timesteps": (), "a": ()})
+    log = RunLogFile(path, last_step=40)
+    log.write({"time/total_timesteps": 60, "b": "x,y", "c": 1}, {"time/total_timesteps": (), "b": (), "c": ("csv",)})
+    columns = read_progress(path)
+    np.testing.assert_array_equal(columns["time/total_timesteps"], [20, 40, 60])
+    np.testing.assert_array_equal(columns["a"], [1 / 3, 1 / 3, np.nan])
+    assert columns.keys() == {"time/total_timesteps", "a", "b"}
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    path = tmp_path / "progress.csv"
+    log = RunLogFile(path)
+    for step in (20, 40):
+        log.write(
+            {"time/total_timesteps": step, "rollout/ep_rew_mean": -12.5},
+            {"time/total_timesteps": (), "rollout/ep_rew_mean": ()},
+        )
+    good = path.read_bytes()
+    for damaged in (good.replace(b"40,-12.5", b"40,-92.5"), good.replace(b"20,", b"20"), good.replace(b"12", b"\xff2")):
+        assert damaged != good
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"progress\.csv"):
+            read_progress(path)
+        with pytest.raises(ValueError, match=r"progress\.csv"):
+            RunLogFile(path, last_step=40)
