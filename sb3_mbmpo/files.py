@@ -4,12 +4,9 @@ import io
 import json
 import pathlib
 import zipfile
-from dataclasses import replace
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbmpo
 
@@ -54,19 +51,3 @@ def check_file(path: Path, kind: str) -> None:
             f"{path} was saved by sb3_mbmpo {data.get('package_version')} in file format {data.get('file_format')}; "
             f"version {sb3_mbmpo.__version__} reads format {FILE_FORMAT}: load it with the version that saved it."
         )
-
-
-def env_spec_json(env: VecEnv) -> str | None:
-    """
-    :param env: of any wrappers
-    :return: what ``gymnasium.make(EnvSpec.from_json(...))`` needs to make it once more, without the wrappers that do not tell
-        their arguments (SB3's ``Monitor``); None where Gymnasium did not make it, or JSON cannot hold its arguments
-    """
-    spec: EnvSpec | None = env.get_attr("spec")[0] if env.has_attr("spec") else None
-    if spec is None:
-        return None
-    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.kwargs is not None)
-    try:
-        return replace(spec, additional_wrappers=wrappers, vector_entry_point=None).to_json()
-    except (TypeError, ValueError):
-        return None
