@@ -92,6 +92,18 @@ class ActionCodec:
         center, half_range = self._scale(sample.device, sample.dtype)
         return th.addcmul(center, half_range, clipped)
 
+    def gaussian_to_env(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param mean: of a normal distribution of the policy's actions (..., A), in units of [-1, 1]
+        :param log_std: logarithm of its standard deviation (..., A)
+        :return: both in the units of the environment, not clipped
+        """
+        if self._is_unit:
+            return mean, log_std
+        center, half_range = self._scale(mean.device, mean.dtype)
+        # Bounds that leave no choice leave no density, either
+        return th.addcmul(center, half_range, mean), log_std + half_range.clamp(min=1e-20).log()
+
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """
         :param env_action: what the environment received (..., A) or (..., K) choices

@@ -197,6 +197,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             adaptation = trainer.adapt(phi)
         self._set_outer_variable(phi)
         self._adapted = adaptation.parameters
+        self._health.adapted(int(adaptation.failed.sum()), self.n_tasks)
 
         record = self.logger.record
         for key, value in figures(adaptation, reports, post).items():

@@ -21,7 +21,7 @@ from sb3_mbmpo.arguments import (
     check_number,
 )
 from sb3_mbmpo.dynamics import DynamicsEnsemble
-from sb3_mbmpo.few_shot import adapt_to_episodes
+from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
@@ -344,6 +344,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             trainer = self._meta_trainer(generators, n_threads=1)
             settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
             adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
+            check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
         check_integer("n_episodes", n_episodes, n_inner_steps)

@@ -19,6 +19,7 @@ from sb3_mbmpo.meta import (
     StepReport,
     TaskBatch,
     adapt,
+    is_usable,
     proximal_step,
     split_outer,
     task_chunks,
@@ -63,11 +64,13 @@ class Adaptation(NamedTuple):
     :param parameters: theta'_i (T, P)
     :param batches: what each inner step learned from
     :param rollouts: imagined under the meta-policy, before the first inner step
+    :param failed: whose inner step led to parameters or actions that are not finite; they kept what they had (T,) bool
     """
 
     parameters: th.Tensor
     batches: tuple[TaskBatch, ...]
     rollouts: ImaginedRollouts
+    failed: th.Tensor
 
 
 class MetaStep(NamedTuple):
@@ -143,15 +146,18 @@ class MetaTrainer(NamedTuple):
         """
         theta, inner_lr = split_outer(phi, self.settings.inner_lr)
         parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
+        failed = th.zeros(len(parameters), dtype=th.bool, device=theta.device)
         batches: list[TaskBatch] = []
         first_rollouts = None
         for _ in range(self.settings.n_inner_steps):
             rollouts, batch = self.imagine(parameters)
             first_rollouts = first_rollouts or rollouts
             batches.append(batch)
-            parameters = self._one_inner_step(parameters, batch, inner_lr)
+            adapted = self._one_inner_step(parameters, batch, inner_lr)
+            fails = ~is_usable(self.actor, adapted, batch.policy_input)
+            parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
-        return Adaptation(parameters, tuple(batches), first_rollouts)
+        return Adaptation(parameters, tuple(batches), first_rollouts, failed)
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -18,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
+from sb3_mbmpo.finite import in_float32
 
 # Which parameters of SB3's actor-critic policy act; the rest belongs to the critic, which MB-MPO does not have
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -28,8 +31,13 @@ class MetaPolicy(ActorCriticPolicy):
     SB3's ``MlpPolicy`` without a critic, for MB-MPO.
 
     Two things differ from it. Observations are standardised by statistics that are buffers of the policy
-    (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. Actions of a
-    Box space are those of [-1, 1], mapped to the bounds of the environment and clipped, as in the authors' code.
+    (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. The networks
+    and ``log_std`` of a Box space work in [-1, 1], mapped to the bounds of the environment, as in the authors' code.
+
+    Actions are in the environment's units wherever SB3 passes them: in ``forward``, ``evaluate_actions``,
+    ``get_distribution`` (densities, too), ``predict``. That is what SB3 means by ``squash_output=False``: whoever clones
+    recorded actions with ``evaluate_actions``, or exports ``forward`` and clips its actions to the bounds, as SB3's recipe for
+    ONNX does, gets this policy and need not know how it scales them. Only ``actor``, MBMPO's own way in, speaks [-1, 1].
 
     :param observation_space: Box of one dimension
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
@@ -108,9 +116,26 @@ class MetaPolicy(ActorCriticPolicy):
         assert isinstance(obs, th.Tensor)
         return super().predict_values(self.standardize(obs))
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions = super()._predict(observation, deterministic)
-        return self._codec.to_env(actions.flatten(1)) if isinstance(self.action_space, spaces.Box) else actions
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        if not isinstance(self.action_dist, DiagGaussianDistribution):
+            return super()._get_action_dist_from_latent(latent_pi)
+        return self.action_dist.proba_distribution(*self._codec.gaussian_to_env(self.action_net(latent_pi), self.log_std))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        See ``BasePolicy``.
+
+        :raises ValueError: if an observation is NaN, or infinite in single precision
+        """
+        if isinstance(observation, np.ndarray) and not in_float32(observation).all():
+            raise ValueError(f"There is no action for an observation that is NaN or infinite: {observation}.")
+        return super().predict(observation, state, episode_start, deterministic)
 
     # ---------------------------------------------------------------- explicit parameter sets
 
@@ -126,7 +151,10 @@ class MetaPolicy(ActorCriticPolicy):
     def set_actor_vector(self, vector: th.Tensor) -> None:
         """
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
+        :raises ValueError: if one of them is NaN or infinite: so would be all actions
         """
+        if not th.isfinite(vector).all():
+            raise ValueError("These parameters of the policy are not all finite numbers: it keeps those it has.")
         parameters = self.actor_parameters()
         # A copy: PyTorch lets the parameters share the vector's memory, and the projection below would write into it
         nn.utils.vector_to_parameters(vector.clone(), parameters.values())

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.finite import in_float32
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.resumable import ResumableAlgorithm
 
@@ -149,9 +150,26 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         with th.no_grad():
             obs = self.policy.standardize(th.as_tensor(self._last_obs, device=self.device))
             distribution = self.policy.actor(parameters.expand(n_envs, -1))(obs.unsqueeze(1))
+            self._check_policy(*distribution.parameters)
             sample = distribution.sample(self._generators["exploration"]).squeeze(1)
+            self._check_policy(sample)
         action = self._codec.to_numpy(self._codec.to_env(sample))
         return action, action
+
+    def _check_policy(self, *answers: th.Tensor) -> None:
+        """
+        :param answers: of the policy to the last observations (n_envs, ...)
+        :raises ValueError: before an action that is no number can be sent to the environment
+        """
+        for answer in answers:
+            bad = np.flatnonzero(~th.isfinite(answer).flatten(1).all(1).cpu().numpy())
+            if len(bad) > 0:
+                assert isinstance(self._last_obs, np.ndarray)
+                raise ValueError(
+                    f"The policy has no finite action for the observation {self._last_obs[bad[0]]} at real step "
+                    f"{self.num_timesteps}, environment {bad[0]}, so none was sent: it is far from all data so far, or "
+                    f"`inner_lr` is too high. {self._what_is_intact()}"
+                )
 
     def _store_transition(
         self,
@@ -169,8 +187,12 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert isinstance(raw_obs, np.ndarray)
         self._check_finite("observation", raw_obs)
         self._check_finite("reward", raw_reward[:, None])
-        terminal_obs = [info.get("terminal_observation", obs) for info, obs in zip(infos, raw_obs, strict=True)]
-        self._check_finite("terminal observation", np.stack(terminal_obs))
+        next_obs = raw_obs.copy()
+        for i, info in enumerate(infos):
+            if info.get("terminal_observation") is not None:
+                next_obs[i] = info["terminal_observation"]  # what the buffer will hold, as SB3 makes it
+                next_obs[i] = next_obs[i] if normalizer is None else normalizer.unnormalize_obs(next_obs[i])
+        self._check_finite("terminal observation", next_obs)
         # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
         if self._is_start.any():
             self._remember_starts(self._raw_last_obs()[self._is_start])
@@ -184,13 +206,28 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         :param values: (n_envs, .) of the environment
         :raises ValueError: before a NaN or infinite number can enter the buffer
         """
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.flatnonzero(~in_float32(values).all(axis=1))
         if len(bad) > 0:
+            # Models are fitted in single precision, in which numbers beyond 3.4e38 are infinite
             raise ValueError(
                 f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
-                f"environment {bad[0]}: {values[bad[0]]}. The model and the buffer up to that step are intact: "
-                "`save` and `save_replay_buffer` still work."
+                f"environment {bad[0]}: {values[bad[0]]}. {self._what_is_intact()}"
             )
+
+    def _what_is_intact(self) -> str:
+        """:return: what can still be used after a number that is none, and what cannot"""
+        message = "The model and the buffer up to that step are intact: `save` and `save_replay_buffer` still work."
+        normalizer = self._vec_normalize_env
+        if normalizer is None:
+            return message
+        # `obs_rms` is missing without `norm_obs`, and may be a dictionary of them
+        statistics = [x for x in vars(normalizer).values() if isinstance(x, RunningMeanStd)]
+        if all(np.isfinite(x.mean).all() and np.isfinite(x.var).all() for x in statistics):
+            return f"{message} So are the statistics of VecNormalize."
+        return (
+            f"{message} The statistics of VecNormalize are not: the number is part of them for good. Go on with saved ones "
+            "(`VecNormalize.load`), and put `VecCheckNan(env, raise_exception=True)` inside VecNormalize."
+        )
 
     def _raw_last_obs(self) -> np.ndarray:
         """:return: the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)"""

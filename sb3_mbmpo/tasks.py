@@ -17,6 +17,7 @@ import torch as th
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbmpo.env_reading import Get, ask, attribute, env_id
+from sb3_mbmpo.finite import check_rewards
 from sb3_mbmpo.known_tasks import KNOWN_TASKS, Parameters, RewardFn, Task, TerminationFn, never_terminates
 
 __all__ = [
@@ -299,9 +300,10 @@ class TaskFunctions:
 
         :param obs: [B, O], real
         :param action: as the functions get it
+        :raises ValueError: if a result is not what it has to be, or a reward is not finite
         """
         if self.reward.fn is not None:
-            self.reward.fn(obs, action, obs)
+            check_rewards(f"The reward function ({self.reward.source})", self.reward.fn(obs, action, obs), obs, action, obs)
         if self.termination.fn is not None:
             self.termination.fn(obs)
 
@@ -314,6 +316,7 @@ class TaskFunctions:
         The parameters are those of ``check_reward_fn`` and ``check_termination_fn``.
 
         :return: mean absolute error of the reward function; None: the reward is learned
+        :raises ValueError: if it is not finite somewhere
         """
         if self.termination.fn is not None:
             rate = check_termination_fn(self.termination.fn, next_obs, terminated)
@@ -321,6 +324,8 @@ class TaskFunctions:
                 self._warn("termination", f"contradicts {100 * rate:.1f} % of the real steps")
         if self.reward.fn is None:
             return None
+        predicted = self.reward.fn(obs, action, next_obs)
+        check_rewards(f"The reward function ({self.reward.source})", predicted, obs, action, next_obs)
         check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
         if check.relative_error > REWARD_ERROR_TOLERANCE:
             figures = (

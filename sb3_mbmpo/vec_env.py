@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.finite import check_rewards
 from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
 
 RESAMPLE_MODEL = ("episode", "step")
@@ -203,7 +204,10 @@ class ModelVecEnv(VecEnv):
     def _rewards(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
         """:return: rewards of the step from ``self._obs`` to ``next_obs`` (E,)"""
         if self._reward_fn is not None:
-            return self._reward_fn(self._obs, self._codec.to_reward(self._actions), next_obs)
+            actions = self._codec.to_reward(self._actions)
+            rewards = self._reward_fn(self._obs, actions, next_obs)
+            check_rewards("`reward_fn`", rewards, self._obs, actions, next_obs)
+            return rewards
         assert by_member.reward is not None
         return by_member.reward[self._place]
 

@@ -41,8 +41,11 @@ COMMANDS = [
     ("rl_zoo3 plot_train -a mbmpo -e Pendulum-v1 -f logs -w 1", None),
     ("rl_zoo3 all_plots -a mbmpo -e Pendulum-v1 -f logs --no-display -o results", "results.pkl"),
     ("python -m rl_zoo3.record_video --algo mbmpo --env Pendulum-v1 -f logs -n 5 -o video", "video/*.mp4"),
-    (f"rl_zoo3 {TRAIN} --vec-env subproc -f subproc", "subproc/mbmpo/Pendulum-v1_1/Pendulum-v1.zip"),
-    (f"python -m rl_zoo3.{TRAIN} -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip", "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip"),
+    (
+        # It closes the environment, in another process here, before it saves the model
+        f"python -m rl_zoo3.{TRAIN} --vec-env subproc -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip",
+        "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip",
+    ),
     # The sampler overrules most of -params; this seed draws small networks and short horizons
     (f"rl_zoo3 {TRAIN} -optimize --n-trials 1 --sampler random --seed 148 --no-optim-plots", "logs/mbmpo/report_*.csv"),
 ]
@@ -120,9 +123,10 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
     assert "Traceback" not in output
-    model = MBMPO.load(tmp_path / "logs" / "mbmpo" / "Pendulum-v1_1" / "Pendulum-v1")
+    saved = tmp_path / "logs" / "mbmpo" / "Pendulum-v1_1"
+    model = MBMPO.load(saved / "Pendulum-v1.zip")
     assert model.num_timesteps >= 40
-    model.load_replay_buffer(tmp_path / "logs" / "mbmpo" / "Pendulum-v1_1" / "replay_buffer.pkl")
+    model.load_replay_buffer(saved / "replay_buffer.pkl")
     assert model.replay_buffer.size() >= 40
 
 
