@@ -1,4 +1,4 @@
-"""NaN and infinite numbers are stopped where they arise, and what made them is named: later, they are everywhere.
+"""What floating-point numbers can hold. NaN and infinite ones are stopped where they arise: later, they are everywhere.
 
 Legend of shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -53,3 +53,35 @@ def in_float32(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
     return finite
+
+
+# A mean of so many standard deviations costs digits of single precision that matter
+LARGE_MEAN = 1e3
+
+
+def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    :param mean: of columns (K,) float64
+    :param std: their standard deviation (K,)
+    :return: what is missing if the mean is rounded to single precision, where that matters; else 0, (K,) float64
+    """
+    return th.where(mean.abs() > LARGE_MEAN * std, mean - mean.float(), 0.0)
+
+
+def as_floating(values: np.ndarray) -> np.ndarray:
+    """:return: integers as floating-point numbers that hold them, others as they are"""
+    return values.astype(np.result_type(values.dtype, np.float32), copy=False)
+
+
+def resolution(values: th.Tensor) -> th.Tensor:
+    """
+    A column whose spread is below this is constant, as far as its numbers tell: what is left is rounding.
+
+    :param values: (B, K), in the dtype in which they were observed
+    :return: (K,) float64, 0 for a column of zeros
+    """
+    dtype = values.dtype if values.is_floating_point() else th.float64
+    # Single precision: one row in 10,000 is the next number. Double precision shows the rounding of the simulator, too, which
+    # is many last digits
+    digits = 2.0**10 if dtype == th.float64 else 0.01
+    return digits * th.finfo(dtype).eps * values.abs().amax(0).double()

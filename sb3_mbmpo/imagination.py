@@ -101,11 +101,14 @@ def imagine(
     if n_tasks % world.n_models != 0:
         raise ValueError(f"{n_tasks} tasks cannot be shared out evenly among {world.n_models} models.")
 
+    # Observations may be in double precision, what the policies see is not
+    dtype = world.to_policy_input(start_obs[:1, :1]).dtype
+
     # Zeros: what no thread reaches, because everything has terminated, is dead
-    def history(*trailing: int, dtype: th.dtype = start_obs.dtype) -> th.Tensor:
+    def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
         return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
-    actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
+    actions = history(world.codec.sample_dim, dtype=dtype if world.codec.is_continuous else th.long)
     rollouts = ImaginedRollouts(history(observation_dim), actions, history(), history(dtype=th.bool), history(dtype=th.bool))
 
     worthwhile = worthwhile_threads(n_tasks * n_rollouts * world.flops, FLOPS_PER_THREAD)

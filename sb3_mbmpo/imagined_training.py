@@ -165,13 +165,13 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     def _start_pool(self) -> th.Tensor:
         """:return: raw observations at which imagined rollouts may start (B, O)"""
         if self.imagined_start == "buffer":
-            pool = self._transitions().obs.float()
+            pool = self._transitions().obs.to(self.dynamics.observation_dtype)
             if len(pool) == 0:
                 raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
             return pool
         if self._initial_obs is None:
             raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
-        return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
+        return th.as_tensor(self._initial_obs, device=self.device, dtype=self.dynamics.observation_dtype)
 
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports: list[StepReport] = []

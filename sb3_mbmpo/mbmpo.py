@@ -22,6 +22,7 @@ from sb3_mbmpo.arguments import (
 )
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
+from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
@@ -259,7 +260,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         # Another number of rows than any size of the task: a function that mixes up its axes shows
         rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
-        obs = th.as_tensor(self._raw_last_obs()[:1], device=self.device).expand(rows, -1)
+        obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
         columns = th.zeros((rows, *(self.action_space.shape or (1,))))
         action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
         self._task.try_out(obs, self._codec.to_reward(action))

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
-from sb3_mbmpo.finite import in_float32
+from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
 
 # Which parameters of SB3's actor-critic policy act; the rest belongs to the critic, which MB-MPO does not have
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -49,6 +49,7 @@ class MetaPolicy(ActorCriticPolicy):
     """
 
     observation_mean: th.Tensor
+    observation_mean_tail: th.Tensor
     observation_std: th.Tensor
 
     def __init__(
@@ -73,6 +74,7 @@ class MetaPolicy(ActorCriticPolicy):
         self.normalize_observation = normalize_observation
         self.log_std_min = log_std_min
         self.register_buffer("observation_mean", th.zeros(observation_space.shape))
+        self.register_buffer("observation_mean_tail", th.zeros(observation_space.shape))
         self.register_buffer("observation_std", th.ones(observation_space.shape))
         self._codec = ActionCodec(action_space)
 
@@ -90,18 +92,27 @@ class MetaPolicy(ActorCriticPolicy):
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
         :return: what the networks see (..., O), in the dtype of the policy
         """
-        return (obs.to(self.observation_mean.dtype) - self.observation_mean) / self.observation_std
+        mean, std = self.observation_mean, self.observation_std
+        if not obs.is_floating_point() and obs.element_size() >= 4:
+            obs = obs.double()  # counts
+        centred = obs.to(mean.dtype) - mean
+        if obs.dtype == th.float64:
+            # Rounding before the subtraction would leave little of a small change of large numbers
+            exactly = (obs - mean - self.observation_mean_tail).to(mean.dtype)
+            centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
+        return centred / std
 
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
         """
-        :param obs: observations as the policy receives them (B, O), float64; a constant dimension stays unscaled
+        :param obs: observations as the policy receives them (B, O), floating; a constant dimension stays unscaled
         """
         if not self.normalize_observation:
             return
         mean, std = obs.mean(0), obs.std(0, correction=0)
         self.observation_mean.copy_(mean)
-        self.observation_std.copy_(th.where(std > 1e-6, std, th.ones_like(std)))
+        self.observation_mean_tail.copy_(mean_tail(mean.double(), std).masked_fill(std <= resolution(obs), 0))
+        self.observation_std.copy_(th.where(std > resolution(obs), std, th.ones_like(std)))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
         assert isinstance(obs, th.Tensor)

@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.finite import in_float32
+from sb3_mbmpo.finite import as_floating, in_float32
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.resumable import ResumableAlgorithm
 
@@ -257,9 +257,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
         terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
         return Transitions(
-            flat(buffer.observations),
+            flat(as_floating(buffer.observations[:rows])),
             flat(buffer.actions),
-            flat(buffer.next_observations),
+            flat(as_floating(buffer.next_observations[:rows])),
             flat(buffer.rewards),
             flat(terminated),
         )

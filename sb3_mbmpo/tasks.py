@@ -238,7 +238,7 @@ def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: t
     """
     error = _difference(fn(obs, action, next_obs), reward)
     # Constant rewards have no deviation: 1 % of their size makes rounding small and a wrong constant large
-    scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-8)
+    scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-30)
     return RewardCheck(error.abs().mean().item(), error.abs().max().item(), error.square().mean().sqrt().item() / scale)
 
 

@@ -77,7 +77,7 @@ class ModelVecEnv(VecEnv):
         super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
         self.horizon = horizon
         self._codec, self._device = dynamics.codec, dynamics.device
-        self._start_obs = self._checked_starts(start_obs, dynamics.observation_dim)
+        self._start_obs = self._checked_starts(start_obs, dynamics)
         self._reward_fn = None if reward_fn is None else CheckedFn(reward_fn, "reward_fn", is_reward=True)
         self._termination_fn = None if termination_fn is None else CheckedFn(termination_fn, "termination_fn", is_reward=False)
 
@@ -96,11 +96,11 @@ class ModelVecEnv(VecEnv):
         self._elapsed = np.zeros(n_envs, dtype=int)
         self._member = np.zeros(n_envs, dtype=int)  # the place in self._members of the one each environment lives in
 
-    def _checked_starts(self, start_obs: np.ndarray, observation_dim: int) -> th.Tensor:
-        array = np.asarray(start_obs)
+    def _checked_starts(self, start_obs: np.ndarray, dynamics: DynamicsEnsemble) -> th.Tensor:
+        array, observation_dim = np.asarray(start_obs), dynamics.observation_dim
         if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != observation_dim:
             raise ValueError(f"`start_obs` must have shape (S, {observation_dim}) with S of at least 1, not {array.shape}.")
-        starts = th.as_tensor(array, dtype=th.float32, device=self._device)
+        starts = th.as_tensor(array, dtype=dynamics.observation_dtype, device=self._device)
         if not th.isfinite(starts).all():
             raise ValueError("`start_obs` contains NaN or infinite numbers: episodes cannot start there.")
         return starts.clone()
