@@ -16,6 +16,8 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
+from sb3_mbmpo.finite import in_float32
+
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """
@@ -28,7 +30,13 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             "(images need an encoder that turns them into a vector first)."
         )
     if isinstance(action_space, spaces.Box):
-        if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        if not np.issubdtype(action_space.dtype, np.floating):
+            raise ValueError(
+                f"The action space {action_space} holds integers, which MBMPO's policy would round. Take choices with "
+                "`MultiDiscrete`, or let the environment round: `gymnasium.wrappers.TransformAction(env, lambda a: "
+                "np.rint(a).astype(int), Box(low, high, dtype=np.float32))`."
+            )
+        if not in_float32(np.stack([action_space.low, action_space.high])).all():
             raise ValueError(
                 f"The action space must have finite bounds, not {action_space}. "
                 "Map bounded actions to it with `gymnasium.wrappers.TransformAction`."
@@ -91,6 +99,18 @@ class ActionCodec:
             return clipped
         center, half_range = self._scale(sample.device, sample.dtype)
         return th.addcmul(center, half_range, clipped)
+
+    def gaussian_to_env(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param mean: of a normal distribution of the policy's actions (..., A), in units of [-1, 1]
+        :param log_std: logarithm of its standard deviation (..., A)
+        :return: both in the units of the environment, not clipped
+        """
+        if self._is_unit:
+            return mean, log_std
+        center, half_range = self._scale(mean.device, mean.dtype)
+        # Bounds that leave no choice leave no density, either
+        return th.addcmul(center, half_range, mean), log_std + half_range.clamp(min=1e-20).log()
 
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """

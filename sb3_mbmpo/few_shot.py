@@ -5,7 +5,7 @@ Legend of shapes: ``B`` rows, ``H`` steps, ``N`` episodes, ``O`` observation siz
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch.nn.utils.rnn import pad_sequence
 
 from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.finite import in_float32
 from sb3_mbmpo.imagination import Act, ImaginedRollouts
-from sb3_mbmpo.meta import TaskBatch, adapt
+from sb3_mbmpo.meta import TaskBatch, adapt, is_usable
 from sb3_mbmpo.policies import MetaPolicy
 
 
@@ -43,12 +44,24 @@ def adapt_to_episodes(
     :param to_batch: estimates advantages
     :param generator: samples the actions
     :return: adapted parameters (P,)
+    :raises ValueError: if they are of no use, or the environment returns a number that is not finite
     """
     parameters = theta.unsqueeze(0)
     for n_episodes in episodes_of_step:
         episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes, generator)
-        parameters = adapt(policy.actor, parameters, [to_batch(episodes)], inner_lr)
+        batch = to_batch(episodes)
+        parameters = adapt(policy.actor, parameters, [batch], inner_lr)
+        check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
     return parameters[0]
+
+
+def check_adaptation(is_finite: bool) -> None:
+    """:raises ValueError: if a policy-gradient step left the finite numbers"""
+    if not is_finite:
+        raise ValueError(
+            "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Rewards or observations that are "
+            "very large do the same."
+        )
 
 
 def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int, generator: th.Generator) -> ImaginedRollouts:
@@ -74,6 +87,7 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
     final_inputs: list[th.Tensor] = []
     with _frozen(normalizer):
         obs = env.reset()
+        _check_numbers("observation", obs)
         while quota.any():
             # A copy: an environment may write all its observations into one array
             policy_input = policy.standardize(th.as_tensor(np.array(obs), device=policy.device))
@@ -82,6 +96,8 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
             obs, rewards, dones, infos = env.step(codec.to_numpy(codec.to_env(sample)))
             if normalizer is not None:
                 rewards = normalizer.get_original_reward()
+            _check_numbers("observation", obs)
+            _check_numbers("reward", rewards)
             for i in np.flatnonzero(quota):
                 terminated = bool(dones[i]) and not infos[i].get("TimeLimit.truncated", False)
                 running[i].append(_Step(policy_input[i], sample[i], float(rewards[i]), terminated))
@@ -107,6 +123,11 @@ def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int,
         terminated=pad_sequence(terminations).unsqueeze(0),
         final_input=padded[-1:].unsqueeze(0),
     )
+
+
+def _check_numbers(name: str, values: Any) -> None:
+    if not in_float32(np.asarray(values)).all():
+        raise ValueError(f"The environment to `adapt` to returned a NaN or infinite {name}: {values}. The model is unchanged.")
 
 
 @contextmanager

@@ -8,12 +8,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbmpo
 from sb3_mbmpo.atomic import whole_file
@@ -191,22 +188,3 @@ def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if damaged is not None:
         raise ValueError(f"{path} cannot be read: its part {damaged!r} is damaged. {TAKE_A_COPY}")
     return arrays
-
-
-# ---------------------------------------------------------------- environments
-
-
-def env_spec_json(env: VecEnv) -> str | None:
-    """
-    :param env: of any wrappers
-    :return: what ``gymnasium.make(EnvSpec.from_json(...))`` needs to make it once more, without the wrappers that do not tell
-        their arguments (SB3's ``Monitor``); None where Gymnasium did not make it, or JSON cannot hold its arguments
-    """
-    spec: EnvSpec | None = env.get_attr("spec")[0] if env.has_attr("spec") else None
-    if spec is None:
-        return None
-    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.kwargs is not None)
-    try:
-        return replace(spec, additional_wrappers=wrappers, vector_entry_point=None).to_json()
-    except (TypeError, ValueError):
-        return None

@@ -124,6 +124,18 @@ class TrainingHealth:
                 "`cg_damping` or `line_search_max_iter`.",
             )
 
+    def adapted(self, n_failed: int, n_tasks: int) -> None:
+        """
+        :param n_failed: tasks whose adaptation is not finite
+        :param n_tasks: all tasks
+        """
+        if n_failed > 0:
+            self._warn(
+                "adaptation",
+                f"The adaptations to {n_failed} of {n_tasks} tasks are NaN or infinite, so the meta-policy acts for them. Try "
+                "a lower `inner_lr`, rewards of another scale, or a narrower `dynamics_kwargs['clip_margin']`.",
+            )
+
     def _warn(self, subject: str, message: str) -> None:
         if subject not in self._warned:
             self._warned.add(subject)

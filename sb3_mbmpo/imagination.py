@@ -14,6 +14,7 @@ import torch as th
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import ActionDistribution
 from sb3_mbmpo.dynamics import Prediction, StepFn
+from sb3_mbmpo.finite import check_observations, check_rewards
 from sb3_mbmpo.threads import even_shares, in_parallel, worthwhile_threads
 
 # Policy input (T, B, O) -> distribution of each row
@@ -101,24 +102,27 @@ def imagine(
     :param horizon: steps at most; fewer are returned when every rollout has terminated
     :param generator: samples the actions
     :param deterministic: take each distribution's mode instead
-    :raises ValueError: if the tasks cannot be shared out evenly among the models
+    :raises ValueError: if the tasks cannot be shared out evenly among the models, or a reward is not finite
     """
     n_tasks, n_rollouts, observation_dim = start_obs.shape
     if n_tasks % world.n_models != 0:
         raise ValueError(f"{n_tasks} tasks cannot be shared out evenly among {world.n_models} models.")
 
+    # Observations may be in double precision, what the policies see is not
+    dtype = world.to_policy_input(start_obs[:1, :1]).dtype
+
     # Zeros: what no thread reaches, because everything has terminated, is dead
-    def history(*trailing: int, dtype: th.dtype = start_obs.dtype) -> th.Tensor:
+    def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
         return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
-    actions = history(world.codec.sample_dim, dtype=start_obs.dtype if world.codec.is_continuous else th.long)
+    actions = history(world.codec.sample_dim, dtype=dtype if world.codec.is_continuous else th.long)
     rollouts = ImaginedRollouts(
         policy_input=history(observation_dim),
         actions=actions,
         rewards=history(),
         alive=history(dtype=th.bool),
         terminated=history(dtype=th.bool),
-        final_input=start_obs.new_zeros((n_tasks, 1, n_rollouts, observation_dim)),
+        final_input=history(observation_dim)[:, :1].clone(),
     )
 
     worthwhile = worthwhile_threads(n_tasks * n_rollouts * world.flops, FLOPS_PER_THREAD)
@@ -162,6 +166,7 @@ def _imagine_share(
 
     :param rollouts: receives them
     :return: how many steps were imagined
+    :raises ValueError: if a living rollout earned something that is not finite
     """
     horizon = rollouts.rewards.shape[1]
     n_tasks, n_rollouts = start_obs.shape[:2]
@@ -178,7 +183,11 @@ def _imagine_share(
     for t in range(horizon):
         policy_input = world.to_policy_input(obs)
         distribution = act(policy_input)
-        action = distribution.mode() if deterministic else distribution.sample(generator)
+        try:
+            action = distribution.mode() if deterministic else distribution.sample(generator)
+        except RuntimeError as error:  # there are no choices with the probability NaN
+            check_observations(of_tasks[max(t - 1, 0)], obs)
+            raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
         encoded = world.codec.to_dynamics(world.codec.to_env(action))
         prediction = step(obs_of_models, encoded.view(per_model))
 
@@ -207,16 +216,19 @@ def _imagine_share(
     final_input.copy_(world.to_policy_input(obs))
 
     # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
+    def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        env_actions = world.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
+        before, after = observations[:length].flatten(0, 2), observations[1 : length + 1].flatten(0, 2)
+        return before, world.codec.to_reward(env_actions), after
+
     if world.reward_fn is not None:
-        env_actions = world.codec.to_env(rollouts.actions[:, :length].transpose(0, 1))
-        reward = world.reward_fn(
-            observations[:length].flatten(0, 2),
-            world.codec.to_reward(env_actions.flatten(0, 2)),
-            observations[1 : length + 1].flatten(0, 2),
-        )
+        reward = world.reward_fn(*transitions())
         rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
     # What a dead rollout would have earned is meaningless, and may be NaN
     rollouts.rewards.masked_fill_(~rollouts.alive, 0)
+    if not th.isfinite(rollouts.rewards).all():
+        source = "The reward head of the models" if world.reward_fn is None else "The reward function"
+        check_rewards(source, rollouts.rewards[:, :length].transpose(0, 1).flatten(), *transitions())
     return length
 
 

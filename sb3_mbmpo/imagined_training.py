@@ -91,7 +91,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
                 self._meta_train(self._meta_trainer(self._generators, n_threads))
         self._n_new_steps = 0
         # For a model that is loaded without its buffer
-        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().astype(np.float32)
+        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().copy()
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
@@ -133,7 +133,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         :param raw_obs: (B, O)
         :return: (B,)
         """
-        obs = th.as_tensor(raw_obs, device=self.device, dtype=th.float32)
+        obs = th.as_tensor(raw_obs, device=self.device, dtype=self.dynamics.observation_dtype)
         values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()
         return values if self.policy.value_net.is_trained else np.zeros_like(values)
 
@@ -235,14 +235,14 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         if self.imagined_start == "buffer":
             assert self.replay_buffer is not None
             if self.replay_buffer.size() > 0:
-                return self._transitions().obs.float()
+                return self._transitions().obs.to(self.dynamics.observation_dtype)
             if self._start_sample is None:
                 raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
-            return th.as_tensor(self._start_sample, device=self.device)
+            return th.as_tensor(self._start_sample, device=self.device, dtype=self.dynamics.observation_dtype)
         self._join_new_starts()
         if self._initial_obs is None:
             raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
-        return th.as_tensor(self._initial_obs, device=self.device, dtype=th.float32)
+        return th.as_tensor(self._initial_obs, device=self.device, dtype=self.dynamics.observation_dtype)
 
     def _meta_train(self, trainer: MetaTrainer) -> None:
         reports: list[StepReport] = []
@@ -271,6 +271,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             adaptation = trainer.adapt(phi)
         self._set_outer_variable(phi)
         self._adapted = adaptation.parameters
+        self._health.adapted(int(adaptation.failed.sum()), self.n_tasks)
 
         record = self.logger.record
         for key, value in figures(adaptation, reports, post).items():

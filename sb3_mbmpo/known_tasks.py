@@ -14,7 +14,8 @@ from math import inf, radians
 from typing import Any, NamedTuple
 
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbmpo.env_reading import Get, attribute
 
 # (obs [B, O], action, next_obs [B, O]) -> float [B]. The action is what the environment received: float [B, A] within the
 # bounds (Box), long [B] (Discrete), long [B, k] (MultiDiscrete, MultiBinary).
@@ -44,21 +45,20 @@ class Task(NamedTuple):
 
 class Parameters:
     """
-    The constructor arguments of a vectorised environment, read from the attributes that Gymnasium keeps them in: ``_name`` or
-    ``name``, in this order, because ``healthy_reward`` is a property that depends on the state. The first environment speaks
-    for all. Numbers come as plain floats, which leave a tensor's dtype alone.
+    The constructor arguments of an environment, read from the attributes that Gymnasium keeps them in: ``_name`` or ``name``,
+    in this order, because ``healthy_reward`` is a property that depends on the state. Numbers come as plain floats, which
+    leave a tensor's dtype alone.
 
-    :param env: the environment, in this process or in others
+    :param get_attribute: of the environment
     """
 
-    def __init__(self, env: VecEnv) -> None:
-        self.env = env
+    def __init__(self, get_attribute: Get) -> None:
+        self._get_attribute = get_attribute
 
     def get(self, name: str, default: Any) -> Any:
         """:return: the argument, or ``default`` where this version of the environment has none of that name"""
-        # Ask first: a missing attribute would kill the worker of a SubprocVecEnv
-        found = next((key for key in (f"_{name}", name) if self.env.has_attr(key)), None)
-        return default if found is None else self.env.get_attr(found)[0]
+        values = (attribute(key, self._get_attribute) for key in (f"_{name}", name))
+        return next((value for value in values if value is not None), default)
 
     def number(self, name: str, default: float) -> float:
         return float(self.get(name, default))

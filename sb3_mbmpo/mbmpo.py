@@ -22,8 +22,9 @@ from sb3_mbmpo.arguments import (
     check_number,
 )
 from sb3_mbmpo.dynamics import DynamicsEnsemble
-from sb3_mbmpo.few_shot import adapt_to_episodes
+from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
 from sb3_mbmpo.files import plain
+from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
@@ -273,7 +274,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         # Another number of rows than any size of the task: a function that mixes up its axes shows
         rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
-        obs = th.as_tensor(self._raw_last_obs()[:1], device=self.device).expand(rows, -1)
+        obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
         columns = th.zeros((rows, *(self.action_space.shape or (1,))))
         action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
         self._task.try_out(obs, self._codec.to_reward(action))
@@ -360,6 +361,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             trainer = self._meta_trainer(generators, n_threads=1)
             settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
             adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
+            check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
         check_integer("n_episodes", n_episodes, n_inner_steps)

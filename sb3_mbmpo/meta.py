@@ -21,6 +21,10 @@ from sb3_mbmpo.threads import even_shares, in_parallel
 Actor = Callable[[th.Tensor], Callable[[th.Tensor], ActionDistribution]]
 
 
+# To see whether a policy is one at all, a few observations will do
+TRIED_ROWS = 32
+
+
 class TaskBatch(NamedTuple):
     """
     Imagined steps of all tasks, as the policy gradient needs them.
@@ -130,6 +134,18 @@ def adapt(
     return parameters
 
 
+@th.no_grad()
+def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> th.Tensor:
+    """
+    :param parameters: (T, P)
+    :param policy_input: observations that the policies meet (T, B, O); some of them are tried
+    :return: whose parameters, and distributions over actions, are finite (T,) bool
+    """
+    tried = actor(parameters)(policy_input[:, :TRIED_ROWS])
+    # NaN instead of 0 as soon as a mean, a variance or a probability leaves the range of the numbers
+    return th.isfinite(parameters).all(1) & th.isfinite(tried.kl_divergence(tried)).all(1)
+
+
 class MetaProblem(NamedTuple):
     """
     One meta-step's data and settings: everything but the outer variable.
@@ -178,6 +194,11 @@ class MetaProblem(NamedTuple):
         """:return: theta'_i (T, P)"""
         theta, inner_lr = split_outer(phi, self.inner_lr)
         return adapt(self.actor, theta, self.pre, inner_lr, create_graph, self.first_order)
+
+    def is_usable(self, phi: th.Tensor) -> bool:
+        """:return: whether the meta-policy of ``phi`` has finite distributions over actions"""
+        theta, _ = split_outer(phi, self.inner_lr)
+        return bool(th.isfinite(phi).all() and is_usable(self.actor, theta.unsqueeze(0), self.post.policy_input[:1]).all())
 
     def adapted_distribution(self, phi: th.Tensor, create_graph: bool = False) -> ActionDistribution:
         """:return: the adapted policies' distributions on their own imagined steps"""
@@ -371,7 +392,7 @@ def trust_region_step(
     for iteration in range(line_search_max_iter):
         candidate = phi + line_search_shrinking_factor**iteration * step
         new_objective, kl = _evaluate(problem, candidate, old)
-        if new_objective > objective and kl <= target_kl:
+        if objective < new_objective < math.inf and kl <= target_kl and problem.is_usable(candidate):
             return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
     return phi, rejected._replace(line_search_steps=line_search_max_iter)
 
@@ -388,7 +409,7 @@ def proximal_step(
     PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
 
     :param phi: outer variable, at which the data was imagined
-    :return: the new outer variable (the old one if it is not finite) and a report
+    :return: the new outer variable (the old one if that, or what its policies do, is not finite) and a report
     """
     chunks = problem.chunks()
     old = in_parallel([partial(_old_policies, chunk, phi) for chunk in chunks], problem.n_threads)
@@ -409,7 +430,9 @@ def proximal_step(
         leaf.grad = th.stack(in_parallel(jobs, problem.n_threads)).sum(0)
         optimizer.step()
     candidate = leaf.detach()
-    if not th.isfinite(candidate).all():
+    if not problem.is_usable(candidate):
         return phi, StepReport(0.0, 0.0, False, 0)
     new_objective, kl = _evaluate(problem, candidate, old)
+    if not (math.isfinite(new_objective) and math.isfinite(kl)):
+        return phi, StepReport(0.0, 0.0, False, 0)
     return candidate, StepReport(new_objective - objective, kl, True, 0)

@@ -20,6 +20,7 @@ from sb3_mbmpo.meta import (
     StepReport,
     TaskBatch,
     adapt,
+    is_usable,
     proximal_step,
     split_outer,
     task_chunks,
@@ -65,12 +66,14 @@ class Adaptation(NamedTuple):
     :param parameters: theta'_i (T, P)
     :param batches: what each inner step learned from
     :param rollouts: imagined under the meta-policy, before the first inner step
+    :param failed: whose inner step led to parameters or actions that are not finite; they kept what they had (T,) bool
     :param critic: what the critic learned from them; None if it did not learn
     """
 
     parameters: th.Tensor
     batches: tuple[TaskBatch, ...]
     rollouts: ImaginedRollouts
+    failed: th.Tensor
     critic: CriticReport | None = None
 
 
@@ -159,6 +162,7 @@ class MetaTrainer(NamedTuple):
         """
         theta, inner_lr = split_outer(phi, self.settings.inner_lr)
         parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
+        failed = th.zeros(len(parameters), dtype=th.bool, device=theta.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
         for _ in range(self.settings.n_inner_steps):
@@ -170,9 +174,11 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            parameters = self._one_inner_step(parameters, batch, inner_lr)
+            adapted = self._one_inner_step(parameters, batch, inner_lr)
+            fails = ~is_usable(self.actor, adapted, batch.policy_input)
+            parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
-        return Adaptation(parameters, tuple(batches), first_rollouts, report)
+        return Adaptation(parameters, tuple(batches), first_rollouts, failed, report)
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -20,6 +22,7 @@ from torch.func import functional_call, vmap
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
+from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -76,10 +79,15 @@ class MetaPolicy(ActorCriticPolicy):
     SB3's ``MlpPolicy`` for MB-MPO.
 
     Three things differ from it. Observations are standardised by statistics that are buffers of the policy
-    (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. Actions of a
-    Box space are those of [-1, 1], mapped to the bounds of the environment and clipped, as in the authors' code. And
+    (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. The networks
+    and ``log_std`` of a Box space work in [-1, 1], mapped to the bounds of the environment, as in the authors' code. And
     ``optimizer`` trains the critic alone, whose last layer (``value_net``) scales its outputs by the statistics of its
     targets: the actor is improved by the meta-learner.
+
+    Actions are in the environment's units wherever SB3 passes them: in ``forward``, ``evaluate_actions``,
+    ``get_distribution`` (densities, too), ``predict``. That is what SB3 means by ``squash_output=False``: whoever clones
+    recorded actions with ``evaluate_actions``, or exports ``forward`` and clips its actions to the bounds, as SB3's recipe for
+    ONNX does, gets this policy and need not know how it scales them. Only ``actor``, MBMPO's own way in, speaks [-1, 1].
 
     :param observation_space: Box of one dimension
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
@@ -92,6 +100,7 @@ class MetaPolicy(ActorCriticPolicy):
     """
 
     observation_mean: th.Tensor
+    observation_mean_tail: th.Tensor
     observation_std: th.Tensor
     value_net: ValueHead
 
@@ -116,6 +125,7 @@ class MetaPolicy(ActorCriticPolicy):
         self.normalize_observation = normalize_observation
         self.log_std_min = min(LOG_STD_MIN, self.log_std_init) if log_std_min is None else log_std_min
         self.register_buffer("observation_mean", th.zeros(observation_space.shape))
+        self.register_buffer("observation_mean_tail", th.zeros(observation_space.shape))
         self.register_buffer("observation_std", th.ones(observation_space.shape))
         self._codec = ActionCodec(action_space)
 
@@ -146,18 +156,27 @@ class MetaPolicy(ActorCriticPolicy):
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
         :return: what the networks see (..., O), in the dtype of the policy
         """
-        return (obs.to(self.observation_mean.dtype) - self.observation_mean) / self.observation_std
+        mean, std = self.observation_mean, self.observation_std
+        if not obs.is_floating_point() and obs.element_size() >= 4:
+            obs = obs.double()  # counts
+        centred = obs.to(mean.dtype) - mean
+        if obs.dtype == th.float64:
+            # Rounding before the subtraction would leave little of a small change of large numbers
+            exactly = (obs - mean - self.observation_mean_tail).to(mean.dtype)
+            centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
+        return centred / std
 
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
         """
-        :param obs: observations as the policy receives them (B, O), float64; a constant dimension stays unscaled
+        :param obs: observations as the policy receives them (B, O), floating; a constant dimension stays unscaled
         """
         if not self.normalize_observation:
             return
         mean, std = obs.mean(0), obs.std(0, correction=0)
         self.observation_mean.copy_(mean)
-        self.observation_std.copy_(th.where(std > 1e-6, std, th.ones_like(std)))
+        self.observation_mean_tail.copy_(mean_tail(mean.double(), std).masked_fill(std <= resolution(obs), 0))
+        self.observation_std.copy_(th.where(std > resolution(obs), std, th.ones_like(std)))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
         assert isinstance(obs, th.Tensor)
@@ -178,9 +197,26 @@ class MetaPolicy(ActorCriticPolicy):
         assert isinstance(obs, th.Tensor)
         return self.values(self.standardize(obs)).unsqueeze(-1)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions = super()._predict(observation, deterministic)
-        return self._codec.to_env(actions.flatten(1)) if isinstance(self.action_space, spaces.Box) else actions
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        if not isinstance(self.action_dist, DiagGaussianDistribution):
+            return super()._get_action_dist_from_latent(latent_pi)
+        return self.action_dist.proba_distribution(*self._codec.gaussian_to_env(self.action_net(latent_pi), self.log_std))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        See ``BasePolicy``.
+
+        :raises ValueError: if an observation is NaN, or infinite in single precision
+        """
+        if isinstance(observation, np.ndarray) and not in_float32(observation).all():
+            raise ValueError(f"There is no action for an observation that is NaN or infinite: {observation}.")
+        return super().predict(observation, state, episode_start, deterministic)
 
     # ---------------------------------------------------------------- the critic
 
@@ -231,7 +267,10 @@ class MetaPolicy(ActorCriticPolicy):
     def set_actor_vector(self, vector: th.Tensor) -> None:
         """
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
+        :raises ValueError: if one of them is NaN or infinite: so would be all actions
         """
+        if not th.isfinite(vector).all():
+            raise ValueError("These parameters of the policy are not all finite numbers: it keeps those it has.")
         parameters = self.actor_parameters()
         # A copy: PyTorch lets the parameters share the vector's memory, and the projection below would write into it
         nn.utils.vector_to_parameters(vector.clone(), parameters.values())

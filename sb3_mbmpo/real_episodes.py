@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
+from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.mbmpo import MBMPO
 
 # Training and evaluation use small seeds: the report's episodes shall be others
@@ -35,7 +36,7 @@ class Episode(NamedTuple):
 
 def to_policy_input(model: MBMPO, obs: np.ndarray) -> th.Tensor:
     """:return: what the policy's networks see of raw observations (B, O)"""
-    return model.policy.standardize(model._to_policy_units(th.as_tensor(obs, dtype=th.float32, device=model.device)))
+    return model.policy.standardize(model._to_policy_units(th.as_tensor(as_floating(obs), device=model.device)))
 
 
 def meta_actor(model: MBMPO) -> Act:

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.env_faults import EnvFaults, leave_out_last_step
+from sb3_mbmpo.finite import as_floating, in_float32
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.real_returns import DiscountedReturns
 from sb3_mbmpo.resumable import ResumableAlgorithm
@@ -179,9 +180,26 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         with th.no_grad():
             obs = self.policy.standardize(th.as_tensor(self._last_obs, device=self.device))
             distribution = self.policy.actor(parameters.expand(n_envs, -1))(obs.unsqueeze(1))
+            self._check_policy(*distribution.parameters)
             sample = distribution.sample(self._generators["exploration"]).squeeze(1)
+            self._check_policy(sample)
         action = self._codec.to_numpy(self._codec.to_env(sample))
         return action, action
+
+    def _check_policy(self, *answers: th.Tensor) -> None:
+        """
+        :param answers: of the policy to the last observations (n_envs, ...)
+        :raises ValueError: before an action that is no number can be sent to the environment
+        """
+        for answer in answers:
+            bad = np.flatnonzero(~th.isfinite(answer).flatten(1).all(1).cpu().numpy())
+            if len(bad) > 0:
+                assert isinstance(self._last_obs, np.ndarray)
+                raise ValueError(
+                    f"The policy has no finite action for the observation {self._last_obs[bad[0]]} at real step "
+                    f"{self.num_timesteps}, environment {bad[0]}, so none was sent: it is far from all data so far, or "
+                    f"`inner_lr` is too high. {self._what_is_intact()}"
+                )
 
     def _store_transition(
         self,
@@ -199,9 +217,12 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert isinstance(raw_obs, np.ndarray)
         self._check_finite("observation", raw_obs)
         self._check_finite("reward", raw_reward[:, None])
-        ends = [info.get("terminal_observation") for info in infos]
-        terminal_obs = [obs if end is None else end for end, obs in zip(ends, raw_obs, strict=True)]
-        self._check_finite("terminal observation", np.stack(terminal_obs))
+        next_obs = raw_obs.copy()
+        for i, info in enumerate(infos):
+            if info.get("terminal_observation") is not None:
+                next_obs[i] = info["terminal_observation"]  # what the buffer will hold, as SB3 makes it
+                next_obs[i] = next_obs[i] if normalizer is None else normalizer.unnormalize_obs(next_obs[i])
+        self._check_finite("terminal observation", next_obs)
         assert isinstance(new_obs, np.ndarray)
         raw_before = self._raw_last_obs()  # SB3 replaces it
         self._env_faults.reused(new_obs, self._handed_out)
@@ -217,7 +238,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._n_new_steps += self.n_envs
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones.astype(bool)
         terminated = dones.astype(bool) & ~truncated
-        self._discounted_returns.step(raw_before, raw_reward, np.stack(terminal_obs), terminated, truncated)
+        self._discounted_returns.step(raw_before, raw_reward, next_obs, terminated, truncated)
         self._is_start = dones.astype(bool)
         self._episode_steps += 1
         self._longest_episode = max(self._longest_episode, int(self._episode_steps.max()))
@@ -230,13 +251,28 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         :param values: (n_envs, .) of the environment
         :raises ValueError: before a NaN or infinite number can enter the buffer
         """
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.flatnonzero(~in_float32(values).all(axis=1))
         if len(bad) > 0:
+            # Models are fitted in single precision, in which numbers beyond 3.4e38 are infinite
             raise ValueError(
                 f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
-                f"environment {bad[0]}: {values[bad[0]]}. The model and the buffer up to that step are intact: "
-                "`save` and `save_replay_buffer` still work."
+                f"environment {bad[0]}: {values[bad[0]]}. {self._what_is_intact()}"
             )
+
+    def _what_is_intact(self) -> str:
+        """:return: what can still be used after a number that is none, and what cannot"""
+        message = "The model and the buffer up to that step are intact: `save` and `save_replay_buffer` still work."
+        normalizer = self._vec_normalize_env
+        if normalizer is None:
+            return message
+        # `obs_rms` is missing without `norm_obs`, and may be a dictionary of them
+        statistics = [x for x in vars(normalizer).values() if isinstance(x, RunningMeanStd)]
+        if all(np.isfinite(x.mean).all() and np.isfinite(x.var).all() for x in statistics):
+            return f"{message} So are the statistics of VecNormalize."
+        return (
+            f"{message} The statistics of VecNormalize are not: the number is part of them for good. Go on with saved ones "
+            "(`VecNormalize.load`), and put `VecCheckNan(env, raise_exception=True)` inside VecNormalize."
+        )
 
     def _raw_last_obs(self) -> np.ndarray:
         """:return: the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)"""
@@ -275,9 +311,9 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
         terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
         return Transitions(
-            flat(buffer.observations),
+            flat(as_floating(buffer.observations[:rows])),
             flat(buffer.actions),
-            flat(buffer.next_observations),
+            flat(as_floating(buffer.next_observations[:rows])),
             flat(buffer.rewards),
             flat(terminated),
         )

@@ -14,8 +14,10 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbmpo.files import Path, check_file, env_spec_json, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.env_reading import ask, env_spec_json
+from sb3_mbmpo.files import Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 from sb3_mbmpo.replay_files import load_buffer, save_buffer
 from sb3_mbmpo.tasks import PathInFile
 
@@ -37,10 +39,22 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.env is not None:
+            self._read_env(self.env)
         # SB3 seeds everything anew at every load
         if self._random_states is not None:
             self.action_space.np_random.bit_generator.state = self._random_states["action_space"]
             self._restore_generators()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``BaseAlgorithm``."""
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._read_env(self.env)
+
+    def _read_env(self, env: VecEnv) -> None:
+        """Keep what files say of the environment: it may be closed when the model is saved."""
+        self.env_spec = ask(env, env_spec_json)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """See ``BaseAlgorithm``. Training draws from generators of its own, not from the global ones."""
@@ -78,8 +92,6 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :raises OSError: if it cannot be written; an older file is as it was
         """
         vars(self).update(file_stamp("algorithm"))
-        if self.env is not None:
-            self.env_spec = env_spec_json(self.env)
         self._random_states = {purpose: generator.get_state() for purpose, generator in self._generators.items()}
         self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
         archive = io.BytesIO()

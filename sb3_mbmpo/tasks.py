@@ -9,12 +9,15 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_mbmpo.env_reading import Get, ask, attribute, env_id
+from sb3_mbmpo.finite import check_rewards
 from sb3_mbmpo.known_tasks import KNOWN_TASKS, Parameters, RewardFn, Task, TerminationFn, never_terminates
 
 __all__ = [
@@ -53,19 +56,18 @@ def known_task(env: VecEnv) -> Task | None:
     numbers unseen (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations without a change of
     size) is left to ``check_reward_fn`` on real steps.
 
-    :param env: the environment, through any wrappers
+    :param env: the environment, through any wrappers, in this process or in others
     :return: None for an unknown id, or where the observation has not the size of the default layout
     """
-    known = KNOWN_TASKS.get(_gymnasium_id(env))
-    if known is None or env.observation_space.shape != (known.obs_size,):
-        return None
-    return known.build(Parameters(env))
+    found = ask(env, partial(_known_task, env.observation_space.shape))
+    return None if found is None else found[1]
 
 
-def _gymnasium_id(env: VecEnv) -> str:
-    """:return: what ``gymnasium.make`` was asked for; empty if it did not make this environment"""
-    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
-    return "" if spec is None else str(spec.id)
+def _known_task(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, Task] | None:
+    """:return: id and task, which pickles: for environments in other processes it is built there"""
+    name = env_id(get) or ""
+    known = KNOWN_TASKS.get(name)
+    return None if known is None or obs_shape != (known.obs_size,) else (name, known.build(Parameters(get)))
 
 
 LEARNED = Resolved(None, "learned")
@@ -85,23 +87,38 @@ class CheckedFn:
     :param fn: the function
     :param name: what to call it in errors
     :param is_reward: floating results are expected, else bool
+    :param found_as: the argument of MBMPO that was "auto" when the function was found; the attribute may be something else,
+        which only looks like ours. "" for a function that was given
     """
 
     fn: Callable[..., th.Tensor]
     name: str
     is_reward: bool
+    found_as: str = ""
     checked: bool = field(default=False, init=False)
 
     def __call__(self, *batch: th.Tensor) -> th.Tensor:
         """
         :param batch: the function's arguments; the last is next_obs [B, O]
         :return: [B], floating or bool
-        :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong
+        :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong, or what was found cannot
+            be called
         """
-        result = self.fn(*batch)
-        if not self.checked:
+        if self.checked:
+            return self.fn(*batch)
+        try:
+            result = self.fn(*batch)
             self._check(result, batch[-1])
-            self.checked = True
+        except Exception as error:
+            if not self.found_as:
+                raise
+            kind, arguments = ("rewards", "obs, action, next_obs") if self.is_reward else ("terminations", "next_obs")
+            raise ValueError(
+                f"`{self.name}({arguments})` of the environment was taken for {kind} of batches of torch tensors, but failed "
+                f"({type(error).__name__}: {error}). If it is something else, pass "
+                f'`{self.found_as}="learned"`, or a function.'
+            ) from error
+        self.checked = True
         return result
 
     def _check(self, result: Any, next_obs: th.Tensor) -> None:
@@ -161,14 +178,12 @@ def _from_method(env: VecEnv, kind: str) -> Resolved | None:
     """The environment's own method, if it has one that takes as many arguments as ours."""
     method_name, n_arguments = _METHODS[kind]
     # A bound method of another process would bring a copy of its environment, if it could be pickled at all
-    if isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr(method_name):
-        return None
-    method = env.get_attr(method_name)[0]
+    method = None if isinstance(env.unwrapped, SubprocVecEnv) else ask(env, partial(attribute, method_name))
     # Also not ours: the last reward as an attribute, or gymnasium.RewardWrapper.reward(reward)
     if not callable(method) or not _takes(method, n_arguments):
         return None
     source = f"env.{method_name}"
-    return Resolved(CheckedFn(method, source, kind == "reward"), source)
+    return Resolved(CheckedFn(method, source, kind == "reward", f"{kind}_fn"), source)
 
 
 def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
@@ -180,10 +195,11 @@ def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
 
 
 def _from_table(env: VecEnv, kind: str) -> Resolved | None:
-    task = known_task(env)
-    if task is None:
+    found = ask(env, partial(_known_task, env.observation_space.shape))
+    if found is None:
         return None
-    source = f"known: {_gymnasium_id(env)}"
+    name, task = found
+    source = f"known: {name}"
     if task.approximation:
         source += f" (approximation: {task.approximation})"
     return Resolved(task.reward_fn if kind == "reward" else task.termination_fn, source)
@@ -230,7 +246,7 @@ def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: t
     """
     error = _difference(fn(obs, action, next_obs), reward)
     # Constant rewards have no deviation: 1 % of their size makes rounding small and a wrong constant large
-    scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-8)
+    scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-30)
     return RewardCheck(error.abs().mean().item(), error.abs().max().item(), error.square().mean().sqrt().item() / scale)
 
 
@@ -304,9 +320,10 @@ class TaskFunctions:
 
         :param obs: [B, O], real
         :param action: as the functions get it
+        :raises ValueError: if a result is not what it has to be, or a reward is not finite
         """
         if self.reward.fn is not None:
-            self.reward.fn(obs, action, obs)
+            check_rewards(f"The reward function ({self.reward.source})", self.reward.fn(obs, action, obs), obs, action, obs)
         if self.termination.fn is not None:
             self.termination.fn(obs)
 
@@ -319,6 +336,7 @@ class TaskFunctions:
         The parameters are those of ``check_reward_fn`` and ``check_termination_fn``.
 
         :return: mean absolute error of the reward function; None: the reward is learned
+        :raises ValueError: if it is not finite somewhere
         """
         if self.termination.fn is not None:
             rate = check_termination_fn(self.termination.fn, next_obs, terminated)
@@ -326,6 +344,8 @@ class TaskFunctions:
                 self._warn("termination", f"contradicts {100 * rate:.1f} % of the real steps")
         if self.reward.fn is None:
             return None
+        predicted = self.reward.fn(obs, action, next_obs)
+        check_rewards(f"The reward function ({self.reward.source})", predicted, obs, action, next_obs)
         check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
         if check.relative_error > REWARD_ERROR_TOLERANCE:
             figures = (

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.finite import check_rewards
 from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
 
 RESAMPLE_MODEL = ("episode", "step")
@@ -76,7 +77,7 @@ class ModelVecEnv(VecEnv):
         super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
         self.horizon = horizon
         self._codec, self._device = dynamics.codec, dynamics.device
-        self._start_obs = self._checked_starts(start_obs, dynamics.observation_dim)
+        self._start_obs = self._checked_starts(start_obs, dynamics)
         self._reward_fn = None if reward_fn is None else CheckedFn(reward_fn, "reward_fn", is_reward=True)
         self._termination_fn = None if termination_fn is None else CheckedFn(termination_fn, "termination_fn", is_reward=False)
 
@@ -95,11 +96,11 @@ class ModelVecEnv(VecEnv):
         self._elapsed = np.zeros(n_envs, dtype=int)
         self._member = np.zeros(n_envs, dtype=int)  # the place in self._members of the one each environment lives in
 
-    def _checked_starts(self, start_obs: np.ndarray, observation_dim: int) -> th.Tensor:
-        array = np.asarray(start_obs)
+    def _checked_starts(self, start_obs: np.ndarray, dynamics: DynamicsEnsemble) -> th.Tensor:
+        array, observation_dim = np.asarray(start_obs), dynamics.observation_dim
         if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != observation_dim:
             raise ValueError(f"`start_obs` must have shape (S, {observation_dim}) with S of at least 1, not {array.shape}.")
-        starts = th.as_tensor(array, dtype=th.float32, device=self._device)
+        starts = th.as_tensor(array, dtype=dynamics.observation_dtype, device=self._device)
         if not th.isfinite(starts).all():
             raise ValueError("`start_obs` contains NaN or infinite numbers: episodes cannot start there.")
         return starts.clone()
@@ -203,7 +204,10 @@ class ModelVecEnv(VecEnv):
     def _rewards(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
         """:return: rewards of the step from ``self._obs`` to ``next_obs`` (E,)"""
         if self._reward_fn is not None:
-            return self._reward_fn(self._obs, self._codec.to_reward(self._actions), next_obs)
+            actions = self._codec.to_reward(self._actions)
+            rewards = self._reward_fn(self._obs, actions, next_obs)
+            check_rewards("`reward_fn`", rewards, self._obs, actions, next_obs)
+            return rewards
         assert by_member.reward is not None
         return by_member.reward[self._place]
 

@@ -113,9 +113,10 @@ def _add_search_space(hyperparams_opt: ModuleType) -> None:
     hyperparams_opt.HYPERPARAMS_CONVERTER[ALGO] = convert
 
 
-def _add_config_file(exp_manager: ModuleType) -> None:
+def _extend_manager(exp_manager: ModuleType) -> None:
     manager = exp_manager.ExperimentManager
     read: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]] = manager.read_hyperparameters
+    learn: Callable[[Any, Any], None] = manager.learn
     if hasattr(read, "__wrapped__"):
         return
     default = Path(exp_manager.__file__ or "").parent / "hyperparams" / f"{ALGO}.yml"
@@ -131,7 +132,13 @@ def _add_config_file(exp_manager: ModuleType) -> None:
         self.eval_env_kwargs = self.eval_env_kwargs or dict(hyperparams.get("env_kwargs", {}))
         return hyperparams, saved
 
-    manager.read_hyperparameters = read_ours
+    @wraps(learn)
+    def learn_ours(self: Any, model: Any) -> None:
+        if getattr(self, "algo", None) == ALGO:
+            _survive_close(model.env.unwrapped)
+        learn(self, model)
+
+    manager.read_hyperparameters, manager.learn = read_ours, learn_ours
     _add_checkpoint_buffers(manager)
 
 
@@ -164,9 +171,33 @@ def _add_checkpoint_buffers(manager: Any) -> None:
     manager.create_callbacks, manager._load_pretrained_agent = create_ours, load_ours
 
 
+def _survive_close(vec_env: Any) -> None:
+    """
+    rl_zoo3 closes the environment before it saves the model. Ctrl-C ends the workers of a ``SubprocVecEnv``, too, and SB3's
+    ``close`` raises when it finds them gone: the model would be lost.
+
+    :param vec_env: without wrappers
+    """
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    if not isinstance(vec_env, SubprocVecEnv):
+        return
+    close = vec_env.close
+
+    def close_or_give_up() -> None:
+        try:
+            close()
+        except (OSError, EOFError):  # a worker has ended: the others, if they still live, have nothing to do
+            for process in vec_env.processes:
+                process.terminate()
+            vec_env.closed = True
+
+    vec_env.close = close_or_give_up  # type: ignore[method-assign]
+
+
 EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3": _check_modules,
     "rl_zoo3.utils": _add_algorithm,
     "rl_zoo3.hyperparams_opt": _add_search_space,
-    "rl_zoo3.exp_manager": _add_config_file,
+    "rl_zoo3.exp_manager": _extend_manager,
 }

@@ -257,7 +257,7 @@ def test_a_study_whose_creator_was_killed_still_begins_with_the_configuration(ur
     optuna.create_study(storage=storage, study_name="study", direction="maximize")
     study = studies.open_study(storage, "study", STUDY)
     assert study.user_attrs["settings"] == STUDY
-    assert study.trials[0].system_attrs["fixed_params"]["gae_lambda"] == 0.97
+    assert study.trials[0].system_attrs["fixed_params"]["gae_lambda"] == 0.95
     assert len(studies.open_study(storage, "study", STUDY).trials) == 1
 
 
@@ -285,11 +285,11 @@ def test_what_is_given_is_not_searched(given, gone, tmp_path):
 @pytest.mark.parametrize(
     ("options", "choices"),
     [
-        ([], (200, 500, 1000)),  # Pendulum's 2000 steps, of which 600 are random
-        (["--n-timesteps", "1200"], (200, 500)),
-        (["--n-timesteps", "900"], None),
-        (["--n-timesteps", "601"], None),
-        (["--n-timesteps", "5000", "--set", "{learning_starts: 50}"], (200, 500, 1000, 2000)),
+        ([], (200, 250, 500, 1000)),  # Pendulum's 2000 steps, of which 1000 are random
+        (["--n-timesteps", "1600"], (200, 250, 500)),
+        (["--n-timesteps", "1220"], None),
+        (["--n-timesteps", "1001"], None),
+        (["--n-timesteps", "5000", "--set", "{learning_starts: 50}"], (200, 250, 500, 1000, 2000)),
     ],
 )
 def test_an_iteration_is_not_longer_than_the_training(options, choices, tmp_path):
@@ -301,7 +301,7 @@ def test_an_iteration_is_not_longer_than_the_training(options, choices, tmp_path
     ("options", "message"),
     [
         (["--search", "inner_lr", "--set", "{inner_lr: 0.1}"], "Nothing is left to search"),
-        (["--n-timesteps", "600"], r"All 600 real steps would be random \(learning_starts=600\)"),
+        (["--n-timesteps", "1000"], r"All 1000 real steps would be random \(learning_starts=1000\)"),
         (["--set", "{env_kwargs: {day: 2026-01-01}}"], "Settings must be numbers, strings"),
         (["--env", "no_such_module:Env-v0"], "no_such_module"),
         (["--env", "sb3_mbmpo.envs:Point3D-v0"], "Point3D"),
@@ -344,7 +344,7 @@ def test_a_changed_search_space_is_refused_with_one_sentence(url, monkeypatch):
     suggest(studies.open_study(storage, "study", settings).ask(), ["n_steps"], studies.search_space(settings))
     assert len(studies.open_study(storage, "study", settings).trials) == 1
     monkeypatch.setitem(studies.part_of_space.__globals__["SPACE"], "n_steps", optuna.distributions.IntDistribution(1, 9))
-    with pytest.raises(ValueError, match=r"another search space.*n_steps.*200, 500.*--study-name") as raised:
+    with pytest.raises(ValueError, match=r"another search space.*n_steps.*200, 250, 500.*--study-name") as raised:
         studies.open_study(storage, "study", settings)
     assert "\n" not in str(raised.value)
 

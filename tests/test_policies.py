@@ -73,16 +73,27 @@ def sb3_actions(policy, actions):
     return actions.squeeze(-1) if isinstance(policy.action_space, spaces.Discrete) else actions.float()
 
 
+def to_env_units(policy, actions):
+    """:return: the policy's own actions of [-1, 1] (..., A) in the environment's units, and log |d env / d own|"""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return actions, 0.0
+    low, high = (th.as_tensor(bound.reshape(-1), dtype=th.double) for bound in (space.low, space.high))
+    return (low + (high - low) * (actions + 1) / 2).float(), float(((high - low) / 2).log().sum())
+
+
 def assert_actor_equals_sb3(policy):
     obs, parameters = observations(), nearby(policy)
     distribution = policy.actor(parameters)(policy.standardize(obs).expand(N_TASKS, -1, -1))
     actions = distribution.sample(th.Generator().manual_seed(0))
     for task in range(N_TASKS):
         theirs = policy.with_actor_vector(parameters[task]).get_distribution(obs)
-        mode, log_prob = theirs.mode().float(), theirs.log_prob(sb3_actions(policy, actions[task]))
+        env_actions, log_range = to_env_units(policy, actions[task])
+        mode, log_prob = theirs.mode().float(), theirs.log_prob(sb3_actions(policy, env_actions)) + log_range
+        ours = to_env_units(policy, distribution.mode()[task])[0]
         # Single precision
-        th.testing.assert_close(distribution.mode()[task].float().view_as(mode), mode, rtol=2e-6, atol=2e-6)
-        th.testing.assert_close(distribution.log_prob(actions)[task], log_prob, rtol=2e-6, atol=2e-6)
+        th.testing.assert_close(ours.float().view_as(mode), mode, rtol=2e-6, atol=2e-5)
+        th.testing.assert_close(distribution.log_prob(actions)[task], log_prob, rtol=2e-6, atol=2e-5)
 
 
 @all_action_spaces
@@ -224,6 +235,79 @@ def test_every_entry_to_the_networks_standardises_once():
     th.testing.assert_close(values, plain.predict_values(policy.standardize(obs)))
     th.testing.assert_close(policy.predict_values(obs), values)
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], log_prob)
+
+
+# -- One unit -------------------------------------------------------------------------------------------------------------
+
+RANGES = [spaces.Box(np.float32([-3, 10]), np.float32([5, 12])), spaces.Box(-1, 1, (2,)), spaces.Box(-2e-3, 0, (2,))]
+
+
+class Exported(th.nn.Module):
+    """The module that SB3's recipe for ONNX exports."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs):
+        return self.policy(obs, deterministic=True)
+
+
+@pytest.mark.parametrize("space", RANGES, ids=str)
+def test_the_exported_policy_acts_as_predict_does(space):
+    policy, obs = make_policy(space), observations()
+    with th.no_grad():
+        policy.action_net.weight.mul_(50)  # beyond the bounds, too
+    # The recipe leaves clipping to whoever runs the export; `squash_output` would ask for more
+    assert not policy.squash_output
+    exported = np.clip(Exported(policy)(obs)[0].detach().numpy(), space.low, space.high)
+    predicted = policy.predict(obs.numpy(), deterministic=True)[0]
+    np.testing.assert_allclose(exported, predicted, rtol=1e-6)
+    assert (predicted == space.low).any() or (predicted == space.high).any()
+    np.testing.assert_allclose(exported, np.clip(policy.get_distribution(obs).mode().detach().numpy(), space.low, space.high))
+
+
+@pytest.mark.parametrize("space", RANGES, ids=str)
+def test_cloned_actions_are_those_that_predict_gives(space):
+    policy, obs = make_policy(space, log_std_init=-2.0), observations()
+    shown = th.as_tensor(space.low + (space.high - space.low) * np.float32([0.25, 0.8])).expand(len(obs), -1)
+    optimizer = th.optim.Adam(policy.parameters(), lr=0.03)
+    for _ in range(100):
+        loss = -policy.evaluate_actions(obs, shown)[1].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    cloned = policy.predict(obs.numpy(), deterministic=True)[0]
+    np.testing.assert_allclose(cloned, shown, rtol=0, atol=0.05 * (space.high - space.low).max())
+
+
+def test_densities_are_of_the_environments_units():
+    # Three times the range, a third of the density; and a sample's own density is what `forward` says
+    wide, unit = make_policy(spaces.Box(-3, 3, (2,))), make_policy(spaces.Box(-1, 1, (2,)))
+    wide.set_actor_vector(unit.actor_vector())
+    obs = observations()
+    actions, _, log_prob = unit(obs)
+    th.testing.assert_close(wide.evaluate_actions(obs, 3 * actions)[1], log_prob - 2 * np.log(3))
+    actions, _, log_prob = wide(obs)
+    th.testing.assert_close(wide.evaluate_actions(obs, actions)[1], log_prob)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e60])
+def test_predict_refuses_what_has_no_finite_answer(value):
+    obs = np.full((1, 3), value)
+    with pytest.raises(ValueError, match="no action for an observation"):
+        make_policy(RANGES[0]).predict(obs)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_not_taken(value):
+    policy = make_policy()
+    before = policy.actor_vector()
+    bad = before.index_fill(0, th.tensor([2]), value)
+    for take in (policy.set_actor_vector, policy.with_actor_vector):
+        with pytest.raises(ValueError, match="not all finite"):
+            take(bad)
+    assert th.equal(policy.actor_vector(), before)
 
 
 # -- predict, save, load --------------------------------------------------------------------------------------------------

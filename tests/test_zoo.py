@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -42,7 +43,11 @@ COMMANDS = [
     ("rl_zoo3 plot_train -a mbmpo -e Pendulum-v1 -f logs -w 1", None),
     ("rl_zoo3 all_plots -a mbmpo -e Pendulum-v1 -f logs --no-display -o results", "results.pkl"),
     ("python -m rl_zoo3.record_video --algo mbmpo --env Pendulum-v1 -f logs -n 5 -o video", "video/*.mp4"),
-    (f"python -m rl_zoo3.{TRAIN} -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip", "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip"),
+    (
+        # It closes the environment, in another process here, before it saves the model
+        f"python -m rl_zoo3.{TRAIN} --vec-env subproc -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip",
+        "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip",
+    ),
     # The sampler overrules most of -params; this seed draws small networks and short horizons
     (f"rl_zoo3 {TRAIN} -optimize --n-trials 1 --sampler random --seed 148 --no-optim-plots", "logs/mbmpo/report_*.csv"),
 ]
@@ -99,6 +104,32 @@ def test_literal_command(command, result, wheel_bin, empty_folder):
     output = run(command, empty_folder, wheel_bin)
     assert "rror" not in output.replace("reward_error", "")
     assert result is None or list(empty_folder.glob(result)), output
+
+
+def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
+    # As in a terminal: the workers get the signal, too
+    command = TRAIN.replace("-n 80 --eval-freq 40", "-n 1000000 --eval-freq 1000000") + " --vec-env subproc"
+    with subprocess.Popen(
+        [wheel_bin / "rl_zoo3", *command.split()],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        output = ""
+        while "n_updates" not in output:  # of an iteration
+            output += process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        output += process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    saved = tmp_path / "logs" / "mbmpo" / "Pendulum-v1_1"
+    model = MBMPO.load(saved / "Pendulum-v1.zip")
+    assert model.num_timesteps >= 40
+    model.load_replay_buffer(saved / "replay_buffer.pkl")
+    assert model.replay_buffer.size() >= 40
 
 
 def test_the_wheel_is_what_runs(wheel_bin, tmp_path):

@@ -25,11 +25,8 @@ from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, fo
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
 from sb3_mbmpo.files import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.finite import mean_tail, resolution
 from sb3_mbmpo.space_files import space_from_dict, space_to_dict
-
-# An input that (almost) never changes is left unscaled: dividing by its tiny spread would only amplify noise. A target
-# that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
-STD_FLOOR = 1e-6
 
 
 class DynamicsEnsemble(nn.Module):
@@ -54,10 +51,11 @@ class DynamicsEnsemble(nn.Module):
     :param seed: of the initial weights
     :param device: where the networks live
     :param precision: dtype of the matmuls in fits and imagined steps: "float32", "bfloat16", or "auto": bfloat16 on GPUs and
-        on CPUs with AMX, where it is several times faster. Weights, optimiser and statistics are float32 in any case
+        on CPUs with AMX, where it is several times faster. Weights and optimiser are float32 in any case
     """
 
     observation_mean: th.Tensor
+    observation_mean_tail: th.Tensor
     observation_std: th.Tensor
     action_mean: th.Tensor
     action_std: th.Tensor
@@ -111,8 +109,9 @@ class DynamicsEnsemble(nn.Module):
         for name, size in (("observation", self.observation_dim), ("action", self.action_dim), ("target", self.target_dim)):
             self.register_buffer(f"{name}_mean", th.zeros(size))
             self.register_buffer(f"{name}_std", th.ones(size))
-        self.register_buffer("observation_low", th.full((self.observation_dim,), -math.inf))
-        self.register_buffer("observation_high", th.full((self.observation_dim,), math.inf))
+        self.register_buffer("observation_mean_tail", th.zeros(self.observation_dim))
+        for name, bound in (("low", -math.inf), ("high", math.inf)):
+            self.register_buffer(f"observation_{name}", th.full((self.observation_dim,), bound, dtype=th.float64))
 
         generator = th.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
@@ -138,6 +137,21 @@ class DynamicsEnsemble(nn.Module):
     @property
     def device(self) -> th.device:
         return self.observation_mean.device
+
+    @property
+    def observation_dtype(self) -> th.dtype:
+        """
+        In which imagined observations are kept: float32, unless that would swallow the changes that the data has, as of map
+        coordinates that the environment gives in double precision. The networks see float32 in any case.
+        """
+        assert isinstance(self.observation_space, spaces.Box)
+        if np.result_type(self.observation_space.dtype, np.float32) == np.float32:
+            return th.float32
+        largest = th.maximum(self.observation_low.abs(), self.observation_high.abs())
+        change = self.target_std[: self.observation_dim]
+        is_swallowed = largest.isfinite() & (change > 0) & (2.0**-24 * largest > 0.01 * change)
+        is_swallowed |= self.observation_mean_tail != 0
+        return th.float64 if is_swallowed.any() else th.float32
 
     @property
     def flops(self) -> int:
@@ -271,11 +285,21 @@ class DynamicsEnsemble(nn.Module):
         for name, value in columns.items():
             if not th.isfinite(value).all():
                 raise ValueError(f"The transitions contain a {name} that is NaN or infinite: the dynamics cannot be fitted.")
+        rounding = resolution(th.cat([data.obs, data.next_obs]))
+        floors = {"observation": rounding, "action": resolution(action.float()), "target": rounding}
+        if self.learned_reward:
+            floors["target"] = th.cat([rounding, resolution(data.reward.unsqueeze(1))])
         standardised = []
         for name, value in columns.items():
             # Rounded as the buffers are, so that the imagination inverts exactly what the fit has seen
-            mean, std = value.mean(0).float(), value.std(0, correction=0).float()
-            constant = std <= STD_FLOOR
+            exact_mean, std = value.mean(0), value.std(0, correction=0).float()
+            mean = exact_mean.float()
+            # An input that never changes is left unscaled: dividing by its tiny spread would only amplify rounding. A target
+            # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
+            constant = std <= floors[name].to(self.device)
+            if name == "observation" and data.obs.dtype == th.float64:
+                self.observation_mean_tail.copy_(mean_tail(exact_mean, std).masked_fill(constant, 0))
+                value = value - self.observation_mean_tail
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(std.masked_fill(constant, 0 if name == "target" else 1))
             standardised.append(((value - mean) / std.masked_fill(constant, 1)).float())
@@ -329,10 +353,12 @@ class DynamicsEnsemble(nn.Module):
             low, high = self.observation_range(clip_margin)
         if self.probabilistic:
             lower, upper = chosen["min_log_var"].clone(), chosen["max_log_var"].clone()
-        center, log_target_var = self.observation_mean.clone(), 2 * self.target_std.log()
+        is_double, log_target_var = self.observation_dtype == th.float64, 2 * self.target_std.log()
+        center = self.observation_mean.double() + self.observation_mean_tail if is_double else self.observation_mean.clone()
 
         def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
-            output = forward(layers, th.cat([obs - center, action], dim=-1), self.activation_fn)
+            centred = (obs - center).float() if is_double else obs - center
+            output = forward(layers, th.cat([centred, action], dim=-1), self.activation_fn)
             target, log_var, logit = self._split(output)
             if log_var is not None and generator is not None:
                 std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
@@ -347,8 +373,8 @@ class DynamicsEnsemble(nn.Module):
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
         """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
-        spread = margin * self.observation_std
-        return self.observation_low - spread, self.observation_high + spread
+        spread, dtype = margin * self.observation_std, self.observation_dtype
+        return self.observation_low.to(dtype) - spread, self.observation_high.to(dtype) + spread
 
     def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
@@ -370,9 +396,9 @@ class DynamicsEnsemble(nn.Module):
 
         :param obs: (B, O)
         :param action: (B, ``*action_space.shape``), as an environment takes it
-        :return: next observations (M, B, O) float32
+        :return: next observations (M, B, O), in ``observation_dtype``
         """
-        obs_tensor = th.as_tensor(np.asarray(obs), device=self.device, dtype=th.float32)
+        obs_tensor = th.as_tensor(np.asarray(obs), device=self.device, dtype=self.observation_dtype)
         action_tensor = self.codec.to_dynamics(self.codec.from_numpy(np.asarray(action), self.device))
         shapes = obs_tensor.shape, action_tensor.shape
         if shapes != ((len(action_tensor), self.observation_dim), (len(obs_tensor), self.action_dim)):

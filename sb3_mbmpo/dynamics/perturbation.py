@@ -69,7 +69,7 @@ def perturbed_step_fns(
         prediction = step_fn(obs, action)
         next_obs = prediction.next_obs + bias
         if output_noise > 0:
-            noise = th.randn(obs.shape, generator=generator, device=obs.device, dtype=obs.dtype)
+            noise = th.randn(obs.shape, generator=generator, device=obs.device, dtype=unit.dtype)
             next_obs = th.addcmul(next_obs, noise, unit, value=output_noise)
         if low is not None:
             next_obs = th.clamp(next_obs, low, high)

@@ -1,0 +1,191 @@
+"""Numbers that are none: what made them is named, and no parameter, action or buffer takes them in."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_drift
+
+from sb3_mbmpo import MBMPO
+
+fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+class Double(Drift):
+    """Observes in double precision, and is paid what its step is told to be paid."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.observation_space = spaces.Box(-np.inf, np.inf, self.observation_space.shape, np.float64)
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return obs.astype(np.float64), info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        value = self.bad.get((self.n_steps, "double"))
+        obs = obs.astype(np.float64)
+        obs[0] = obs[0] if value is None else value
+        return obs, *rest
+
+
+def everything_finite(model):
+    buffer = model.replay_buffer
+    rows = buffer.size()
+    stored = (buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards)
+    assert all(np.isfinite(np.asarray(array[:rows], dtype=np.float32)).all() for array in stored)
+    bounds = ("dynamics.observation_low", "dynamics.observation_high")  # infinite before the first fit
+    assert all(th.isfinite(value).all() for key, value in parameters(model).items() if key not in bounds or model._n_fits)
+    assert th.isfinite(model._adapted).all()
+
+
+def root_of(threshold):
+    """A reward that is NaN where the first observation is beyond a threshold."""
+    return lambda obs, action, next_obs: (threshold - next_obs[:, 0]).sqrt()
+
+
+# ---------------------------------------------------------------- a reward function that is not finite
+
+
+def test_a_reward_that_is_nan_at_the_first_observation_is_named_before_any_step():
+    model = tiny_model(Drift(random_start=False), reward_fn=root_of(0.4))
+    with pytest.raises(ValueError, match=r"(?s)reward function \(argument\) gave the reward nan for obs \[0.5 .*learned"):
+        model.learn(40)
+    assert model.num_timesteps == 0
+
+
+def test_a_reward_that_is_nan_on_real_steps_is_named():
+    # Finite where nothing moves, as when it is tried out
+    model = tiny_model(reward_fn=lambda obs, action, next_obs: (1e-9 - (next_obs - obs).abs().amax(1)).sqrt())
+    with pytest.raises(ValueError, match=r"(?s)\(argument\) gave the reward nan for obs \[.*, action \[.*next_obs \["):
+        model.learn(40)
+    everything_finite(model)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["box", "discrete"])
+def test_a_reward_that_is_not_finite_at_imagined_states_only_is_named(name, value, tmp_path):
+    # Nobody has been there: the models may go a little beyond the data
+    env, farthest = Drift(ACTION_SPACES[name], random_start=True), []
+
+    def reward_fn(obs, action, next_obs):
+        if not farthest or len(next_obs) <= 21:
+            farthest.append(next_obs.amax())
+            return -next_obs.square().sum(1)
+        return th.where(next_obs[:, 0] > max(farthest) - 2, th.full_like(next_obs[:, 0], value), 0.0)
+
+    model = tiny_model(env, reward_fn=reward_fn, n_imagined_rollouts=6)
+    with pytest.raises(ValueError, match=rf"gave the reward {value} for obs \[.*finite number everywhere"):
+        model.learn(60)
+    assert model.num_timesteps == 20
+    everything_finite(model)
+    model.reward_fn = "learned"
+    model.save(tmp_path / "model")
+    everything_finite(MBMPO.load(tmp_path / "model"))
+
+
+def test_an_imagined_environment_names_it_too():
+    model = tiny_model(vec_drift()).learn(20)
+    model._task.reward = model._task.reward._replace(fn=root_of(-100.0))
+    env = model.imagined_env(n_envs=3)
+    env.reset()
+    with pytest.raises(ValueError, match="`reward_fn` gave the reward nan"):
+        env.step(np.zeros((3, 2)))
+
+
+# ---------------------------------------------------------------- parameters and actions
+
+
+@pytest.mark.parametrize("name", ["box", "discrete"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(inner_lr=1e37, n_inner_steps=2),
+        dict(inner_lr=1e30, policy_kwargs=dict(net_arch=[8, 8], activation_fn=th.nn.ReLU)),
+        dict(outer_optimizer="ppo", outer_kwargs=dict(learning_rate=1e30)),
+        dict(target_kl=1e20),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:The adaptations", "ignore:The line search", "ignore:The validation loss")
+def test_steps_of_any_size_leave_finite_policies(name, arguments):
+    model = tiny_model(Drift(ACTION_SPACES[name]), n_meta_steps=2, **arguments).learn(60)  # its step asserts every action
+    assert model.num_timesteps == 60
+    everything_finite(model)
+
+
+def test_adaptations_that_fail_are_warned_of_and_the_meta_policy_acts():
+    with pytest.warns(UserWarning, match=r"adaptations to 2 of 2 tasks are NaN or infinite.*lower `inner_lr`"):
+        model = tiny_model(inner_lr=3e38).learn(20)
+    assert th.equal(model._adapted, model.policy.actor_vector().expand(2, -1))
+    with pytest.raises(ValueError, match="lower `inner_lr` to `adapt`"):
+        model.adapt(model_index=0, inner_lr=3e38)
+    with pytest.raises(ValueError, match="lower `inner_lr` to `adapt`"):
+        model.adapt(n_episodes=2, inner_lr=3e38)
+
+
+@pytest.mark.parametrize("name", ["box", "discrete", "multi_binary"])
+def test_no_action_that_is_no_number_is_sent(name):
+    model = tiny_model(Drift(ACTION_SPACES[name])).learn(20)
+    model._adapted[:] = np.nan
+    n_steps = model.env.get_attr("n_steps")
+    with pytest.raises(ValueError, match=r"no finite action for the observation \[.*real step 20, environment 0"):
+        model.learn(20, reset_num_timesteps=False)
+    assert model.env.get_attr("n_steps") == n_steps
+    assert model.replay_buffer.size() == 20
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+@pytest.mark.parametrize("value", [1e39, -1e60, np.nan, np.inf])
+@pytest.mark.parametrize("step", [27, 24], ids=["observation", "terminal observation"])
+def test_what_single_precision_cannot_hold_stops_training(step, value):
+    model = tiny_model(Double(random_start=False, bad={(step, "double"): value}))
+    with pytest.raises(ValueError, match=f"NaN or infinite .*observation at real step {step}"):
+        model.learn(60)
+    assert model.replay_buffer.size() == step - 1
+    everything_finite(model)
+
+
+@fork
+def test_a_reward_that_single_precision_cannot_hold_stops_training():
+    env = SubprocVecEnv([lambda: Drift(bad={(27, "reward"): 1e39})], start_method="fork")  # in float64, unlike a DummyVecEnv
+    model = tiny_model(env, reward_fn="learned", termination_fn=None)
+    with pytest.raises(ValueError, match="NaN or infinite reward at real step 27"):
+        model.learn(60)
+    everything_finite(model)
+    env.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_terminal_observations_under_vec_normalize(norm_obs, value):
+    # Where nothing is clipped, an infinite one stays infinite
+    env = VecNormalize(vec_drift(random_start=False, bad={(24, "obs"): value}), norm_obs=norm_obs, clip_obs=np.inf)
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match=r"terminal observation at real step 24.*So are the statistics of VecNormalize"):
+        model.learn(60)
+    everything_finite(model)
+
+
+@pytest.mark.parametrize(("where", "kind"), [((27, "obs"), "observation"), ((27, "reward"), "reward")])
+def test_the_message_says_that_the_statistics_are_not_intact(where, kind, tmp_path):
+    env = VecNormalize(vec_drift(random_start=False, bad={where: np.nan}))
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match=rf"infinite {kind} at real step 27.*VecNormalize are not.*VecCheckNan"):
+        model.learn(60)
+    everything_finite(model)
+    before = parameters(model)
+    model.save(tmp_path / "model")
+    assert_same(parameters(MBMPO.load(tmp_path / "model")), before)
+
+
+@pytest.mark.parametrize("where", [(2, "obs"), (2, "reward"), ("reset", "obs")])
+def test_adaptation_to_episodes_with_numbers_that_are_none(where):
+    model = tiny_model().learn(20)
+    with pytest.raises(ValueError, match=r"`adapt` to returned a NaN or infinite (observation|reward)"):
+        model.adapt(vec_drift(bad={where: np.nan}), n_episodes=2)
+    model.adapt(vec_drift(), n_episodes=2)
