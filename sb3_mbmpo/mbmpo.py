@@ -17,6 +17,7 @@ from sb3_mbmpo.arguments import (
     check_arguments,
     check_before_building,
     check_choice,
+    check_device,
     check_integer,
     check_number,
 )
@@ -145,6 +146,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         chunk_size: int = 16_384,
         _init_setup_model: bool = True,
     ) -> None:
+        check_device(device)
         env = check_before_building(policy, env, verbose, self.policy_aliases)
         super().__init__(
             policy,
@@ -197,7 +199,10 @@ class MBMPO(ImaginedTrainingAlgorithm):
     def _setup_model(self) -> None:
         # Here, not in the constructor: `load` may have changed some
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
-        super()._setup_model()
+        try:
+            super()._setup_model()
+        except TypeError as error:
+            raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} build no policy: {error}.") from error
         self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
             self._learned_heads = (self._task.reward.fn is None, self._task.termination.fn is None)
