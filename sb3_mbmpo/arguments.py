@@ -2,16 +2,23 @@
 
 import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_mbmpo.actions import check_spaces
 from sb3_mbmpo.advantages import BASELINES
@@ -19,6 +26,7 @@ from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS
 from sb3_mbmpo.meta import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
+from sb3_mbmpo.sizes import check_memory
 
 # Entries of `dynamics_kwargs` that MBMPO itself uses
 DYNAMICS_EXTRAS = ("reinit_every", "clip_margin", "output_bias", "output_noise")
@@ -27,15 +35,29 @@ DYNAMICS_EXTRAS = ("reinit_every", "clip_margin", "output_bias", "output_noise")
 CLIP_MARGIN = 0.1
 
 
+# Training is in single precision, where larger numbers are infinite
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+# Beyond it, products of integers leave those of PyTorch
+LARGEST_INTEGER = 2**53
+# Of the logarithm of a standard deviation: further away, the variance leaves single precision
+LARGEST_LOG_STD = 40.0
+
+
 def _is_number(value: Any) -> bool:
     # NumPy's numbers are registered with the abstract ones
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return abs(float(value)) <= LARGEST_NUMBER  # not so NaN
+    except OverflowError:  # of an integer
+        return False
 
 
 def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
     """:raises ValueError: unless ``value`` is an integer in [at_least, at_most]"""
+    at_most = min(at_most, LARGEST_INTEGER)
     if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= at_most:
-        interval = f"at least {at_least}" + ("" if at_most == math.inf else f" and at most {at_most}")
+        interval = f"at least {at_least}" + ("" if at_most == LARGEST_INTEGER else f" and at most {at_most}")
         raise ValueError(f"`{name}` must be an integer of {interval}, not {value!r}.")
 
 
@@ -48,7 +70,7 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, o
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """:raises ValueError: unless ``value`` is one of ``choices``"""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, not {value!r}.")
 
 
@@ -67,6 +89,14 @@ def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
 FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
+POLICY_OPTIONS = _keyword_names(MetaPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule", "kwargs"))
+POLICY_OPTIONS |= _keyword_names(ActorCriticPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule"))
+# Which of them are classes, and of what
+POLICY_CLASSES = {
+    "activation_fn": nn.Module,
+    "features_extractor_class": BaseFeaturesExtractor,
+    "optimizer_class": th.optim.Optimizer,
+}
 PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi"))
 
 
@@ -76,13 +106,69 @@ def _check_mapping(name: str, value: Any) -> None:
 
 
 def _check_learning_rate(name: str, value: Any) -> None:
-    if not callable(value) and not (_is_number(value) and value >= 0):
-        raise ValueError(f"`{name}` must be a number of at least 0, or a function of the remaining progress, not {value!r}.")
+    rule = f"`{name}` must be a number of at least 0, or a function of the remaining progress that returns one"
+    rate = value
+    if callable(value):
+        try:
+            rate = value(1.0)
+        except Exception as error:
+            raise ValueError(f"{rule}, not {value!r}, which raised {error!r} for 1.0.") from error
+    if not (_is_number(rate) and rate >= 0):
+        raise ValueError(f"{rule}, not {value!r}" + (f", which returned {rate!r} for 1.0." if callable(value) else "."))
+
+
+def check_net_arch(name: str, value: Any) -> None:
+    """:raises ValueError: unless ``value`` lists layer widths"""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"`{name}` must be a list of layer widths, not {value!r}.")
+    for width in value:
+        check_integer(name, width, 1)
+
+
+def _is_subclass(base: type, value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
+
+
+def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
+    """
+    :param policy: "MlpPolicy" or a subclass of it, which may have arguments of its own
+    :raises ValueError: if ``policy_kwargs`` is not a mapping of known options to sensible values
+    """
+    _check_mapping("policy_kwargs", kwargs)
+    if policy in ("MlpPolicy", MetaPolicy):
+        check_known("policy_kwargs", kwargs, POLICY_OPTIONS)
+
+    def check(key: str, is_good: Callable[[Any], bool], what: str) -> None:
+        if key in kwargs and not is_good(kwargs[key]):
+            raise ValueError(f"`policy_kwargs['{key}']` must be {what}, not {kwargs[key]!r}.")
+
+    for name, base in POLICY_CLASSES.items():
+        check(name, partial(_is_subclass, base), f"a subclass of {base.__module__}.{base.__name__}")
+    for key in ("normalize_observation", "ortho_init", "share_features_extractor", "normalize_images"):
+        if key in kwargs:
+            check_flag(f"policy_kwargs['{key}']", kwargs[key])
+    for key in ("features_extractor_kwargs", "optimizer_kwargs"):
+        check(key, lambda value: value is None or isinstance(value, Mapping), "a dictionary")
+    for key in ("log_std_init", "log_std_min"):
+        if key in kwargs:
+            check_number(f"policy_kwargs['{key}']", kwargs[key], -LARGEST_LOG_STD, LARGEST_LOG_STD)
+    net_arch = kwargs.get("net_arch")
+    if net_arch is not None:
+        for arch in net_arch.values() if isinstance(net_arch, Mapping) else [net_arch]:
+            check_net_arch("policy_kwargs['net_arch']", arch)
+
+
+def check_device(device: Any) -> None:
+    """:raises ValueError: if PyTorch has no such device"""
+    try:
+        th.empty(0, device=get_device(device))
+    except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'`device` must be "auto" or a device of PyTorch, not {device!r} ({error}).') from error
 
 
 def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
     """:raises ValueError: if ``kwargs`` has a key that is not ``known``"""
-    unknown = sorted(set(kwargs) - set(known))
+    unknown = sorted(set(kwargs) - set(known), key=repr)
     if unknown:
         raise ValueError(f"`{name}` has unknown entries {unknown}; known are {sorted(known)}.")
 
@@ -108,11 +194,7 @@ def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
         check_choice("dynamics_kwargs['activation_fn']", kwargs["activation_fn"], ACTIVATIONS)
     if "precision" in kwargs:
         check_choice("dynamics_kwargs['precision']", kwargs["precision"], PRECISIONS)
-    net_arch = kwargs.get("net_arch", [])
-    if not isinstance(net_arch, Sequence) or isinstance(net_arch, str):
-        raise ValueError(f"`dynamics_kwargs['net_arch']` must be a list of layer widths, not {net_arch!r}.")
-    for width in net_arch:
-        check_integer("dynamics_kwargs['net_arch']", width, 1)
+    check_net_arch("dynamics_kwargs['net_arch']", kwargs.get("net_arch", []))
 
 
 def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
@@ -183,7 +265,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
     check_dynamics_kwargs(arguments["dynamics_kwargs"])
     check_outer_kwargs(arguments["outer_kwargs"], arguments["outer_optimizer"])
-    _check_mapping("policy_kwargs", arguments["policy_kwargs"])
+    check_policy_kwargs(arguments["policy_class"], arguments["policy_kwargs"])
     _check_learning_rate("learning_rate", arguments["learning_rate"])
     check_integer("stats_window_size", arguments["stats_window_size"], 1)
     if arguments["seed"] is not None:
@@ -200,3 +282,5 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             f"`buffer_size` ({arguments['buffer_size']}) must hold at least the `learning_starts` "
             f"({arguments['learning_starts']}) random steps: enlarge the buffer or start learning earlier."
         )
+    if "observation_space" in arguments:  # else there is no environment, which is refused next
+        check_memory(arguments)

@@ -18,6 +18,7 @@ from sb3_mbmpo.arguments import (
     check_arguments,
     check_before_building,
     check_choice,
+    check_device,
     check_integer,
     check_number,
 )
@@ -154,6 +155,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         chunk_size: int = 16_384,
         _init_setup_model: bool = True,
     ) -> None:
+        check_device(device)
         env = check_before_building(policy, env, verbose, self.policy_aliases)
         super().__init__(
             policy,
@@ -210,7 +212,10 @@ class MBMPO(ImaginedTrainingAlgorithm):
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
         vars(self).update(plain({name: getattr(self, name) for name in arguments}))
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
-        super()._setup_model()
+        try:
+            super()._setup_model()
+        except TypeError as error:
+            raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} build no policy: {error}.") from error
         self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
             self._learned_heads = (self._task.reward.fn is None, self._task.termination.fn is None)

@@ -164,7 +164,8 @@ def _resolve(kind: str, argument: object, env: VecEnv | None) -> Resolved:
         return LEARNED
     if argument == "auto" and env is not None:
         return _from_method(env, kind) or _from_table(env, kind) or LEARNED
-    if callable(argument):
+    if callable(argument) and not isinstance(argument, type):
+        _check_signature(argument, kind)
         return Resolved(CheckedFn(argument, name, kind == "reward"), "argument")
     if isinstance(argument, PathInFile) and env is None:
         return Resolved(None, f"not imported: {argument}")
@@ -192,6 +193,17 @@ def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
     except (TypeError, ValueError):  # does not bind; has no signature
         return False
     return True
+
+
+def _check_signature(fn: Callable[..., Any], kind: str) -> None:
+    """:raises ValueError: if it is clear before the first call that a function that was given cannot be called"""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # has none that Python knows
+        return
+    if not _takes(fn, _METHODS[kind][1]):
+        expected = "(obs, action, next_obs)" if kind == "reward" else "(next_obs)"
+        raise ValueError(f"{kind}_fn must be a function of {expected}, {fn!r} takes {signature}.")
 
 
 def _from_table(env: VecEnv, kind: str) -> Resolved | None:

@@ -396,6 +396,27 @@ def test_wrong_arguments_are_refused(name, resolve, argument, message):
         resolve(argument, None)
 
 
+@pytest.mark.parametrize(
+    ("resolve", "wrong", "message"),
+    [
+        (
+            resolve_reward_fn,
+            lambda obs, action: obs,
+            r"reward_fn must be a function of \(obs, action, next_obs\)",
+        ),
+        (
+            resolve_termination_fn,
+            lambda obs, action: obs,
+            r"termination_fn must be a function of \(next_obs\)",
+        ),
+        (resolve_reward_fn, th.nn.Tanh, "reward_fn must be .*a function or"),
+    ],
+)
+def test_what_cannot_be_called_like_ours_is_refused_at_once(resolve, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(wrong, None)
+
+
 def test_only_a_termination_may_be_none():
     with pytest.raises(ValueError, match=r"reward_fn must be .*got None"):
         resolve_reward_fn(None, None)

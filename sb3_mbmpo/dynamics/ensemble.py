@@ -51,11 +51,12 @@ class DynamicsEnsemble(nn.Module):
     :param seed: of the initial weights
     :param device: where the networks live
     :param precision: dtype of the matmuls in fits and imagined steps: "float32", "bfloat16", or "auto": bfloat16 on GPUs and
-        on CPUs with AMX, where it is several times faster. Weights and optimiser are float32 in any case
+        on CPUs with AMX, where it is several times faster. Weights, optimiser and statistics are float32 in any case
     """
 
     observation_mean: th.Tensor
-    observation_mean_tail: th.Tensor
+    # What single precision leaves of the mean, where that matters, of the lowest and of the highest observation
+    observation_tails: th.Tensor
     observation_std: th.Tensor
     action_mean: th.Tensor
     action_std: th.Tensor
@@ -109,9 +110,9 @@ class DynamicsEnsemble(nn.Module):
         for name, size in (("observation", self.observation_dim), ("action", self.action_dim), ("target", self.target_dim)):
             self.register_buffer(f"{name}_mean", th.zeros(size))
             self.register_buffer(f"{name}_std", th.ones(size))
-        self.register_buffer("observation_mean_tail", th.zeros(self.observation_dim))
-        for name, bound in (("low", -math.inf), ("high", math.inf)):
-            self.register_buffer(f"observation_{name}", th.full((self.observation_dim,), bound, dtype=th.float64))
+        self.register_buffer("observation_low", th.full((self.observation_dim,), -math.inf))
+        self.register_buffer("observation_high", th.full((self.observation_dim,), math.inf))
+        self.register_buffer("observation_tails", th.zeros(3, self.observation_dim))
 
         generator = th.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
@@ -150,7 +151,7 @@ class DynamicsEnsemble(nn.Module):
         largest = th.maximum(self.observation_low.abs(), self.observation_high.abs())
         change = self.target_std[: self.observation_dim]
         is_swallowed = largest.isfinite() & (change > 0) & (2.0**-24 * largest > 0.01 * change)
-        is_swallowed |= self.observation_mean_tail != 0
+        is_swallowed |= self.observation_tails[0] != 0
         return th.float64 if is_swallowed.any() else th.float32
 
     @property
@@ -298,14 +299,16 @@ class DynamicsEnsemble(nn.Module):
             # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
             constant = std <= floors[name].to(self.device)
             if name == "observation" and data.obs.dtype == th.float64:
-                self.observation_mean_tail.copy_(mean_tail(exact_mean, std).masked_fill(constant, 0))
-                value = value - self.observation_mean_tail
+                self.observation_tails[0] = mean_tail(exact_mean, std).masked_fill(constant, 0)
+                value = value - self.observation_tails[0]
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(std.masked_fill(constant, 0 if name == "target" else 1))
             standardised.append(((value - mean) / std.masked_fill(constant, 1)).float())
         both = th.cat([obs, next_obs])
-        self.observation_low.copy_(both.amin(0))
-        self.observation_high.copy_(both.amax(0))
+        low, high = both.amin(0), both.amax(0)
+        self.observation_low.copy_(low)
+        self.observation_high.copy_(high)
+        self.observation_tails[1:] = th.stack([low, high]) - th.stack([self.observation_low, self.observation_high])
         return th.cat(standardised[:2], dim=1), standardised[2]
 
     # ---------------------------------------------------------------- use
@@ -354,7 +357,7 @@ class DynamicsEnsemble(nn.Module):
         if self.probabilistic:
             lower, upper = chosen["min_log_var"].clone(), chosen["max_log_var"].clone()
         is_double, log_target_var = self.observation_dtype == th.float64, 2 * self.target_std.log()
-        center = self.observation_mean.double() + self.observation_mean_tail if is_double else self.observation_mean.clone()
+        center = self.observation_mean.double() + self.observation_tails[0] if is_double else self.observation_mean.clone()
 
         def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
             centred = (obs - center).float() if is_double else obs - center
@@ -373,8 +376,10 @@ class DynamicsEnsemble(nn.Module):
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
         """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
-        spread, dtype = margin * self.observation_std, self.observation_dtype
-        return self.observation_low.to(dtype) - spread, self.observation_high.to(dtype) + spread
+        spread, low, high = margin * self.observation_std, self.observation_low, self.observation_high
+        if self.observation_dtype == th.float64:
+            low, high = low.double() + self.observation_tails[1], high.double() + self.observation_tails[2]
+        return low - spread, high + spread
 
     def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""

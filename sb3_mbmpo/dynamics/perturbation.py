@@ -11,6 +11,7 @@ import torch as th
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
 from sb3_mbmpo.dynamics.values import Prediction, StepFn
+from sb3_mbmpo.finite import in_float32
 
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -24,7 +25,7 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
         bias = np.asarray(output_bias, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`output_bias` must be a number or an array of numbers, not {output_bias!r}.") from error
-    if bias.shape not in ((), draws.shape) or not np.isfinite(bias).all() or (bias.ndim == 0 and bias < 0):
+    if bias.shape not in ((), draws.shape) or not in_float32(bias).all() or (bias.ndim == 0 and bias < 0):
         raise ValueError(
             "`output_bias` must be a finite number of at least 0, or a finite array with a row for each member and a column "
             f"for each observation, of shape {draws.shape}, not {output_bias!r}."
