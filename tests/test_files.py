@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import gc
 import io
 import json
 import pickle
@@ -9,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, tiny_model
+from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy, report
 from sb3_mbmpo.atomic import whole_file, write_whole
@@ -570,3 +572,34 @@ def test_what_a_callback_saves_when_a_rollout_starts_is_the_state_between_two_it
     assert (between.num_timesteps, between._task_turn) == (40, turn)
     np.testing.assert_array_equal(between._acting_tasks, acting)
     assert model._task_turn != turn
+
+
+# -- Over and over ----------------------------------------------------------------------------------------------------------
+
+
+def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
+    model = tiny_model(vec_drift(random_start=False), stats_window_size=2).learn(60)
+
+    def everything(n_times):
+        """:return: traced bytes of Python's objects, and the number of tensors"""
+        for _ in range(n_times):
+            model.learn(20, reset_num_timesteps=False)
+            model.adapt(model_index=1)
+            model.save(tmp_path / "model")
+            model.save_replay_buffer(tmp_path / "buffer")
+            model.dynamics.save(tmp_path / "ensemble")
+        gc.collect()
+        model._initial_obs = model._initial_obs[:2]  # grows by design, a row an episode
+        return tracemalloc.get_traced_memory()[0], sum(issubclass(type(each), th.Tensor) for each in gc.get_objects())
+
+    everything(1)  # what is imported at first use is not traced, which would take its time
+    tracemalloc.start()
+    try:
+        everything(1)
+        size, tensors = everything(2)
+        size_later, tensors_later = everything(6)
+    finally:
+        tracemalloc.stop()
+    assert tensors_later == tensors
+    # An iteration, an adaptation and three saves; the least that could be forgotten, a copy of the policy, has more
+    assert (size_later - size) / 6 < 5 * 1024, "bytes that a round leaves behind"

@@ -118,6 +118,7 @@ def test_saved_beside_the_model_and_loaded(tmp_path):
     actions = [each.predict(e.normalize_obs(raw), deterministic=True)[0] for each, e in ((model, env), (loaded, loaded_env))]
     np.testing.assert_array_equal(*actions)
     count = loaded_env.obs_rms.count
+    loaded.replay_buffer = model.replay_buffer
     loaded.learn(20, reset_num_timesteps=False)
     assert loaded_env.obs_rms.count > count
 
