@@ -51,7 +51,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param policy: the policy, "MlpPolicy" or a subclass of it
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: Adam step size of the dynamics ensemble, a number or a schedule of the remaining progress (1 to 0)
-    :param n_steps: real steps an iteration, over all environments together
+    :param n_steps: real steps an iteration, over all environments together (rounded up to whole steps of all)
     :param learning_starts: uniformly random real steps before the first fit
     :param buffer_size: real transitions that are kept, first in first out
     :param n_models: members of the ensemble
