@@ -165,8 +165,8 @@ class ActionCodec:
         if (device, dtype) not in self._scales:
             assert isinstance(self.action_space, spaces.Box)
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
-            center, half_range = (th.as_tensor(x, device=device, dtype=dtype) for x in ((low + high) / 2, (high - low) / 2))
-            self._scales[device, dtype] = center, half_range
+            both = th.as_tensor(np.stack([(low + high) / 2, (high - low) / 2]), device=device, dtype=dtype)
+            self._scales[device, dtype] = both[0], both[1]
         return self._scales[device, dtype]
 
     def _n_choices(self) -> tuple[int, ...]:
