@@ -3,7 +3,7 @@
 Every figure comes with a caption that tells a person how to read it. No global state of matplotlib is touched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ STAGES = {
     "time/imagination": ("imagination", "#0072b2"),
     "time/meta_update": ("meta-update", "#cc79a7"),
 }
+# Label, colour, style, (real steps, values)
+Curve = tuple[str, str, str, tuple[np.ndarray, np.ndarray]]
 
 
 class Picture(NamedTuple):
@@ -78,27 +80,68 @@ def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     curves = [
         ("real, while collecting", REAL, "o-", run.column("rollout/ep_rew_mean_new")),
         ("real, evaluation", "#009e73", "s-", run.evaluation()),
-        ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
-        ("imagined, adapted policies", ADAPTED, "o--", run.column("imagined/ep_rew_mean_adapted")),
     ]
+    is_whole = run.model.baseline != "critic"  # else an imagined rollout is no more than a part of an episode
+    if is_whole:
+        curves += [
+            ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
+            ("imagined, adapted policies", ADAPTED, "o--", run.column("imagined/ep_rew_mean_adapted")),
+        ]
     name, title = "learning_curve", "Learning curve"
     if not any(len(steps) > 0 for _, _, _, (steps, _) in curves):
         return missing(name, title, _no_log("returns"))
-    figure, axes = _figure("Real and imagined return" if run.has_imagined_returns() else "Real return", 8, 4.5)
-    for label, colour, style, (steps, values) in curves:
-        if len(steps) > 0:
-            axes.plot(steps, values, style, color=colour, label=label, markersize=4, linewidth=1.2)
+    figure, axes = _figure("Real and imagined return" if is_whole and run.has_imagined_returns() else "Real return", 8, 4.5)
+    _plot(axes, curves)
     returns = study.returns()
     label = f"real, meta-policy in {len(returns)} fresh episodes:\n{returns.mean():.4g} ± {returns.std():.3g}"
     axes.errorbar(run.model.num_timesteps, returns.mean(), returns.std(), fmt="D", color="#009e73", label=label, capsize=4)
     _label(axes, "real steps", "return (sum of rewards, undiscounted)")
     caption = (
-        "What the policy earns in reality, beside what it earns in the learned models. Imagined returns that climb away from "
-        "the real ones mean that the policy exploits errors of the models. The real returns while collecting are those of the "
-        "adapted policies, which explore; what is imagined after so many real steps shows in the next real point. The diamond "
-        "is the final meta-policy without noise."
+        "What the policy earns in reality. The returns while collecting are those of the adapted policies, which explore; the "
+        "diamond is the final meta-policy without noise."
     )
-    return Picture(name, title, caption + _notes(run), figure)
+    if is_whole:
+        caption += (
+            " Beside it, what it earns in the learned models: imagined returns that climb away from the real ones mean that "
+            "the policy exploits errors of the models. What is imagined after so many real steps shows in the next real point."
+        )
+        caption += _notes(run)
+    return Picture(name, title, caption, figure)
+
+
+def draw_expectations(run: RunLog) -> Picture:
+    """:return: what the models and the critic promise beside what reality keeps: reward a step, and discounted return"""
+    name, title = "expectations", "Promised and kept"
+    panels = {
+        "reward of a step (units of the reward)": [
+            ("real, while collecting", REAL, "o-", run.column("rollout/rew_mean_step")),
+            ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/rew_mean_step")),
+        ],
+        "discounted return (units of the reward)": [
+            ("real episodes, while collecting", REAL, "o-", run.column("rollout/ep_discounted_rew_mean")),
+            ("critic's value of first observations", IMAGINED, "o-", run.column("imagined/initial_value")),
+        ],
+    }
+    panels = {label: curves for label, curves in panels.items() if all(len(steps) > 0 for *_, (steps, _) in curves)}
+    if not panels:
+        return missing(name, title, _no_log("rewards of real and imagined steps"))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure.suptitle("What is imagined beside what is real", fontsize=11)
+    for axes, (label, curves) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        _plot(axes, curves)
+        _label(axes, "real steps", label)
+    caption = (
+        "Imagined numbers far above the real ones that follow mean that the policy exploits errors of the models, or that the "
+        "critic is too hopeful. Imagined rollouts start anywhere in the data, also where early policies had been: at first "
+        "their steps earn less than real ones."
+    )
+    return Picture(name, title, caption, figure)
+
+
+def _plot(axes: Axes, curves: Sequence[Curve]) -> None:
+    for label, colour, style, (steps, values) in curves:
+        if len(steps) > 0:
+            axes.plot(steps, values, style, color=colour, label=label, markersize=4, linewidth=1.2)
 
 
 def _no_log(what: str) -> str:

@@ -199,14 +199,14 @@ def write_report(
     :return: the HTML file
     :raises ImportError: without matplotlib
     """
-    from sb3_mbmpo.figures import draw_learning_curve, draw_times, model_pictures
+    from sb3_mbmpo.figures import draw_expectations, draw_learning_curve, draw_times, model_pictures
 
     env = make_env()
     study = study_model(run.model, env, n_episodes, seed)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"MB-MPO on {'its environment' if env.spec is None else env.spec.id}"
     parts = [f"<h1>{html.escape(title)}</h1>", summary_table(run, study, env, files)]
-    for picture in [draw_learning_curve(run, study), *model_pictures(study), draw_times(run)]:
+    for picture in [draw_learning_curve(run, study), draw_expectations(run), *model_pictures(study), draw_times(run)]:
         image = ""
         if picture.figure is not None:
             png = io.BytesIO()

@@ -24,7 +24,7 @@ from sb3_mbmpo.diagnostics import ModelStudy, Plasticity, study_model
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_progress, read_run
 
 POINT = "sb3_mbmpo.envs:Point2D-v0"
-FIGURES = ["learning_curve", "prediction_error", "one_step_error", "replay", "play", "plasticity", "time"]
+FIGURES = ["learning_curve", "expectations", "prediction_error", "one_step_error", "replay", "play", "plasticity", "time"]
 
 
 class Page(HTMLParser):
@@ -89,8 +89,8 @@ def test_a_model_alone_gets_a_sentence_where_the_log_is_missing(run, tmp_path):
     model.write_bytes(run.with_suffix(".zip").read_bytes())
     report.main([str(model), "--episodes", "1", "--no-video"])
     page = Page((tmp_path / "alone" / "report" / "report.html").read_text())
-    assert {image["alt"] for image in page.images}.isdisjoint({"Learning curve", "Time by stage"})
-    assert len(page.images) == len(FIGURES) - 2
+    assert {image["alt"] for image in page.images}.isdisjoint({"Learning curve", "Promised and kept", "Time by stage"})
+    assert len(page.images) == len(FIGURES) - 3
     assert re.match("Left out: no progress.csv.*has returns", page.captions[0])
     assert re.match("Left out: no progress.csv.*has the seconds", page.captions[-1])
 
@@ -127,7 +127,8 @@ def test_figures_say_their_units(run):
     model, make_env = report.load_run(find_run(run), None)
     study = study_model(model, make_env(), n_episodes=1)
     log = read_run(find_run(run), model)
-    pictures = [figures.draw_learning_curve(log, study), *figures.model_pictures(study), figures.draw_times(log)]
+    pictures = [figures.draw_learning_curve(log, study), figures.draw_expectations(log)]
+    pictures += [*figures.model_pictures(study), figures.draw_times(log)]
     assert [picture.name for picture in pictures] == FIGURES
     units = r"steps|return|standard deviations|nats|seconds|units|iteration|dimension"
     for picture in pictures:
@@ -346,7 +347,7 @@ def test_figures_and_errors_go_to_tensorboard(tmp_path):
     tiny_model(tensorboard_log=str(tmp_path)).learn(40, callback=callback)
     events = EventAccumulator(str(next(tmp_path.iterdir())), size_guidance={"images": 0})
     events.Reload()
-    names = {f"diagnostics/{name}" for name in FIGURES if name not in ("learning_curve", "time")}
+    names = {f"diagnostics/{name}" for name in FIGURES if name not in ("learning_curve", "expectations", "time")}
     assert set(events.Tags()["images"]) == names
     for tag in names:
         assert [event.step for event in events.Images(tag)] == [40]
