@@ -17,9 +17,9 @@ def trained_return(capsys: pytest.CaptureFixture[str], tmp_path, *arguments: str
     return float(rows[-1][-2])
 
 
-def test_pendulum_improves_within_600_real_steps(capsys, tmp_path):
-    # Three episodes. A random policy's mean of 10 episodes is about -1200 +- 100: -700 by luck is five deviations away
-    arguments = ("--env", "Pendulum-v1", "--total-timesteps", "600", "--eval-episodes", "10")
+def test_pendulum_improves_within_1000_real_steps(capsys, tmp_path):
+    # Five episodes of random actions, and one training. A random policy's mean of 10 episodes is about -1200 +- 100: -700 by luck is five deviations away
+    arguments = ("--env", "Pendulum-v1", "--total-timesteps", "1000", "--eval-episodes", "10")
     assert trained_return(capsys, tmp_path, *arguments) > -700
 
 
@@ -49,9 +49,9 @@ def test_shipped_settings_reach_the_bar(env, seed, bar, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_half_cheetah_learns_from_20_000_real_steps(capsys, tmp_path):
-    # SB3's tuned SAC is at 13 there. The bar is one for the best of three seeds: with one thread 0, 1, 2 reached 236, 627, 663
+    # SB3's tuned SAC is at 13 there
     arguments = ("--env", "HalfCheetah-v5", "--seed", "2", "--total-timesteps", "20000", "--eval-episodes", "10")
-    assert trained_return(capsys, tmp_path, *arguments) >= 400
+    assert trained_return(capsys, tmp_path, *arguments) >= 600
 
 
 # ---------------------------------------------------------------- few-shot adaptation
