@@ -18,7 +18,8 @@ def trained_return(capsys: pytest.CaptureFixture[str], tmp_path, *arguments: str
 
 
 def test_pendulum_improves_within_1000_real_steps(capsys, tmp_path):
-    # Five episodes of random actions, and one training. A random policy's mean of 10 episodes is about -1200 +- 100: -700 by luck is five deviations away
+    # Five episodes of random actions, and one training. A random policy's mean of 10 episodes is about -1200 +- 100: -700 by
+    # luck is five deviations away
     arguments = ("--env", "Pendulum-v1", "--total-timesteps", "1000", "--eval-episodes", "10")
     assert trained_return(capsys, tmp_path, *arguments) > -700
 

@@ -505,6 +505,36 @@ def test_page_has_the_right_numbers(measured):
     assert "(results/Pendulum-v1.png)" in text
 
 
+def test_variants_have_runs_of_their_own_and_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save_environment", lambda *arguments: None)
+    monkeypatch.setattr(page, "save_overview", lambda *arguments: None)
+    items = [
+        {"environment": "Pendulum-v1", "algorithms": ["mbmpo"], "seeds": [0, 1, 2]},
+        {
+            "environment": "Pendulum-v1",
+            "algorithms": ["mbmpo"],
+            "seeds": [0, 1],
+            "variant": "horizon-10",
+            "overrides": {"horizon": 10},
+            "max_steps": 200,
+        },
+    ]
+    (folder := tmp_path / "results").mkdir()
+    queue = write_queue(folder / "queue.yml", {"Pendulum-v1": {"evaluate_at": [100, 200, 400]}}, items)
+    runs = read_queue(queue)
+    assert [run.name for run in runs][2:4] == ["mbmpo-Pendulum-v1-seed2", "mbmpo-Pendulum-v1-horizon-10-seed0"]
+    write_curve(folder / "runs", "mbmpo", 0, {100: -900, 200: -150, 400: -99})
+    write_curve(folder / "runs", "mbmpo", 2, {100: -1, 200: -1, 400: -1})
+    for run, returns in ((runs[3], {100: -850}), (runs[4], {100: -800, 200: -700})):
+        for step, value in returns.items():
+            row = ORIGIN | dict(zip(records.MEASURED, (step, 1.0, 1.0, value, 1.0), strict=True))
+            records.append_row(csv_file(folder / "runs", run), row)
+    lines = page.write_page(queue, folder / "runs").read_text().splitlines()
+    table = lines[lines.index("| variant (seeds 0 1) | 100 | 200 |") :]
+    assert table[2:4] == ["| as it is | -900 - | -150 - |", "| horizon-10 | -850 -800 | - -700 |"]
+    assert "horizon-10" not in "\n".join(lines[: lines.index("## Ablation: Pendulum-v1")])
+
+
 def test_what_was_written_by_hand_stays_on_the_page(measured, monkeypatch):
     monkeypatch.setattr(page, "save_environment", lambda *arguments: None)
     monkeypatch.setattr(page, "save_overview", lambda *arguments: None)

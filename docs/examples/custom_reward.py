@@ -26,18 +26,14 @@ class Spinning(gym.Wrapper):
         return obs, float(obs[2] - 0.1 * action[0] ** 2), terminated, truncated, info
 
 
+few = dict(learning_starts=100, n_steps=100, n_imagined_rollouts=1, n_meta_steps=1, dynamics_kwargs=dict(max_epochs=1))
 model = MBMPO(
     "MlpPolicy",
     Spinning(gym.make("Pendulum-v1")),
     reward_fn=spin,  # "auto" would find a method `reward(obs, action, next_obs)` of the environment
-    learning_starts=100 if args.fast else 400,
-    n_steps=200,
-    n_imagined_rollouts=1 if args.fast else 10,
-    n_meta_steps=1 if args.fast else 10,
-    imagined_start="buffer",
-    dynamics_kwargs=dict(max_epochs=1 if args.fast else 60),
     seed=args.seed,
+    **(few if args.fast else {}),
 )
-model.learn(300 if args.fast else 1_600, progress_bar=True)
+model.learn(300 if args.fast else 2_000, progress_bar=True)
 mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2 if args.fast else 20)
 print(f"Return of spinning: {mean:.0f} +- {std:.0f}; at full speed all the time, 8 radians a second, it would be 1600")

@@ -34,7 +34,7 @@ np.savez("recording.npz", **{name: np.array(column) for name, column in zip(name
 
 data = load_transitions("recording.npz", action_space=spaces.Box(-2, 2, (1,)))
 ensemble = DynamicsEnsemble(data.observation_space, data.action_space, learned_reward=True, seed=args.seed)
-ensemble.fit(data.transitions, max_epochs=1 if args.fast else 100)
+ensemble.fit(data.transitions, max_epochs=1 if args.fast else 100, max_gradient_steps=2_000)
 ensemble.save("ensemble")  # DynamicsEnsemble.load("ensemble") brings it back
 
 # Short episodes from all recorded states: errors add up over imagined steps

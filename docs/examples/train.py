@@ -1,4 +1,4 @@
-"""Train MB-MPO on Pendulum-v1 and save it: two thousand real steps, a minute or two."""
+"""Train MB-MPO on Pendulum-v1 and save it: two thousand real steps, a minute."""
 
 import argparse
 
@@ -11,21 +11,8 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it runs")
 args = parser.parse_args()
 
-model = MBMPO(
-    "MlpPolicy",
-    "Pendulum-v1",
-    learning_starts=100 if args.fast else 600,  # random real steps before the first model
-    n_steps=200,  # real steps before each of the next ones
-    n_tasks=10,
-    n_imagined_rollouts=1 if args.fast else 20,
-    n_meta_steps=1 if args.fast else 15,
-    horizon=100,  # imagined steps: errors of the models add up
-    imagined_start="buffer",  # imagine from any state that was seen, not only from first ones
-    stop_on_return_drop=True,
-    policy_kwargs=dict(net_arch=[32, 32], log_std_init=-0.5),
-    dynamics_kwargs=dict(net_arch=[200, 200], max_epochs=1 if args.fast else 100, batch_size=64),
-    seed=args.seed,
-)
+few = dict(learning_starts=100, n_steps=100, n_imagined_rollouts=1, n_meta_steps=1, dynamics_kwargs=dict(max_epochs=1))
+model = MBMPO("MlpPolicy", "Pendulum-v1", seed=args.seed, **(few if args.fast else {}))
 model.learn(300 if args.fast else 2_000, progress_bar=True)
 
 mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=2 if args.fast else 20)

@@ -41,10 +41,12 @@ def read_curves(runs: Sequence[Run], output: Path, time: str) -> dict[str, Curve
     :param runs: of the queue, whose order stays
     :param output: folder of the CSV files
     :param time: which one the curves are to have, of ``TIMES``
-    :return: by environment, the curves of the runs that have any rows
+    :return: by environment, the curves of the runs that have any rows; without those of ablations
     """
     curves: dict[str, Curves] = {}
     for run in sorted(runs, key=lambda run: (list(NAMES).index(run.algo), run.seed)):
+        if run.variant:
+            continue
         rows = read_rows(csv_file(output, run))
         if rows:
             returns = {int(row["real_steps"]): float(row["mean_return"]) for row in rows}
@@ -53,6 +55,23 @@ def read_curves(runs: Sequence[Run], output: Path, time: str) -> dict[str, Curve
             of_environment.setdefault(run.algo, []).append(Curve(run.seed, returns, seconds, rows))
     order = [run.environment for run in runs]
     return dict(sorted(curves.items(), key=lambda item: order.index(item[0])))
+
+
+def read_ablations(runs: Sequence[Run], output: Path) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
+    """
+    :param runs: of the queue, whose order stays
+    :param output: folder of the CSV files
+    :return: by environment and variant (an empty one: ours as they are), by seed, the mean return after so many real steps
+    """
+    ablated = {run.environment for run in runs if run.variant}
+    found: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
+    ours = [run for run in runs if run.environment in ablated and run.algo == OURS]
+    for run in sorted(ours, key=lambda run: run.variant != ""):
+        rows = read_rows(csv_file(output, run))
+        if rows:
+            returns = {int(row["real_steps"]): float(row["mean_return"]) for row in rows}
+            found.setdefault(run.environment, {}).setdefault(run.variant, {})[run.seed] = returns
+    return {environment: variants for environment, variants in found.items() if set(variants) != {""}}
 
 
 def all_rows(curves: Curves, algo: str | None = None) -> list[dict[str, str]]:

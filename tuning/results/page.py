@@ -14,6 +14,7 @@ from tuning.results.curves import (
     judge,
     median_seconds,
     medians,
+    read_ablations,
     read_curves,
     settings_of,
 )
@@ -45,6 +46,8 @@ def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
         text = fill(
             text, name, environment_section(name, of_environment, runs, time, f"{queue.parent.name}/{picture.name}"), name
         )
+    for name, variants in read_ablations(runs, output).items():
+        text = fill(text, f"ablation of {name}", ablation_table(variants), f"Ablation: {name}")
     text = fill(text, "settings", settings_table(curves), "Settings")
     text = fill(text, "origin", origin_table(curves), "Versions and machines")
     save_overview(curves, read_document(queue).get("picture", []), queue.parent.parent / "images" / "results.png")
@@ -92,6 +95,22 @@ def listing(values: Sequence[str]) -> str:
 
 
 # ---------------------------------------------------------------- blocks
+
+
+def ablation_table(variants: Mapping[str, Mapping[int, Mapping[int, float]]]) -> str:
+    """
+    :param variants: by name (an empty one: ours as they are), by seed, the mean return after so many real steps
+    :return: a row a variant, with the returns of the seeds that any of them was trained with
+    """
+    seeds = sorted({seed for name, by_seed in variants.items() if name for seed in by_seed})
+    steps = sorted({step for name, by_seed in variants.items() if name for returns in by_seed.values() for step in returns})
+
+    def cell(by_seed: Mapping[int, Mapping[int, float]], step: int) -> str:
+        return " ".join(number(by_seed[seed][step]) if step in by_seed.get(seed, {}) else "-" for seed in seeds)
+
+    header = [f"variant (seeds {' '.join(map(str, seeds))})", *(f"{step:,}" for step in steps)]
+    rows = [[name or "as it is", *(cell(by_seed, step) for step in steps)] for name, by_seed in variants.items()]
+    return table(header, rows)
 
 
 def overview(curves: Mapping[str, Curves]) -> str:

@@ -29,6 +29,7 @@ class Run:
     :param learning_starts: random first steps that a peer may make at most; None: as many as our entry
     :param n_eval_episodes: of each evaluation
     :param overrides: arguments that replace those of the entry, or of rl_zoo3's
+    :param variant: what an ablation calls these overrides; empty for runs of the settings themselves
     """
 
     algo: str
@@ -41,11 +42,13 @@ class Run:
     learning_starts: int | None = None
     n_eval_episodes: int = N_EVAL_EPISODES
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """:return: what its files are called"""
-        return f"{self.algo}-{self.environment.rpartition(':')[2]}-seed{self.seed}"
+        parts = (self.algo, self.environment.rpartition(":")[2], self.variant, f"seed{self.seed}")
+        return "-".join(part for part in parts if part)
 
     @property
     def n_timesteps(self) -> int:
@@ -59,7 +62,8 @@ def read_queue(path: Path) -> list[Run]:
 
     :param path: a YAML file. Its ``environments`` have, by name, ``evaluate_at``, the ``learning_starts`` of the peers, and
         ``entry``, ``env_id`` and ``env_kwargs`` where they differ from the entry of ``zoo_configs/mbmpo.yml`` that has this
-        name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, if wanted, ``max_steps`` and ``overrides``
+        name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, if wanted, ``max_steps``, ``overrides`` and
+        ``variant``
     :raises ValueError: if something in it is missing, misspelt or given twice
     """
     document = read_document(path)
@@ -117,7 +121,9 @@ def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes: int) -> list[Run]:
     """:return: the runs of one item of the queue: all algorithms with the first seed, then with the second"""
-    item = _mapping(item, f"The queue's {item!r}", ("environment", "algorithms", "seeds"), ("max_steps", "overrides"))
+    item = _mapping(
+        item, f"The queue's {item!r}", ("environment", "algorithms", "seeds"), ("max_steps", "overrides", "variant")
+    )
     name, max_steps = item["environment"], item.get("max_steps", float("inf"))
     if name not in tasks:
         raise ValueError(f"The queue's environment {name!r} is none of {', '.join(tasks)}.")
@@ -131,7 +137,14 @@ def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes:
             f"max_steps={max_steps} leaves no evaluation of {name}, whose first is at {tasks[name]['evaluate_at'][0]}."
         )
     return [
-        Run(algo=algo, seed=seed, n_eval_episodes=n_eval_episodes, overrides=item.get("overrides", {}), **task)
+        Run(
+            algo=algo,
+            seed=seed,
+            n_eval_episodes=n_eval_episodes,
+            overrides=item.get("overrides", {}),
+            variant=item.get("variant", ""),
+            **task,
+        )
         for seed in item["seeds"]
         for algo in item["algorithms"]
     ]
