@@ -1,5 +1,7 @@
 """MB-MPO learns: real environments, the shipped settings, returns of deterministic episodes."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -55,15 +57,42 @@ def test_half_cheetah_learns_from_20_000_real_steps(capsys, tmp_path):
     assert trained_return(capsys, tmp_path, *arguments) >= 600
 
 
+def seconds_of_an_iteration(n_real_steps):
+    """:return: processor time of three trainings on so much data, 500 steps of which are new"""
+    env = make_vec_env("HalfCheetah-v5", seed=0, env_kwargs=dict(max_episode_steps=200))
+    model = MBMPO("MlpPolicy", env, learning_starts=n_real_steps + 1, n_meta_steps=4, seed=0)
+    model.learn(n_real_steps)  # random steps only: one fewer than the first fit waits for
+    times = []
+    for _ in range(3):
+        model._n_new_steps = 500
+        start = time.process_time()
+        model.train()
+        times.append(time.process_time() - start)
+    return times
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Nothing will be learned")
+def test_an_iteration_takes_no_longer_with_twice_the_data():
+    # So 100,000 real steps cost twice what 50,000 do, and no more
+    half, whole = (np.median(seconds_of_an_iteration(n_real_steps)) for n_real_steps in (50_000, 100_000))
+    print(f"an iteration with 50,000 rows: {half:.1f} s, with 100,000: {whole:.1f} s of processor time")
+    assert whole < 1.2 * half
+
+
 # ---------------------------------------------------------------- few-shot adaptation
 
 
+# The pendulum that was trained with has mass 1, length 1 and gravity 10. Smaller changes the meta-policy bears as it is
+CHANGES = {"m": 2.0, "l": 1.5, "g": 15.0}
+
+
 def changed_pendulum(name):
-    """:return: a function that makes a pendulum whose mass "m" or length "l" is 1.5 instead of 1"""
+    """:return: a function that makes a pendulum whose mass "m", length "l" or gravity "g" is that of ``CHANGES``"""
 
     def make():
         env = gym.make("Pendulum-v1")
-        setattr(env.unwrapped, name, 1.5)
+        setattr(env.unwrapped, name, CHANGES[name])
         return env
 
     return make
@@ -80,7 +109,7 @@ def mean_return(policy, make_env):
 
 
 def gains(model, name, batches):
-    """:return: by how much each adaptation to ten episodes betters the meta-policy"""
+    """:return: the meta-policy's return, and by how much each adaptation to ten episodes betters it"""
     make_env = changed_pendulum(name)
     before = mean_return(model.policy, make_env)
     found = []
@@ -88,16 +117,21 @@ def gains(model, name, batches):
         model.set_random_seed(batch)  # other actions, and first states, for each batch
         adapted = model.adapt(make_vec_env(make_env, 10, seed=30_000 + 100 * batch), inner_lr=0.05, baseline="fourier")
         found.append(mean_return(adapted, make_env) - before)
-    return found
+    return before, found
 
 
 @pytest.mark.slow
 def test_ten_episodes_adapt_to_a_changed_pendulum_on_average_over_five_seeds(tmp_path):
-    found = {"m": [], "l": []}
+    found = {name: [] for name in CHANGES}
     for seed in range(5):
         path = tmp_path / f"{seed}.zip"
         main(["train", "--env", "Pendulum-v1", "--seed", str(seed), "--no-progress-bar", "--save", str(path)])
         for name in found:
             found[name].append(gains(MBMPO.load(path), name, batches=4))
     for name, by_seed in found.items():
-        assert np.mean(by_seed) > 0, f"{name}: {by_seed}"
+        before, after = zip(*by_seed, strict=True)
+        print(
+            f"{name} {CHANGES[name]}: meta-policy {np.round(before)}, gains {np.mean(after):.0f} on average, by seed\n"
+            f"{np.round(after)}"
+        )
+        assert np.mean(after) > 0, f"{name}: {by_seed}"

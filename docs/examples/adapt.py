@@ -1,4 +1,4 @@
-"""Adapt the policy that train.py learned to a heavier pendulum, from ten real episodes of it."""
+"""Adapt the policy that train.py learned to a pendulum on a heavier planet, from ten real episodes there."""
 
 import argparse
 
@@ -18,7 +18,7 @@ args = parser.parse_args()
 def heavier():
     """What has changed since the training."""
     env = gym.make("Pendulum-v1")
-    env.unwrapped.m = 1.5  # kilograms instead of 1
+    env.unwrapped.g = 15.0  # gravity, instead of 10
     return env
 
 
