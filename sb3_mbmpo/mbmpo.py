@@ -137,7 +137,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         ent_coef: float = 0.0,
         baseline: str = "critic",
         n_critic_updates: int = 40,
-        batch_size: int = 1024,
+        batch_size: int = 512,
         reward_fn: str | RewardFn = "auto",
         termination_fn: str | TerminationFn | None = "auto",
         imagined_start: str = "buffer",
