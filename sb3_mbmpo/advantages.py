@@ -11,6 +11,8 @@ import torch as th
 from sb3_mbmpo.imagination import ImaginedRollouts
 
 RIDGE = 1e-5
+# Standardised advantages are divided by their standard deviation and this; of smaller advantages, by this share of the largest
+STD_FLOOR, RELATIVE_STD_FLOOR = 1e-8, 1e-4
 BASELINES = ("critic", "linear", "fourier", "time", "zero")
 # Standardised observations (..., O) -> values (...), in units of the reward
 ValueFn = Callable[[th.Tensor], th.Tensor]
@@ -151,11 +153,16 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     :param alive: (T, H, N) bool
     :return: advantages with mean 0 and standard deviation 1 over the living steps of each task, 0 elsewhere
     """
+    smallest = th.finfo(advantages.dtype).tiny
+    # A power of two changes no digit, and keeps the squares of advantages of any size within single precision
+    living = advantages * alive
+    largest = living.abs().amax((1, 2), keepdim=True).clamp(min=smallest)
+    unit = largest / (2 * th.frexp(largest).mantissa)
+    living /= unit
     count = alive.sum((1, 2), keepdim=True).clamp(min=1)
-    mean = (advantages * alive).sum((1, 2), keepdim=True) / count
-    centred = (advantages - mean) * alive
+    centred = (living - living.sum((1, 2), keepdim=True) / count) * alive
     std = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / (std + 1e-8)
+    return centred / (std + (STD_FLOOR / unit).clamp(smallest, RELATIVE_STD_FLOOR))
 
 
 FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline, "time": time_baseline}

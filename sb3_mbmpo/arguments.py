@@ -1,5 +1,6 @@
 """Checks of MBMPO's arguments: what is wrong, the value, and what to do, before anything is built."""
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -154,8 +155,25 @@ def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
             check_number(f"policy_kwargs['{key}']", kwargs[key], -LARGEST_LOG_STD, LARGEST_LOG_STD)
     net_arch = kwargs.get("net_arch")
     if net_arch is not None:
+        if isinstance(net_arch, Mapping):
+            check_known("policy_kwargs['net_arch']", net_arch, ("pi", "vf"))
         for arch in net_arch.values() if isinstance(net_arch, Mapping) else [net_arch]:
             check_net_arch("policy_kwargs['net_arch']", arch)
+    _try_optimizer(kwargs.get("optimizer_class", th.optim.Adam), kwargs.get("optimizer_kwargs") or {})
+
+
+def _try_optimizer(optimizer_class: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
+    """:raises ValueError: if it cannot do one step of the critic, rather than after all random real steps"""
+    parameter = nn.Parameter(th.zeros(2, 2))
+    try:
+        optimizer = optimizer_class([parameter], lr=1e-3, **optimizer_kwargs)
+        parameter.sum().backward()
+        optimizer.step()
+    except Exception as error:
+        raise ValueError(
+            f"`policy_kwargs['optimizer_class']` {optimizer_class!r} with `policy_kwargs['optimizer_kwargs']` "
+            f"{dict(optimizer_kwargs)!r} trains no critic: {error}."
+        ) from error
 
 
 def check_device(device: Any) -> None:
@@ -171,6 +189,13 @@ def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) ->
     unknown = sorted(set(kwargs) - set(known), key=repr)
     if unknown:
         raise ValueError(f"`{name}` has unknown entries {unknown}; known are {sorted(known)}.")
+
+
+def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
+    """:raises TypeError: as Python does, if ``kwargs`` has a name that is not ``known``, with the one that may be meant"""
+    for name in sorted(set(kwargs) - set(known)):
+        nearest = difflib.get_close_matches(name, sorted(known), 1)
+        raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
 
 
 def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:

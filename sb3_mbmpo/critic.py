@@ -1,5 +1,7 @@
 """The critic of the meta-policy: the value network of SB3's policy, trained on lambda-returns of imagined rollouts."""
 
+import copy
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,15 +60,32 @@ class Critic:
 
         :param rollouts: imagined under the meta-policy
         :param estimate: their values and returns
+        :return: how well it predicts; NaN if it would have learned numbers that are not finite: it keeps those it has then
         """
+        policy, optimizer = self.policy, self.policy.optimizer
+        learned = [*policy.critic_parameters().values(), *policy.value_net.buffers()]
+        before, optimizer_before = [tensor.detach().clone() for tensor in learned], copy.deepcopy(optimizer.state_dict())
+        report = self._regress(rollouts, estimate)
+        momenta = [value for state in optimizer.state.values() for value in state.values() if th.is_tensor(value)]
+        device = before[0].device  # Adam counts its steps on the CPU
+        if th.stack([th.isfinite(tensor).all().to(device) for tensor in [*learned, *momenta]]).all():
+            return report
+        with th.no_grad():
+            for tensor, value in zip(learned, before, strict=True):
+                tensor.copy_(value)
+        optimizer.load_state_dict(optimizer_before)
+        return CriticReport(math.nan, math.nan)
+
+    def _regress(self, rollouts: ImaginedRollouts, estimate: AdvantageEstimate) -> CriticReport:
         inputs, targets, values = rollouts.policy_input, estimate.returns, estimate.values
         # Without terminations, all rows as they lie
         chosen = slice(None) if rollouts.alive.all() else rollouts.alive.flatten()
         inputs, targets, values = inputs.flatten(0, 2)[chosen], targets.flatten()[chosen], values.flatten()[chosen]
         value_net, optimizer = self.policy.value_net, self.policy.optimizer
-        unexplained = (targets - values).var(correction=0)
+        unexplained = (targets - values).std(correction=0)
         spread, mean = th.std_mean(targets, correction=0)
-        value_net.rescale(mean, spread + MIN_RELATIVE_SPREAD * mean.abs() + 1e-8)
+        std = spread + MIN_RELATIVE_SPREAD * mean.abs()
+        value_net.rescale(mean, std + (MIN_RELATIVE_SPREAD * std).clamp(th.finfo(std.dtype).tiny, 1e-8))
 
         loss = targets.new_zeros(())
         shape = (self.n_updates, min(self.batch_size, len(targets)))
@@ -76,5 +95,6 @@ class Critic:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        explained = 1 - unexplained / spread.square() if spread > 0 else th.tensor(th.nan)
-        return CriticReport(float(loss.detach() * value_net.std.square()), float(explained))
+        # Squares of large numbers fit into Python's, not into single precision
+        explained = 1 - (float(unexplained) / float(spread)) ** 2 if spread > 0 else math.nan
+        return CriticReport(float(loss.detach()) * float(value_net.std) ** 2, explained)

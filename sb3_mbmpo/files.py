@@ -132,6 +132,19 @@ def _is_intact(content: bytes) -> bool:
     return sealed(content[: -_SEAL_LENGTH - 2] + b"\0\0") == content
 
 
+def read_sealed(path: Path) -> bytes:
+    """
+    :param path: of an existing file, or an open one
+    :return: all of it
+    :raises ValueError: if it has a checksum that says otherwise
+    """
+    with opened(path, "zip") as file:
+        content = file.read()
+    if not _is_intact(content):
+        raise ValueError(f"{file_name(path)} is not what its checksum says. {TAKE_A_COPY}")
+    return content
+
+
 def check_file(path: Path, kind: str) -> dict[str, Any]:
     """
     Before anything is unpickled: the objects of another format may not even have their classes any more.
@@ -142,12 +155,9 @@ def check_file(path: Path, kind: str) -> dict[str, Any]:
     :raises ValueError: if this version cannot read it
     """
     name = file_name(path)
-    with opened(path, "zip") as file:
-        content = file.read()
+    content = read_sealed(path)
     if not content.startswith(b"PK") and b"PK\5\6" not in content[-_SEAL_LENGTH - 22 :]:
         raise ValueError(f"{name} is not a zip file, so it holds no {kind}. {TAKE_A_COPY}")
-    if not _is_intact(content):
-        raise ValueError(f"{name} is not what its checksum says. {TAKE_A_COPY}")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()

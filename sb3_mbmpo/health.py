@@ -136,6 +136,19 @@ class TrainingHealth:
                 "a lower `inner_lr`, rewards of another scale, or a narrower `dynamics_kwargs['clip_margin']`.",
             )
 
+    def critic_trained(self, n_failed: int, n_fits: int) -> None:
+        """
+        :param n_failed: fits of the critic that were undone because their numbers are not finite
+        :param n_fits: all fits of the iteration
+        """
+        if n_failed > 0:
+            self._warn(
+                "critic",
+                f"{n_failed} of {n_fits} fits of the critic gave numbers that are NaN or infinite, so it keeps what it had "
+                "learned before. Try rewards of another scale, a lower `gamma` or `learning_rate`, or other "
+                "`policy_kwargs['optimizer_kwargs']`.",
+            )
+
     def _warn(self, subject: str, message: str) -> None:
         if subject not in self._warned:
             self._warned.add(subject)

@@ -284,6 +284,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             record("imagined/initial_value", initial_value)
             explained = fmean(report.explained_variance for report in critic_reports) if critic_reports else 0.0
             imagined = initial_value if explained > TRUSTED_EXPLAINED_VARIANCE else None
+        self._health.critic_trained(sum(not np.isfinite(report.value_loss) for report in critic_reports), len(critic_reports))
         self._health.meta_trained(imagined, [bool(report.accepted) for report in reports])
         if critic_reports:
             record("train/value_loss", fmean(report.value_loss for report in critic_reports))

@@ -7,7 +7,7 @@ import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -22,7 +22,10 @@ from torch.func import functional_call, vmap
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.distributions import ActionDistribution, make_distribution
+from sb3_mbmpo.files import file_name, read_sealed, sealed
 from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
+
+SelfPolicy = TypeVar("SelfPolicy", bound="MetaPolicy")
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -142,12 +145,29 @@ class MetaPolicy(ActorCriticPolicy):
 
         :raises OSError: if it cannot be written; an older file is as it was
         """
-        content = io.BytesIO()
-        super().save(content)  # type: ignore[arg-type]
+        archive = io.BytesIO()
+        super().save(archive)  # type: ignore[arg-type]
+        content = sealed(archive.getvalue())
         if isinstance(path, (str, Path)):
-            write_whole(path, content.getvalue())
+            write_whole(path, content)
         else:
-            path.write(content.getvalue())
+            path.write(content)
+
+    @classmethod
+    def load(cls: type[SelfPolicy], path: str, device: th.device | str = "auto") -> SelfPolicy:
+        """
+        See ``BasePolicy``.
+
+        :raises ValueError: if the file is damaged, or holds no policy of this class
+        """
+        content = read_sealed(path)
+        try:
+            return super().load(io.BytesIO(content), device)  # type: ignore[arg-type]
+        except Exception as error:
+            raise ValueError(
+                f"{file_name(path)} holds no policy that `{cls.__name__}.load` can read ({type(error).__name__}: {error}). It "
+                "is another kind of file, to be loaded with the class that saved it, or damaged: take an earlier copy of it."
+            ) from error
 
     # ---------------------------------------------------------------- observations and actions, as SB3 calls them
 

@@ -4,6 +4,7 @@ SB3 pickles attributes; a random generator of another device, or a tensor on it,
 travel as their states and tensors as SB3's "pytorch variables".
 """
 
+import inspect
 import io
 import zlib
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbmpo.arguments import check_keywords
 from sb3_mbmpo.env_reading import ask, env_spec_json
 from sb3_mbmpo.files import Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 from sb3_mbmpo.replay_files import load_buffer, save_buffer
@@ -117,8 +119,10 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
         :raises ValueError: if the file is damaged, of another class, or of a version whose files this one cannot read, or does
             not fit the arguments
+        :raises TypeError: if ``kwargs`` has a name that is neither an argument of the constructor nor in the file
         """
         data = check_file(path, "algorithm")
+        check_keywords("load", kwargs, {*inspect.signature(cls.__init__).parameters, *data, "replay_buffer"})
         if kwargs.get("seed") is not None:
             kwargs["_random_states"] = None
         if env is None:
@@ -148,7 +152,11 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         """
         if not isinstance(load_path_or_dict, dict):
             check_file(load_path_or_dict, "algorithm")
-            load_path_or_dict = existing_file(load_path_or_dict, "zip")
+            try:
+                super().set_parameters(existing_file(load_path_or_dict, "zip"), exact_match, device)  # type: ignore[arg-type]
+            except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+                raise ValueError(f"{file_name(load_path_or_dict)} does not fit this model: {error}") from error
+            return
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def save_replay_buffer(self, path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from sb3_mbmpo.actions import ActionCodec
 
 FLOAT = 4  # bytes of a number in single precision
+ROW_NUMBER = 8
 # Copies of the weights: the gradient, two averages of Adam, and the best so far
 TRAINED = 5
 
@@ -43,13 +44,16 @@ def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
     space, codec = arguments["observation_space"], ActionCodec(arguments["action_space"])
     obs, action, encoded = math.prod(space.shape), codec.sample_dim, codec.dynamics_dim
     dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", [200])
-    policy_arch = arguments["policy_kwargs"].get("net_arch") or [64]
-    if isinstance(policy_arch, Mapping):
-        policy_arch = policy_arch.get("pi", [])
-    n_policy = _n_weights([obs, *policy_arch, action])
+    arch = arguments["policy_kwargs"].get("net_arch")
+    if arch is None:
+        arch = {"pi": [64, 64], "vf": [128, 128]}  # as MlpPolicy has it
+    actor_arch, critic_arch = (arch.get(name, []) if isinstance(arch, Mapping) else arch for name in ("pi", "vf"))
+    n_policy = _n_weights([obs, *actor_arch, action])
     # Every inner step keeps what it has learned from
     imagined = ("n_tasks", "n_imagined_rollouts", "horizon", "n_inner_steps")
     imagined_steps = math.prod(arguments[name] for name in imagined)
+    minibatch = min(arguments["batch_size"], imagined_steps)
+    n_critic_updates = arguments["n_critic_updates"] if arguments["baseline"] == "critic" else 0
     return {
         ("buffer_size",): arguments["buffer_size"] * (2 * obs * np.dtype(space.dtype).itemsize + FLOAT * (action + 3)),
         ("n_models", "dynamics_kwargs['net_arch']"): TRAINED
@@ -57,6 +61,8 @@ def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
         * arguments["n_models"]
         * _n_weights([obs + encoded, *dynamics_arch, obs]),
         ("n_tasks", "policy_kwargs['net_arch']"): FLOAT * n_policy * arguments["n_tasks"],
+        ("policy_kwargs['net_arch']",): TRAINED * FLOAT * _n_weights([obs, *critic_arch, 1]),
+        ("n_critic_updates", "batch_size"): ROW_NUMBER * n_critic_updates * minibatch,  # all drawn at once
         imagined: FLOAT * imagined_steps * (2 * obs + action + 2),
     }
 

@@ -170,9 +170,27 @@ def test_advantages_are_standardized_for_each_task():
         assert (ours[~alive] == 0).all()
 
 
-def test_equal_advantages_become_zero():
+@pytest.mark.parametrize("exponent", [-120, -100, -66, -30, 30, 64, 100, 120])
+def test_standardized_advantages_do_not_depend_on_the_unit(exponent):
+    rollouts = random_rollouts()
+    raw = (rollouts.rewards + 5) * rollouts.alive
+    expected = standardize(raw, rollouts.alive)
+    # Of small advantages, the guard is 1e-4 of the largest
+    th.testing.assert_close(standardize(raw * 2.0**exponent, rollouts.alive), expected, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-44, 1e-30, 3.0])
+def test_equal_advantages_become_zero(value):
     alive = random_rollouts().alive
-    assert (standardize(th.full(alive.shape, 3.0), alive) == 0).all()
+    assert standardize(th.full(alive.shape, value), alive).abs().max() < 0.01
+    assert value != 3.0 or (standardize(th.full(alive.shape, value), alive) == 0).all()
+
+
+def test_a_single_living_step_tells_nothing():
+    alive = th.zeros(2, 3, 4, dtype=th.bool)
+    alive[0, 0, 0] = True
+    for value in (1e-30, 3.0, 1e38):
+        assert (standardize(th.full(alive.shape, value), alive) == 0).all()
 
 
 @pytest.mark.parametrize("gae_lambda", [0.5, 1.0])

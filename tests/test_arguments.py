@@ -93,6 +93,7 @@ BAD_DYNAMICS = [
     (dict(activation_fn=th.nn.ReLU), "`dynamics_kwargs['activation_fn']`"),
     (dict(precision="float16"), "['auto', 'bfloat16', 'float32'], not 'float16'"),
     (dict(max_epochs=0), "`dynamics_kwargs['max_epochs']` must be an integer of at least 1, not 0"),
+    (dict(max_gradient_steps=0), "`dynamics_kwargs['max_gradient_steps']` must be an integer of at least 1, not 0"),
     (dict(batch_size=0), "`dynamics_kwargs['batch_size']`"),
     (dict(reinit_every=-1), "`dynamics_kwargs['reinit_every']`"),
     (dict(validation_fraction=1.0), "at least 0 and at most 0.9, not 1.0"),
@@ -118,6 +119,10 @@ BAD_COMBINATIONS = [
     (dict(reward_fn="math:no_such_function"), "no_such_function"),
     (dict(reward_fn="math:pi"), "not a function"),
     (dict(policy_kwargs=dict(use_sde=True)), "gSDE"),
+    (dict(policy_kwargs=dict(net_arch=dict(pi=[4], v=[4]))), "`policy_kwargs['net_arch']` has unknown entries ['v']"),
+    (dict(policy_kwargs=dict(net_arch=dict(vf=8))), "`policy_kwargs['net_arch']` must be a list of layer widths, not 8"),
+    (dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)), "`policy_kwargs['optimizer_class']`"),
+    (dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.9, 2)))), "`policy_kwargs['optimizer_kwargs']`"),
     (dict(policy_kwargs=dict(squash_output=True)), "gSDE"),
 ]
 

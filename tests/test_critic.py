@@ -1,5 +1,7 @@
 """The critic: its scale, its regression, and its place in training, files and policies."""
 
+import copy
+
 import numpy as np
 import pytest
 import tiny
@@ -81,6 +83,53 @@ def test_returns_that_are_all_alike_stay_finite():
     assert th.allclose(critic(rollouts.policy_input), th.tensor(3.0), atol=0.01)
     assert np.isfinite(report.value_loss)
     assert np.isnan(report.explained_variance), "there is none to explain"
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-9, 1e9, 1e30, 1e36])
+def test_returns_of_extreme_sizes_are_learned_and_leave_finite_numbers(scale):
+    policy, ordinary = make_policy(), make_policy()
+    for each, factor in ((ordinary, 1.0), (policy, scale)):
+        critic = make_critic(each)
+        reports = [critic.fit(*regression(critic, lambda states: factor * states[..., 0])) for _ in range(3)]  # noqa: B023
+        assert_finite(each)
+    if scale > 1e-37:  # the smallest numbers have few digits
+        assert reports[-1].explained_variance > 0.9
+        states = th.randn(5, 2)
+        th.testing.assert_close(policy.values(states) / scale, ordinary.values(states), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("old", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("new", [float("nan"), float("inf"), 3e38, 1e36, 1e-36])
+def test_targets_that_jump_to_anything_leave_finite_numbers(old, new):
+    policy = make_policy()
+    critic = make_critic(policy)
+    critic.fit(*regression(critic, lambda states: old * quadratic(states)))
+    before = copy.deepcopy(policy.state_dict())
+    momenta = copy.deepcopy(policy.optimizer.state_dict()["state"])
+    report = critic.fit(*regression(critic, lambda states: new * states[..., 0]))
+    assert_finite(policy)
+    if not np.isfinite(report.value_loss):
+        tiny.assert_same(policy.state_dict(), before)
+        for key, state in policy.optimizer.state_dict()["state"].items():
+            tiny.assert_same(state, momenta[key])
+    if not new < 1e38:  # as products, 3e38 is infinite
+        assert np.isnan(report.value_loss)
+    if new == 1e36:
+        assert np.isfinite(report.value_loss)
+
+
+def assert_finite(policy):
+    state = policy.optimizer.state_dict()["state"]
+    for tensor in [*policy.state_dict().values(), *(value for each in state.values() for value in each.values())]:
+        assert th.isfinite(tensor).all()
+
+
+@pytest.mark.filterwarnings("ignore:The validation loss of the dynamics jumped")
+def test_a_step_size_that_destroys_the_critic_is_warned_of_and_undone():
+    model = tiny.tiny_model(policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.SGD), learning_rate=lambda p: 1e30)
+    with pytest.warns(UserWarning, match="fits of the critic gave numbers that are NaN or infinite, so it keeps"):
+        model.learn(60)
+    assert_finite(model.policy)
 
 
 # -- Regression -----------------------------------------------------------------------------------------------------------

@@ -173,6 +173,7 @@ def test_folders_of_the_name_are_not_in_the_way(model, tmp_path):
 READERS = {
     "model": lambda path: parameters(MBMPO.load(path)),
     "ensemble": lambda path: DynamicsEnsemble.load(path).state_dict(),
+    "policy": lambda path: MlpPolicy.load(path).state_dict(),
     "buffer": lambda path: vars(loaded_buffer(path)),
     "transitions": lambda path: load_transitions(path).transitions._asdict(),
     "evaluations": lambda path: dict(enumerate(read_evaluations(path))),
@@ -530,13 +531,47 @@ def test_step_sizes_that_were_learned_can_be_left_behind(model, tmp_path):
     learns.learn(20)
 
 
+@pytest.mark.parametrize("content", [b"", b"no policy", "half", "model"])
+def test_what_is_no_policy_is_named_with_what_to_do(content, model, tmp_path):
+    path = tmp_path / "the_policy"
+    model.policy.save(path)
+    if content == "model":
+        model.save(path)
+        path.with_suffix(".zip").replace(path)
+    else:
+        path.write_bytes(path.read_bytes()[:5000] if content == "half" else content)
+    with pytest.raises(ValueError, match=r"the_policy holds no policy .*take an earlier copy"):
+        MlpPolicy.load(path)
+
+
+@pytest.mark.parametrize("env", [None, Drift()])
 @pytest.mark.parametrize(
-    "changed", [dict(n_models=1), dict(dynamics_kwargs=dict(net_arch=[9])), dict(dynamics_kwargs=dict(net_arch=[8, 8]))]
+    "changed",
+    [dict(n_models=1), dict(n_models=1, n_tasks=1), dict(dynamics_kwargs=dict(net_arch=[9])), dict(dynamics_kwargs={})],
 )
-def test_arguments_that_the_file_does_not_fit_are_named(changed, model, tmp_path):
+def test_arguments_that_the_file_does_not_fit_are_named(changed, env, model, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match=rf"model does not fit the arguments .*{next(iter(changed))}"):
-        MBMPO.load(tmp_path / "model", **changed)
+        MBMPO.load(tmp_path / "model", env, **changed)
+
+
+def test_a_file_that_does_not_fit_the_model_is_named(model, tmp_path):
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model does not fit this model: .*\n.*size mismatch"):
+        tiny_model(policy_kwargs=dict(net_arch=[9])).set_parameters(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("horzion", "'horizon'"), ("n_meta_step", "'n_meta_steps'"), ("custom_object", ""), ("_xyz", "")]
+)
+def test_names_that_mean_nothing_are_refused(name, meant, model, tmp_path):
+    model.save(tmp_path / "model")
+    with pytest.raises(TypeError, match=rf"load\(\) has no argument '{name}'.*{meant}"):
+        MBMPO.load(tmp_path / "model", **{name: 3})
+    # SB3 and rl_zoo3 pass these to any algorithm
+    kwargs = dict(horizon=3, learning_rate=1e-4, action_noise=None, n_envs=1, tensorboard_log=None)
+    loaded = MBMPO.load(tmp_path / "model", custom_objects=dict(lr_schedule=lambda _: 0.0, clip_range=0.1), **kwargs)
+    assert loaded.horizon == 3
 
 
 def test_going_on_without_the_real_steps_is_warned_of(model, tmp_path):

@@ -15,6 +15,7 @@ NUMBERS = [0, 1, 2, 3, -1, -0.5, 0.0, 0.5, 1.0, 1e-30, 1e30, 1e300, 10**15, 2**6
 OTHERS = [None, "", "auto", "linear", "3", [], [1], {}, (2, 2), b"x", 1j, object(), print, int, th.nn.Tanh, th.tensor(1.0)]
 SIZES = [0, 1, 2, 10**9, 10**15, -1, 2.0, "8", None, True, [8], np.int64(2)]
 ACTIVATIONS = ["tanh", "relu", ["tanh"], th.nn.Tanh, th.nn.ReLU(), None, {}, 3, th.nn.functional.relu]
+VALUE_ARCHS = [dict(pi=[4], vf=[np.int64(3), 5]), dict(vf=[10**15]), dict(vf="8"), dict(vf=[]), dict(pi=[4], v=[4]), {3: [4]}]
 KWARGS = {
     "dynamics_kwargs": {
         "net_arch": [[], [4], [4, 10**15], "8", 8, [0], [True], {}, None],
@@ -24,6 +25,7 @@ KWARGS = {
         "weight_decay": NUMBERS,
         "precision": ["auto", "bfloat16", "double", None, []],
         "max_epochs": [1, 2, 0, 1.5, None],
+        "max_gradient_steps": SIZES,
         "batch_size": SIZES,
         "validation_fraction": NUMBERS,
         "rolling_average_persistency": NUMBERS,
@@ -35,15 +37,15 @@ KWARGS = {
         "nonsense": [3],
     },
     "policy_kwargs": {
-        "net_arch": [[], [4], [10**15], "8", dict(pi=[4]), dict(pi=[0]), dict(pi=4), None, [True]],
+        "net_arch": [[], [4], [10**15], "8", dict(pi=[4]), dict(pi=[0]), dict(pi=4), None, [True], *VALUE_ARCHS],
         "activation_fn": ACTIVATIONS,
         "log_std_init": [*NUMBERS, 100.0, -1e6, 1e6, None],
         "log_std_min": [*NUMBERS, None],
         "normalize_observation": [True, False, 3, None],
         "ortho_init": [True, False, "x"],
         "share_features_extractor": [True, False, None],
-        "optimizer_class": [th.optim.SGD, "Adam", None, th.nn.Tanh],
-        "optimizer_kwargs": [{}, dict(eps=1e-5), dict(nonsense=1), 3, None],
+        "optimizer_class": [th.optim.SGD, "Adam", None, th.nn.Tanh, th.optim.LBFGS, th.optim.SparseAdam],
+        "optimizer_kwargs": [{}, dict(eps=1e-5), dict(nonsense=1), 3, None, dict(betas=(0.9, 2)), dict(lr=1)],
         "features_extractor_class": [th.nn.Tanh, None, "x"],
         "features_extractor_kwargs": [{}, dict(nonsense=1), 3],
         "use_sde": [True, False],
@@ -66,12 +68,15 @@ SIZE_NAMES = [
 VALUES = {
     **dict.fromkeys(SIZE_NAMES, SIZES),
     **dict.fromkeys(["n_meta_steps", "cg_max_steps", "line_search_max_iter"], COUNTS),
+    "n_critic_updates": [*COUNTS, 10**12],
+    "batch_size": SIZES,
+    "recent_starts": [*NUMBERS, np.float32(0.25)],
     **dict.fromkeys(["inner_lr", "target_kl", "cg_damping", "ent_coef", "gamma", "gae_lambda"], NUMBERS),
     "line_search_shrinking_factor": NUMBERS,
     "learning_rate": [*NUMBERS, lambda progress: progress, lambda progress: None, lambda: 3, lambda progress: -1.0],
     **dict.fromkeys(["learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop"], FLAGS),
     "outer_optimizer": ["ppo", "sgd", ["trpo"], {}],
-    "baseline": ["zero", "fourier", ["linear"], {}],
+    "baseline": ["critic", "zero", "fourier", ["linear"], {}],
     "imagined_start": ["buffer", "x", []],
     "exploration": ["meta", "x", {}],
     "reward_fn": ["learned", "x", "math:pi", ":", []],
@@ -146,6 +151,8 @@ def test_drawn_at_random_each_is_refused_by_name_or_trained(seed):
         (dict(n_models=10**8, n_tasks=10**8), r"`n_models` = 100000000, `dynamics_kwargs\['net_arch'\]` = \[8\] would need"),
         (dict(dynamics_kwargs=dict(net_arch=[10**7, 10**7])), r"`dynamics_kwargs\['net_arch'\]` = \[10000000, 10000000\]"),
         (dict(policy_kwargs=dict(net_arch=dict(pi=[10**7, 10**7]))), r"`policy_kwargs\['net_arch'\]`"),
+        (dict(policy_kwargs=dict(net_arch=dict(vf=[10**7, 10**7]))), r"`policy_kwargs\['net_arch'\]` = {'vf'"),
+        (dict(n_critic_updates=10**12), "`n_critic_updates` = 1000000000000, `batch_size` = 16"),
         (
             dict(horizon=10**6, n_imagined_rollouts=10**6),
             "`n_tasks` = 2, `n_imagined_rollouts` = 1000000, `horizon` = 1000000",

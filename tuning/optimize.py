@@ -33,7 +33,9 @@ from tuning.studies import (
     best_value,
     check_training,
     complete,
+    damage_named,
     finished,
+    mend_journal,
     merge,
     open_storage,
     open_study,
@@ -163,8 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         settings = study_settings(arguments)
-        study = open_study(open_storage(arguments.storage, arguments.heartbeat), arguments.study_name, settings)
-    except (ValueError, ImportError, OSError, gym.error.Error, SQLAlchemyError, OptunaError) as error:
+        with damage_named(arguments.storage):
+            mend_journal(arguments.storage)
+            study = open_study(open_storage(arguments.storage, arguments.heartbeat), arguments.study_name, settings)
+            study.get_trials()
+    except (SearchError, ValueError, ImportError, OSError, gym.error.Error, SQLAlchemyError, OptunaError) as error:
         sys.exit(str(error).partition("\n")[0])
     if decided := sorted(set(arguments.search) - set(settings["names"])):
         print(f"Not searched, as --set or --n-timesteps decides them: {', '.join(decided)}")

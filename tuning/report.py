@@ -20,10 +20,20 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.search_space import as_trained
-from tuning.studies import add_arguments, complete, evaluation_steps, finished, open_storage, trial_entry
+from tuning.studies import (
+    SearchError,
+    add_arguments,
+    complete,
+    damage_named,
+    evaluation_steps,
+    finished,
+    open_storage,
+    trial_entry,
+)
 
 # The best trials of the table and of the curves; the most important hyperparameters of the parallel coordinates
 N_TRIALS, N_CURVES, N_COORDINATES = 10, 5, 8
@@ -221,9 +231,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = complete(parser.parse_args(argv))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.load_study(storage=open_storage(arguments.storage), study_name=arguments.study_name)
-    except KeyError:
-        sys.exit(f"There is no study {arguments.study_name!r} in {arguments.storage}: give --study-name or --storage.")
+        with damage_named(arguments.storage):
+            storage = open_storage(arguments.storage)
+            if arguments.study_name not in optuna.get_all_study_names(storage):
+                raise SearchError(
+                    f"There is no study {arguments.study_name!r} in {arguments.storage}: give --study-name or --storage."
+                )
+            study = optuna.load_study(storage=storage, study_name=arguments.study_name)
+            study.get_trials()
+            meaning(study.user_attrs["settings"])
+    except (SearchError, OSError, SQLAlchemyError) as error:
+        sys.exit(str(error).partition("\n")[0])
     print(f"Report: {write_report(study, arguments.output)}")
 
 

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_mbmpo.search_space import DEFAULTS, convert, nearest_point, part_of_space
@@ -43,6 +45,10 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 class SearchError(Exception):
     """Ends a process of the search: with other trials, the same would happen."""
+
+
+class DamagedStudyError(SearchError):
+    """The file of the study cannot be read."""
 
 
 class SettingsError(SearchError, ValueError):
@@ -88,6 +94,7 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
     :param heartbeat: seconds between two signs of life of a running trial. Journals have none: a trial whose process was
         killed stays "running" in them, and another one is started in its place
     :return: what all processes of a search share
+    :raises ValueError: if an SQLite database is not in order
     """
     if url.endswith(".log"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
@@ -103,8 +110,64 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
         heartbeat_stale_trial_callback=queue_again,
     )
     if is_sqlite:
+        with storage.engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+        if found != "ok":
+            raise ValueError(found)
         sqlalchemy.event.listen(storage.engine, "begin", lock_before_reading)
     return storage
+
+
+@contextmanager
+def damage_named(url: str) -> Iterator[None]:
+    """
+    A file that was truncated or overwritten fails in as many ways as it has bytes: say which one it is, and what to do.
+
+    :param url: of a storage that is read in the block
+    :raises DamagedStudyError: if it is a file that cannot be read
+    """
+    try:
+        yield
+    except Exception as error:
+        file = storage_file(url)
+        if file is None or isinstance(error, (SearchError, sqlalchemy.exc.OperationalError)):  # is in use, cannot be opened
+            raise
+        what = str(error).partition("\n")[0]
+        raise DamagedStudyError(
+            f"{file} is damaged, or no study ({type(error).__name__}: {what}). Take an earlier copy of it, or begin "
+            "another study with another --storage or --output."
+        ) from error
+
+
+def mend_journal(url: str) -> None:
+    """
+    Remove a last line that a killed process or a full disk left incomplete: the next one would be appended to it.
+
+    :param url: of any storage
+    """
+    file = Path(url.removeprefix("journal://"))
+    if not url.endswith(".log") or not file.is_file() or _ends_with_a_line(file):
+        return
+    lock = JournalFileSymlinkLock(str(file))
+    lock.acquire()
+    try:
+        if not _ends_with_a_line(file):  # else another process was just writing it
+            length = file.read_bytes().rfind(b"\n") + 1
+            os.truncate(file, length)
+            warnings.warn(f"{file} ended within a line, which is removed: what a process was about to store there is lost.")
+    finally:
+        lock.release()
+
+
+def _ends_with_a_line(file: Path) -> bool:
+    return file.read_bytes()[-1:] in (b"", b"\n")
+
+
+def storage_file(url: str) -> str | None:
+    """:return: the file of a journal or of an SQLite database; None if the storage is a server"""
+    if url.endswith(".log"):
+        return url.removeprefix("journal://")
+    return sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
 
 
 def lock_before_reading(connection: sqlalchemy.Connection) -> None:
@@ -123,7 +186,7 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     :param name: what it is called there
     :param settings: what a trial trains; part of the study
     :return: the study
-    :raises ValueError: if it exists with other settings, or another search space: its values could not be compared
+    :raises SettingsError: if it exists with other settings, or another search space: its values could not be compared
     """
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
@@ -141,10 +204,10 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
         return study
     advice = "to go on with it, or begin another with --study-name."
     if differences := _differences(_flat(known), _flat(settings)):
-        raise ValueError(f"The study {name!r} has other settings, (its, yours): {differences}. Take the same ones {advice}")
+        raise SettingsError(f"The study {name!r} has other settings, (its, yours): {differences}. Take the same ones {advice}")
     of_trials = {key: value for trial in study.get_trials(deepcopy=False) for key, value in trial.distributions.items()}
     if differences := _differences(of_trials, {key: space.get(key) for key in of_trials}):
-        raise ValueError(
+        raise SettingsError(
             f"The study {name!r} was begun with another search space, (its, yours): {differences}. Take the version of "
             f"sb3_mbmpo that began it {advice}"
         )
