@@ -125,7 +125,13 @@ def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor,
 
 
 def generalized_advantages(
-    rewards: th.Tensor, values: th.Tensor, alive: th.Tensor, terminated: th.Tensor, gamma: float, gae_lambda: float
+    rewards: th.Tensor,
+    values: th.Tensor,
+    *,
+    alive: th.Tensor,
+    terminated: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> th.Tensor:
     """
     Estimate advantages by GAE (Schulman et al. 2016). A termination bootstraps nothing; the horizon bootstraps the value of
@@ -203,10 +209,11 @@ class AdvantageEstimate(NamedTuple):
 @th.no_grad()
 def estimate_advantages(
     rollouts: ImaginedRollouts,
+    *,
     gamma: float,
     gae_lambda: float,
-    baseline: str = "linear",
-    normalize: bool = True,
+    baseline: str,
+    normalize: bool,
     critic: ValueFn | None = None,
 ) -> AdvantageEstimate:
     """
@@ -221,7 +228,14 @@ def estimate_advantages(
     :return: advantages, and the values and lambda-returns whose difference they are
     """
     values = baseline_values(rollouts, gamma, baseline, critic)
-    raw = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)
+    raw = generalized_advantages(
+        rollouts.rewards,
+        values,
+        alive=rollouts.alive,
+        terminated=rollouts.terminated,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
     values = values[:, :-1] * rollouts.alive
     return AdvantageEstimate(
         advantages=standardize(raw, rollouts.alive) if normalize else raw, values=values, returns=raw + values

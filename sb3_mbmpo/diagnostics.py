@@ -136,10 +136,16 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
     studies = {}
     for name, act in actors.items():
         episodes = play_episodes(env, act, n_episodes, seed)
-        horizon = horizon_errors(model.dynamics, episodes, model.horizon, model._clip_margin)
-        studies[name] = ActorStudy(episodes, horizon, one_step_errors(model.dynamics, episodes))
+        horizon = horizon_errors(model.dynamics, episodes, horizon=model.horizon, clip_margin=model._clip_margin)
+        one_step = one_step_errors(model.dynamics, episodes)
+        studies[name] = ActorStudy(episodes, horizon_errors=horizon, one_step=one_step)
     episodes = studies["meta-policy"].episodes
-    return ModelStudy(studies, replay(model, episodes[0]), play(model, episodes[0]), plasticity(model, episodes))
+    return ModelStudy(
+        studies,
+        replayed=replay(model, episodes[0]),
+        played=play(model, episodes[0]),
+        plasticity=plasticity(model, episodes),
+    )
 
 
 # ---------------------------------------------------------------- errors of predictions
@@ -188,7 +194,7 @@ def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndar
 
 
 def horizon_errors(
-    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], horizon: int, clip_margin: float | None
+    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], *, horizon: int, clip_margin: float | None
 ) -> HorizonErrors:
     """
     Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,
@@ -260,7 +266,12 @@ def play(model: MBMPO, episode: Episode) -> Trajectory:
 def _trajectory(model: MBMPO, episode: Episode, imagined: np.ndarray, actions: list[np.ndarray]) -> Trajectory:
     length = imagined.shape[1] - 1
     rewards = [imagined_rewards(model, imagined[i], actions[i], member=i) for i in range(len(imagined))]
-    return Trajectory(episode.obs[: length + 1], imagined, episode.rewards[:length], np.stack(rewards))
+    return Trajectory(
+        real=episode.obs[: length + 1],
+        imagined=imagined,
+        real_rewards=episode.rewards[:length],
+        imagined_rewards=np.stack(rewards),
+    )
 
 
 @th.no_grad()
@@ -306,7 +317,8 @@ def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
     else:
         states = visited[:: -(-len(visited) // MAX_STATES)]
     disagreement = model.dynamics.disagreement(states, meta_actor(model)(states))
-    return Plasticity(states, disagreement, adaptation_kl(model, states), visited, is_map)
+    kl = adaptation_kl(model, states)
+    return Plasticity(states, disagreement=disagreement, kl=kl, visited=visited, is_map=is_map)
 
 
 def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:

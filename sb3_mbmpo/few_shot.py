@@ -29,6 +29,7 @@ class _Step(NamedTuple):
 def adapt_to_episodes(
     env: VecEnv,
     policy: MetaPolicy,
+    *,
     theta: th.Tensor,
     inner_lr: th.Tensor | float,
     episodes_of_step: list[int],
@@ -48,7 +49,7 @@ def adapt_to_episodes(
     """
     parameters = theta.unsqueeze(0)
     for n_episodes in episodes_of_step:
-        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes, generator)
+        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=n_episodes, generator=generator)
         batch = to_batch(episodes)
         parameters = adapt(policy.actor, parameters, [batch], inner_lr)
         check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
@@ -64,7 +65,9 @@ def check_adaptation(is_finite: bool) -> None:
         )
 
 
-def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int, generator: th.Generator) -> ImaginedRollouts:
+def collect_episodes(
+    env: VecEnv, act: Act, policy: MetaPolicy, *, n_episodes: int, generator: th.Generator
+) -> ImaginedRollouts:
     """
     Real episodes of one policy, in the container of imagined rollouts: an adaptation does not care where its data is from.
 

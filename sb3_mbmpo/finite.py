@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 
-def check_rewards(source: str, reward: th.Tensor, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
+def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
     """
     :param source: what to call the function that gave the rewards
     :param reward: (B,)

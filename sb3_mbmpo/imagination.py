@@ -86,9 +86,9 @@ def imagine(
     world: World,
     act: Act,
     start_obs: th.Tensor,
+    *,
     horizon: int,
     generator: th.Generator,
-    deterministic: bool = False,
 ) -> ImaginedRollouts:
     """
     Let each task's policy act in the task's model. Task ``i`` uses model ``i // (T / M)``.
@@ -101,7 +101,6 @@ def imagine(
     :param start_obs: raw first observations (T, N, O)
     :param horizon: steps at most; fewer are returned when every rollout has terminated
     :param generator: samples the actions
-    :param deterministic: take each distribution's mode instead
     :raises ValueError: if the tasks cannot be shared out evenly among the models, or a reward is not finite
     """
     n_tasks, n_rollouts, observation_dim = start_obs.shape
@@ -135,9 +134,8 @@ def imagine(
             step,
             act,
             start_obs[:, share],
-            ImaginedRollouts(*(x[:, :, share] for x in rollouts)),
-            own_generator,
-            deterministic,
+            rollouts=ImaginedRollouts(*(x[:, :, share] for x in rollouts)),
+            generator=own_generator,
         )
         for step, own_generator, share in zip(world.steps, generators, even_shares(n_rollouts, n_threads), strict=False)
     ]
@@ -157,9 +155,9 @@ def _imagine_share(
     step: StepFn,
     act: Act,
     start_obs: th.Tensor,
+    *,
     rollouts: ImaginedRollouts,
     generator: th.Generator,
-    deterministic: bool,
 ) -> int:
     """
     The hot loop: some rollouts of every task.
@@ -184,7 +182,7 @@ def _imagine_share(
         policy_input = world.to_policy_input(obs)
         distribution = act(policy_input)
         try:
-            action = distribution.mode() if deterministic else distribution.sample(generator)
+            action = distribution.sample(generator)
         except RuntimeError as error:  # there are no choices with the probability NaN
             check_observations(of_tasks[max(t - 1, 0)], obs)
             raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
@@ -216,19 +214,19 @@ def _imagine_share(
     final_input.copy_(world.to_policy_input(obs))
 
     # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
-    def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def transitions() -> dict[str, th.Tensor]:
         env_actions = world.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
         before, after = observations[:length].flatten(0, 2), observations[1 : length + 1].flatten(0, 2)
-        return before, world.codec.to_reward(env_actions), after
+        return {"obs": before, "action": world.codec.to_reward(env_actions), "next_obs": after}
 
     if world.reward_fn is not None:
-        reward = world.reward_fn(*transitions())
+        reward = world.reward_fn(*transitions().values())
         rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
     # What a dead rollout would have earned is meaningless, and may be NaN
     rollouts.rewards.masked_fill_(~rollouts.alive, 0)
     if not th.isfinite(rollouts.rewards).all():
         source = "The reward head of the models" if world.reward_fn is None else "The reward function"
-        check_rewards(source, rollouts.rewards[:, :length].transpose(0, 1).flatten(), *transitions())
+        check_rewards(source, rollouts.rewards[:, :length].transpose(0, 1).flatten(), **transitions())
     return length
 
 

@@ -79,7 +79,9 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         data = self._transitions()
         action = self._codec.to_reward(data.action)
         self.logger.record("rollout/rew_mean_step", float(data.reward[-self._n_new_steps :].mean()))
-        reward_error = self._task.compare(data.obs, action, data.next_obs, data.reward, data.terminated)
+        reward_error = self._task.compare(
+            obs=data.obs, action=action, next_obs=data.next_obs, reward=data.reward, terminated=data.terminated
+        )
         if reward_error is not None:
             self.logger.record("dynamics/reward_error", reward_error)
         n_threads = worker_threads(self.device)
@@ -190,7 +192,14 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             return pool[chosen]
 
         own = forked(imagination, n_threads)
-        steps = perturbed_step_fns(self.dynamics, own, self._clip_margin, None, self._output_bias(), self._output_noise)
+        steps = perturbed_step_fns(
+            self.dynamics,
+            own,
+            clip_margin=self._clip_margin,
+            members=None,
+            output_bias=self._output_bias(),
+            output_noise=self._output_noise,
+        )
         world = World(
             steps=steps,
             reward_fn=self._task.reward.fn,

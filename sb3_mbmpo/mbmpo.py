@@ -383,13 +383,27 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            critic = self._critic(generators["critic"])
-            estimate = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage, critic)
+            estimate = estimate_advantages(
+                episodes,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                baseline=baseline,
+                normalize=self.normalize_advantage,
+                critic=self._critic(generators["critic"]),
+            )
             return TaskBatch.from_rollouts(episodes, estimate.advantages)
 
         theta, step_size = split_outer(phi, fixed_inner_lr)
         shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]
-        adapted = adapt_to_episodes(vec_env, self.policy, theta, step_size, shares, to_batch, generators["exploration"])
+        adapted = adapt_to_episodes(
+            vec_env,
+            self.policy,
+            theta=theta,
+            inner_lr=step_size,
+            episodes_of_step=shares,
+            to_batch=to_batch,
+            generator=generators["exploration"],
+        )
         return self.policy.with_actor_vector(adapted)
 
     def imagined_env(
@@ -413,15 +427,15 @@ class MBMPO(ImaginedTrainingAlgorithm):
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         return ModelVecEnv(
             self.dynamics,
-            self._start_pool().cpu().numpy(),
-            self._task.reward.fn,
-            self._task.termination.fn,
-            n_envs,
-            self.horizon if horizon is None else horizon,
-            model_index,
-            self._clip_margin,
-            seed,
-            resample_model,
-            self._output_bias(),
-            self._output_noise,
+            start_obs=self._start_pool().cpu().numpy(),
+            reward_fn=self._task.reward.fn,
+            termination_fn=self._task.termination.fn,
+            n_envs=n_envs,
+            horizon=self.horizon if horizon is None else horizon,
+            model_index=model_index,
+            clip_margin=self._clip_margin,
+            seed=seed,
+            resample_model=resample_model,
+            output_bias=self._output_bias(),
+            output_noise=self._output_noise,
         )

@@ -106,6 +106,7 @@ def adapt(
     theta: th.Tensor,
     batches: Sequence[TaskBatch],
     inner_lr: float | th.Tensor,
+    *,
     create_graph: bool = False,
     first_order: bool = False,
 ) -> th.Tensor:
@@ -193,7 +194,7 @@ class MetaProblem(NamedTuple):
     def adapted(self, phi: th.Tensor, create_graph: bool = False) -> th.Tensor:
         """:return: theta'_i (T, P)"""
         theta, inner_lr = split_outer(phi, self.inner_lr)
-        return adapt(self.actor, theta, self.pre, inner_lr, create_graph, self.first_order)
+        return adapt(self.actor, theta, self.pre, inner_lr, create_graph=create_graph, first_order=self.first_order)
 
     def is_usable(self, phi: th.Tensor) -> bool:
         """:return: whether the meta-policy of ``phi`` has finite distributions over actions"""
@@ -312,7 +313,7 @@ def _fisher_factors(problem: MetaProblem, phi: th.Tensor, n_tasks: int) -> Calla
 
 
 def conjugate_gradient(
-    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, tolerance: float = 1e-10
+    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, *, tolerance: float = 1e-10
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Solve ``A x = b`` for a symmetric positive definite A. Unlike sb3-contrib's solver it starts at 0: no random numbers,

@@ -127,11 +127,18 @@ class MetaTrainer(NamedTuple):
         with self.stopwatch("imagination"), th.no_grad():
             n_tasks = len(parameters)
             starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
-            rollouts = imagine(self.world, self.actor(parameters), starts, s.horizon, self.generator)
+            rollouts = imagine(self.world, self.actor(parameters), starts, horizon=s.horizon, generator=self.generator)
 
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, self.critic)
+            return estimate_advantages(
+                chosen,
+                gamma=s.gamma,
+                gae_lambda=s.gae_lambda,
+                baseline=s.baseline,
+                normalize=s.normalize_advantage,
+                critic=self.critic,
+            )
 
         parts = self._by_task(rollouts.rewards, advantages)
         return rollouts, AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
@@ -152,7 +159,7 @@ class MetaTrainer(NamedTuple):
         """How many threads work: as many as may imagine."""
         return len(self.world.steps)
 
-    def adapt(self, phi: th.Tensor, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
+    def adapt(self, phi: th.Tensor, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
         """
         Adapt the meta-policy to every task, by one or several inner steps.
 
@@ -178,7 +185,7 @@ class MetaTrainer(NamedTuple):
             fails = ~is_usable(self.actor, adapted, batch.policy_input)
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
-        return Adaptation(parameters, tuple(batches), first_rollouts, failed, report)
+        return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:
@@ -206,7 +213,7 @@ class MetaTrainer(NamedTuple):
             n_threads=self.n_threads,
         )
         phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
-        return MetaStep(phi, adaptation.rollouts, post_rollouts, report, adaptation.critic)
+        return MetaStep(phi, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
 
     def inner_kl(self, phi: th.Tensor, adaptation: Adaptation) -> float:
         """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""

@@ -311,11 +311,11 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
         terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
         return Transitions(
-            flat(as_floating(buffer.observations[:rows])),
-            flat(buffer.actions),
-            flat(as_floating(buffer.next_observations[:rows])),
-            flat(buffer.rewards),
-            flat(terminated),
+            obs=flat(as_floating(buffer.observations[:rows])),
+            action=flat(buffer.actions),
+            next_obs=flat(as_floating(buffer.next_observations[:rows])),
+            reward=flat(buffer.rewards),
+            terminated=flat(terminated),
         )
 
     def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:

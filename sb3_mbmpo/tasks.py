@@ -335,12 +335,13 @@ class TaskFunctions:
         :raises ValueError: if a result is not what it has to be, or a reward is not finite
         """
         if self.reward.fn is not None:
-            check_rewards(f"The reward function ({self.reward.source})", self.reward.fn(obs, action, obs), obs, action, obs)
+            reward = self.reward.fn(obs, action, obs)
+            check_rewards(f"The reward function ({self.reward.source})", reward, obs=obs, action=action, next_obs=obs)
         if self.termination.fn is not None:
             self.termination.fn(obs)
 
     def compare(
-        self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
+        self, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
     ) -> float | None:
         """
         Compare the functions with what the environment really gave, and warn once if they differ.
@@ -357,7 +358,8 @@ class TaskFunctions:
         if self.reward.fn is None:
             return None
         predicted = self.reward.fn(obs, action, next_obs)
-        check_rewards(f"The reward function ({self.reward.source})", predicted, obs, action, next_obs)
+        source = f"The reward function ({self.reward.source})"
+        check_rewards(source, predicted, obs=obs, action=action, next_obs=next_obs)
         check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
         if check.relative_error > REWARD_ERROR_TOLERANCE:
             figures = (

@@ -57,6 +57,7 @@ class ModelVecEnv(VecEnv):
         termination_fn: TerminationFn | None = None,
         n_envs: int = 64,
         horizon: int = 200,
+        *,
         model_index: int | None = None,
         clip_margin: float | None = CLIP_MARGIN,
         seed: int | None = None,
@@ -89,7 +90,14 @@ class ModelVecEnv(VecEnv):
         # From a generator of its own: members and first observations stay the same with and without a bias
         draws = np.random.default_rng(seed).standard_normal((dynamics.n_models, dynamics.observation_dim))
         bias = output_bias_array(output_bias, draws)
-        (self._step_fn,) = perturbed_step_fns(dynamics, [self._noise], clip_margin, self._members.tolist(), bias, output_noise)
+        (self._step_fn,) = perturbed_step_fns(
+            dynamics,
+            [self._noise],
+            clip_margin=clip_margin,
+            members=self._members.tolist(),
+            output_bias=bias,
+            output_noise=output_noise,
+        )
 
         self._obs = self._start_obs[:0]  # (E, O) from the first reset on
         self._actions = th.empty(0)
@@ -206,7 +214,7 @@ class ModelVecEnv(VecEnv):
         if self._reward_fn is not None:
             actions = self._codec.to_reward(self._actions)
             rewards = self._reward_fn(self._obs, actions, next_obs)
-            check_rewards("`reward_fn`", rewards, self._obs, actions, next_obs)
+            check_rewards("`reward_fn`", rewards, obs=self._obs, action=actions, next_obs=next_obs)
             return rewards
         assert by_member.reward is not None
         return by_member.reward[self._place]

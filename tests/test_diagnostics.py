@@ -99,7 +99,7 @@ def test_an_exact_model_has_no_error(name):
     space = ACTION_SPACES[name]
     episodes = random_episodes(action_space=space)
     simulator = Simulator([0.0], Drift(space))
-    errors = diagnostics.horizon_errors(simulator, episodes, 10, None)
+    errors = diagnostics.horizon_errors(simulator, episodes, horizon=10, clip_margin=None)
     assert errors.members.shape == (1, 4, 2)
     assert errors.members.max() < 1e-5
     assert diagnostics.one_step_errors(simulator, episodes)[0, 0] < 1e-5
@@ -108,7 +108,7 @@ def test_an_exact_model_has_no_error(name):
 def test_a_constant_bias_adds_up_as_the_task_lets_it_grow():
     bias = 0.03
     simulator = Simulator([0.0, bias], Drift())
-    errors = diagnostics.horizon_errors(simulator, random_episodes(), 10, None)
+    errors = diagnostics.horizon_errors(simulator, random_episodes(), horizon=10, clip_margin=None)
     ahead = np.arange(1, errors.members.shape[1] + 1)
     expected = bias * (GROWTH**ahead - 1) / (GROWTH - 1)
     np.testing.assert_allclose(errors.members[1], expected[:, None] / [0.5, 2.0], rtol=1e-3)
@@ -122,7 +122,7 @@ def test_one_step_errors_are_in_units_of_the_changes_and_nan_where_nothing_chang
 
 def test_the_forecast_that_nothing_changes():
     episodes = random_episodes(n=1)
-    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), episodes, 3, None)
+    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), episodes, horizon=3, clip_margin=None)
     obs = episodes[0].obs
     for k in (1, 2, 3):
         pairs = [obs[t + k] - obs[t] for t in range(len(obs) - 3)]
@@ -133,7 +133,7 @@ def test_the_forecast_that_nothing_changes():
 def test_how_far_ahead(horizon, longest, expected):
     obs = np.zeros((longest + 1, 2), np.float32)
     episode = real_episodes.Episode(obs, np.zeros((longest, 2), np.float32), np.zeros(longest))
-    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), [episode], horizon, None)
+    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), [episode], horizon=horizon, clip_margin=None)
     assert errors.members.shape == (1, expected, 2)
 
 

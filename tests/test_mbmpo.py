@@ -110,9 +110,9 @@ def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_noth
     whole = tiny_model(**settings).learn(40)
     n_tasks_at_a_time = []
 
-    def recorded(actor, theta, batches, *args):
+    def recorded(actor, theta, batches, *args, **kwargs):
         n_tasks_at_a_time.append(len(batches[0].policy_input))
-        return adapt(actor, theta, batches, *args)
+        return adapt(actor, theta, batches, *args, **kwargs)
 
     monkeypatch.setattr("sb3_mbmpo.meta.adapt", recorded)
     monkeypatch.setattr("sb3_mbmpo.meta_training.adapt", recorded)

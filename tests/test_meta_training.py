@@ -49,8 +49,8 @@ def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept, monkeypa
     model = tiny.tiny_model(n_meta_steps=3, stop_on_return_drop=True)
     found, imagine = iter(returns), MetaTrainer.adapt
 
-    def adapt_with_given_return(trainer, phi, n_tasks=None, critic_learns=False):
-        adaptation = imagine(trainer, phi, n_tasks, critic_learns)
+    def adapt_with_given_return(trainer, phi, **options):
+        adaptation = imagine(trainer, phi, **options)
         mean = next(found, returns[-1]) / float(adaptation.rollouts.alive.sum(1).float().mean())
         return adaptation._replace(rollouts=adaptation.rollouts._replace(rewards=mean * adaptation.rollouts.alive.float()))
 

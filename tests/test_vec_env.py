@@ -48,7 +48,9 @@ def fit(ensemble, seed=0):
     reward, terminated = th.as_tensor(rng.normal(size=200)), th.as_tensor(rng.random(200) < 0.1)
     action = ensemble.codec.from_numpy(action, ensemble.device)
     generator = th.Generator().manual_seed(seed)
-    ensemble.fit(Transitions(obs, action, next_obs, reward, terminated), 2, 50, generator=generator)
+    ensemble.fit(
+        Transitions(obs, action, next_obs, reward, terminated), max_epochs=2, max_gradient_steps=50, generator=generator
+    )
     return ensemble
 
 
@@ -232,7 +234,7 @@ def test_steps_are_those_of_the_step_function(model_index, probabilistic):
     ensemble = fitted_ensemble(probabilistic=probabilistic)
     env = ModelVecEnv(ensemble, starts(), distance_reward, n_envs=7, model_index=model_index, clip_margin=0.2, seed=5)
     generator = th.Generator().manual_seed(int(np.random.default_rng(5).integers(2**63)))
-    step = ensemble.step_fn(0.2, generator, [model_index])
+    step = ensemble.step_fn(0.2, generator=generator, members=[model_index])
     expected = th.as_tensor(env.reset())
     for action in random_actions(env, 10):
         expected = step(expected[None], th.as_tensor(action)[None]).next_obs[0]
@@ -254,7 +256,7 @@ def test_episodes_are_those_of_imagine(learned):
         return DiagGaussian(th.sin(policy_input[..., :2]), th.full((1, 1, 2), -1.0))
 
     obs = env.reset()
-    imagined = imagine(world, act, th.as_tensor(obs)[None], 12, th.Generator().manual_seed(0))
+    imagined = imagine(world, act, th.as_tensor(obs)[None], horizon=12, generator=th.Generator().manual_seed(0))
     alive = np.ones(30, dtype=bool)
     n_terminated = 0
     for t in range(imagined.alive.shape[1]):

@@ -70,6 +70,7 @@ class DynamicsEnsemble(nn.Module):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         n_models: int = 5,
+        *,
         net_arch: Sequence[int] = (200, 200, 200),
         activation_fn: str = "swish",
         weight_norm: bool = False,
@@ -209,6 +210,7 @@ class DynamicsEnsemble(nn.Module):
     def fit(
         self,
         data: Transitions,
+        *,
         max_epochs: int = 100,
         max_gradient_steps: int = 600,
         batch_size: int = 256,
@@ -316,6 +318,7 @@ class DynamicsEnsemble(nn.Module):
     def step_fn(
         self,
         clip_margin: float | None = None,
+        *,
         generator: th.Generator | None = None,
         members: Sequence[int] | None = None,
     ) -> StepFn:
@@ -332,12 +335,13 @@ class DynamicsEnsemble(nn.Module):
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
             change it
         """
-        return self.step_fns([generator], clip_margin, members)[0]
+        return self.step_fns([generator], clip_margin=clip_margin, members=members)[0]
 
     @th.no_grad()
     def step_fns(
         self,
         generators: Sequence[th.Generator | None],
+        *,
         clip_margin: float | None = None,
         members: Sequence[int] | None = None,
         dtype: th.dtype | None = None,

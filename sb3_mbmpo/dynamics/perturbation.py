@@ -36,6 +36,7 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
 def perturbed_step_fns(
     dynamics: DynamicsEnsemble,
     generators: Sequence[th.Generator],
+    *,
     clip_margin: float | None,
     members: Sequence[int] | None,
     output_bias: np.ndarray,
@@ -56,7 +57,7 @@ def perturbed_step_fns(
     :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator
     """
     is_exact = not output_bias.any() and output_noise == 0
-    exact = dynamics.step_fns(generators, clip_margin if is_exact else None, members)
+    exact = dynamics.step_fns(generators, clip_margin=clip_margin if is_exact else None, members=members)
     if is_exact:
         return exact
     unit = dynamics.target_std[: dynamics.observation_dim].clone()

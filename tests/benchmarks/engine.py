@@ -187,7 +187,7 @@ class Bench:
     def rollouts(self, trainer: MetaTrainer, parameters: th.Tensor) -> Any:
         s = trainer.settings
         starts = trainer.sample_starts(s.n_tasks * s.n_imagined_rollouts).view(s.n_tasks, s.n_imagined_rollouts, -1)
-        return imagine(trainer.world, trainer.actor(parameters), starts, s.horizon, trainer.generator)
+        return imagine(trainer.world, trainer.actor(parameters), starts, horizon=s.horizon, generator=trainer.generator)
 
     def meta_step(self) -> dict[str, Any]:
         """:return: seconds of a meta-step by part, and its ratio to the imagination of its two batches"""
@@ -205,7 +205,14 @@ class Bench:
 
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, trainer.critic)
+            return estimate_advantages(
+                chosen,
+                gamma=s.gamma,
+                gae_lambda=s.gae_lambda,
+                baseline=s.baseline,
+                normalize=s.normalize_advantage,
+                critic=trainer.critic,
+            )
 
         parts: dict[str, Callable[[], object]] = {
             "advantages of one batch": lambda: trainer._by_task(rollouts.rewards, advantages),
