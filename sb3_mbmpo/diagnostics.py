@@ -133,10 +133,12 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
         if theirs != ours:
             raise ValueError(f"`env` must be the model's environment: its {name} is {theirs}, the model's is {ours}.")
     actors = {"meta-policy": meta_actor(model), "random actions": random_actor(model.action_space, seed)}
-    studies = {}
+    studies, clip_margin = {}, model._dynamics_options.clip_margin
     for name, act in actors.items():
         episodes = play_episodes(env, act, n_episodes, seed)
-        horizon = horizon_errors(model.dynamics, episodes, horizon=model.horizon, clip_margin=model._clip_margin)
+        horizon = horizon_errors(
+            model.dynamics, episodes, horizon=model.horizon, clip_margin=model._dynamics_options.clip_margin
+        )
         one_step = one_step_errors(model.dynamics, episodes)
         studies[name] = ActorStudy(episodes, horizon_errors=horizon, one_step=one_step)
     episodes = studies["meta-policy"].episodes
@@ -238,7 +240,9 @@ def replay(model: MBMPO, episode: Episode) -> Trajectory:
     :return: the members are told the actions
     """
     length = min(len(episode.actions), model.horizon)
-    predicted = open_loop(model.dynamics, episode.obs[:1], episode.actions[None, :length], model._clip_margin)[:, 0]
+    predicted = open_loop(
+        model.dynamics, episode.obs[:1], episode.actions[None, :length], model._dynamics_options.clip_margin
+    )[:, 0]
     first = np.broadcast_to(episode.obs[0].astype(np.float32), (len(predicted), 1, predicted.shape[2]))
     imagined = np.concatenate([first, predicted], axis=1)
     return _trajectory(model, episode, imagined, [episode.actions[:length]] * len(imagined))
@@ -252,7 +256,7 @@ def play(model: MBMPO, episode: Episode) -> Trajectory:
     :return: in every member the meta-policy acts, from the first observation; terminations are ignored
     """
     dynamics, act = model.dynamics, meta_actor(model)
-    step = dynamics.step_fn(model._clip_margin)
+    step = dynamics.step_fn(model._dynamics_options.clip_margin)
     imagined = [np.repeat(episode.obs[:1].astype(np.float32), dynamics.n_models, axis=0)]
     actions = []
     for _ in range(min(len(episode.actions), model.horizon)):
@@ -290,7 +294,7 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
         rewards = reward_fn(observations[:-1], model._codec.to_reward(env_actions), observations[1:])
     else:
         encoded = model._codec.to_dynamics(env_actions)
-        step = model.dynamics.step_fn(model._clip_margin, members=[member])
+        step = model.dynamics.step_fn(model._dynamics_options.clip_margin, members=[member])
         learned = step(observations[None, :-1], encoded[None]).reward
         if learned is None:
             model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)

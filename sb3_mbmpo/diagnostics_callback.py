@@ -6,7 +6,7 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
-from sb3_mbmpo.arguments import check_integer
+from sb3_mbmpo.checks import check_integer
 from sb3_mbmpo.diagnostics import study_model
 from sb3_mbmpo.mbmpo import MBMPO
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.arguments import CLIP_MARGIN, FIT_OPTIONS
 from sb3_mbmpo.critic import Critic, CriticReport
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, World, forked
 from sb3_mbmpo.meta import StepReport
@@ -58,7 +57,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
     imagined_start: str
     recent_starts: float
     stop_on_return_drop: bool
-    dynamics_kwargs: Mapping[str, Any]
+    _dynamics_options: DynamicsOptions
     learned_inner_lr: th.Tensor | None
     _bias_draws: np.ndarray | None
     _start_sample: np.ndarray | None
@@ -140,12 +139,11 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         return values if self.policy.value_net.is_trained else np.zeros_like(values)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
-        reinit_every = self.dynamics_kwargs.get("reinit_every", 0)
+        reinit_every = self._dynamics_options.reinit_every
         if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
             seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
             self.dynamics.reset_parameters(th.Generator().manual_seed(int(seed)))
         self._update_learning_rate([self.dynamics.optimizer, self.policy.optimizer])
-        fit_options = {key: value for key, value in self.dynamics_kwargs.items() if key in FIT_OPTIONS}
 
         def on_pass(number: int, at_most: int, val_loss: float) -> None:
             if self._progress is not None:
@@ -157,7 +155,7 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             n_new_rows=self._n_new_steps,
             on_pass=on_pass,
             n_threads=n_threads,
-            **fit_options,
+            **self._dynamics_options.fit,
         )
         self._n_fits += 1
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
@@ -195,10 +193,10 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
         steps = perturbed_step_fns(
             self.dynamics,
             own,
-            clip_margin=self._clip_margin,
+            clip_margin=self._dynamics_options.clip_margin,
             members=None,
             output_bias=self._output_bias(),
-            output_noise=self._output_noise,
+            output_noise=self._dynamics_options.output_noise,
         )
         world = World(
             steps=steps,
@@ -312,19 +310,10 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             phi, self.learned_inner_lr = (half.clone() for half in phi.chunk(2))
         self.policy.set_actor_vector(phi)
 
-    @property
-    def _clip_margin(self) -> float | None:
-        margin: float | None = self.dynamics_kwargs.get("clip_margin", CLIP_MARGIN)
-        return margin
-
     def _output_bias(self) -> np.ndarray:
         """:return: deliberate error of each member, in standard deviations of the observed changes (M, O)"""
         assert self._bias_draws is not None
-        return output_bias_array(self.dynamics_kwargs.get("output_bias", 0.0), self._bias_draws)
-
-    @property
-    def _output_noise(self) -> float:
-        return float(self.dynamics_kwargs.get("output_noise", 0.0))
+        return output_bias_array(self._dynamics_options.output_bias, self._bias_draws)
 
     @property
     def _fixed_inner_lr(self) -> float | None:

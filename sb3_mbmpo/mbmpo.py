@@ -13,16 +13,9 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_mbmpo.advantages import BASELINES, estimate_advantages
-from sb3_mbmpo.arguments import (
-    ENSEMBLE_OPTIONS,
-    check_arguments,
-    check_before_building,
-    check_choice,
-    check_device,
-    check_integer,
-    check_number,
-)
-from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.arguments import check_arguments, check_before_building, check_device
+from sb3_mbmpo.checks import check_choice, check_integer, check_number
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions
 from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
 from sb3_mbmpo.files import plain
 from sb3_mbmpo.finite import as_floating
@@ -211,6 +204,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
         # Here, not in the constructor: `load` may have changed some
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
         vars(self).update(plain({name: getattr(self, name) for name in arguments}))
+        self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:
             super()._setup_model()
@@ -228,7 +222,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             learning_rate=self.lr_schedule(1),
             seed=self.seed,
             device=self.device,
-            **{key: value for key, value in self.dynamics_kwargs.items() if key in ENSEMBLE_OPTIONS},
+            **self._dynamics_options.ensemble,
         )
         if self._bias_draws is None:  # else the file's: a resumed run has the models it had
             self._bias_draws = np.random.default_rng(self.seed).standard_normal((self.n_models, self.dynamics.observation_dim))
@@ -252,7 +246,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # A function that is a method of the environment would bring the whole environment into the file
-        return [*super()._excluded_save_params(), "_task", "_stopwatch", "_progress"]
+        return [*super()._excluded_save_params(), "_task", "_dynamics_options", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
@@ -433,9 +427,9 @@ class MBMPO(ImaginedTrainingAlgorithm):
             n_envs=n_envs,
             horizon=self.horizon if horizon is None else horizon,
             model_index=model_index,
-            clip_margin=self._clip_margin,
+            clip_margin=self._dynamics_options.clip_margin,
             seed=seed,
             resample_model=resample_model,
             output_bias=self._output_bias(),
-            output_noise=self._output_noise,
+            output_noise=self._dynamics_options.output_noise,
         )

@@ -158,10 +158,10 @@ class MetaProblem(NamedTuple):
     :param pre: a batch for each inner step
     :param post: batch imagined under the adapted parameters
     :param inner_lr: step size, a number; None: the second half of ``phi``
-    :param first_order: ignore that the inner gradient depends on theta
-    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param chunk_size: how many rows of the post batch are processed at once, at least one task: activations of so many
         rows stay in the cache, and they bound the memory
+    :param first_order: ignore that the inner gradient depends on theta
+    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     """
 
@@ -169,9 +169,9 @@ class MetaProblem(NamedTuple):
     pre: tuple[TaskBatch, ...]
     post: TaskBatch
     inner_lr: float | None
+    chunk_size: int
     first_order: bool = False
     ent_coef: float = 0.0
-    chunk_size: int = 16_384
     n_threads: int = 1
 
     @property
@@ -368,18 +368,19 @@ def trust_region_step(
     problem: MetaProblem,
     phi: th.Tensor,
     *,
-    target_kl: float = 0.01,
-    cg_max_steps: int = 10,
-    cg_damping: float = 1e-5,
-    line_search_shrinking_factor: float = 0.8,
-    line_search_max_iter: int = 15,
-    sub_sampling_factor: int = 1,
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    line_search_shrinking_factor: float,
+    line_search_max_iter: int,
+    sub_sampling_factor: int,
 ) -> tuple[th.Tensor, StepReport]:
     """
     TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
     first candidate which improves the objective within the KL bound.
 
     :param phi: outer variable, at which the data was imagined
+    :param target_kl: the other parameters are documented at ``MBMPO``
     :return: the new outer variable (the old one if no candidate was good, or anything was not finite) and a report
     """
     gradient, objective, old = meta_gradient(problem, phi)

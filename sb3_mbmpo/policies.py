@@ -26,6 +26,8 @@ from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
+# Widths of the hidden layers, unless told otherwise
+NET_ARCH = {"pi": [64, 64], "vf": [128, 128]}
 # Where actions are in [-1, 1]: without noise the real data would tell nothing new, and likelihoods become needles
 LOG_STD_MIN = -1.2
 
@@ -119,7 +121,7 @@ class MetaPolicy(ActorCriticPolicy):
         if kwargs.get("use_sde") or kwargs.get("squash_output"):
             raise ValueError("MBMPO does not support gSDE (`use_sde`, `squash_output`): its actions are clipped Gaussians.")
         if net_arch is None:
-            net_arch = dict(pi=[64, 64], vf=[128, 128])
+            net_arch = copy.deepcopy(NET_ARCH)
         super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
         assert isinstance(observation_space, spaces.Box)
         self.normalize_observation = normalize_observation

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sb3_mbmpo import policies
 from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.dynamics import ensemble as dynamics
 
 FLOAT = 4  # bytes of a number in single precision
 # Copies of the weights: the gradient, two averages of Adam, and the best so far
@@ -42,8 +44,8 @@ def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
     """:return: bytes, at the least, by the names of the arguments that decide"""
     space, codec = arguments["observation_space"], ActionCodec(arguments["action_space"])
     obs, action, encoded = math.prod(space.shape), codec.sample_dim, codec.dynamics_dim
-    dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", [200])
-    policy_arch = arguments["policy_kwargs"].get("net_arch") or [64]
+    dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", dynamics.NET_ARCH)
+    policy_arch = arguments["policy_kwargs"].get("net_arch") or policies.NET_ARCH
     if isinstance(policy_arch, Mapping):
         policy_arch = policy_arch.get("pi", [])
     n_policy = _n_weights([obs, *policy_arch, action])

@@ -12,8 +12,8 @@ from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.checks import check_choice, check_integer, check_number
+from sb3_mbmpo.dynamics import CLIP_MARGIN, DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
 from sb3_mbmpo.finite import check_rewards
 from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
 

@@ -175,7 +175,7 @@ def test_the_policy_acts_on_what_a_member_imagines():
     model = tiny_model(Drift()).learn(40)
     episode = real_episodes.play_episodes(Drift(), real_episodes.meta_actor(model), 1, seed=0)[0]
     played = diagnostics.play(model, episode)
-    step = model.dynamics.step_fn(model._clip_margin)
+    step = model.dynamics.step_fn(model._dynamics_options.clip_margin)
     obs = th.as_tensor(played.imagined[1, 0])
     for imagined in played.imagined[1, 1:]:
         action, _ = model.predict(obs.numpy(), deterministic=True)

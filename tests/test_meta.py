@@ -18,7 +18,6 @@ from sb3_mbmpo.meta import (
     proximal_step,
     split_outer,
     task_chunks,
-    trust_region_step,
 )
 
 ACTION_SPACES = {
@@ -27,8 +26,21 @@ ACTION_SPACES = {
     "bernoulli": spaces.MultiBinary(2),
 }
 N_TASKS, N_ROWS = 3, 12
+TRPO = dict(
+    target_kl=0.01,
+    cg_max_steps=10,
+    cg_damping=1e-5,
+    line_search_shrinking_factor=0.8,
+    line_search_max_iter=15,
+    sub_sampling_factor=1,
+)
 # Large enough that the second order matters, see test_the_second_order_matters
 INNER_LR = 0.5
+
+
+def trust_region_step(problem, phi, **kwargs):
+    return meta.trust_region_step(problem, phi, **{**TRPO, **kwargs})
+
 
 all_families = pytest.mark.parametrize("family", ACTION_SPACES)
 inner_steps = pytest.mark.parametrize("n_inner_steps", [1, 2, 3])
@@ -77,7 +89,7 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
         pre.append(random_batch(policy.actor, parameters, draw))
         parameters = adapt(policy.actor, parameters, pre[-1:], learned if learned_lr else INNER_LR)
     post = random_batch(policy.actor, parameters, draw)
-    problem = MetaProblem(policy.actor, tuple(pre), post, None if learned_lr else INNER_LR, **kwargs)
+    problem = MetaProblem(policy.actor, tuple(pre), post, None if learned_lr else INNER_LR, **{"chunk_size": 16_384, **kwargs})
     return problem, th.cat([theta, learned]) if learned_lr else theta
 
 
@@ -469,7 +481,7 @@ def test_meta_steps_improve_the_adapted_policies(step):
     for _ in range(20):
         pre, _ = act(theta.expand(len(goals), -1))
         post, post_return = act(adapt(policy.actor, theta, [pre], 0.1))
-        problem = MetaProblem(policy.actor, (pre,), post, inner_lr=0.1)
+        problem = MetaProblem(policy.actor, (pre,), post, inner_lr=0.1, chunk_size=16_384)
         returns.append(post_return)
         theta, report = step(problem, theta, **({"target_kl": 0.05} if step is trust_region_step else {"learning_rate": 0.02}))
         assert report.accepted

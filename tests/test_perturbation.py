@@ -189,7 +189,7 @@ def test_bad_models_are_the_same_in_the_imagined_environment_and_after_loading(t
     model.save(tmp_path / "model")
     loaded = MBMPO.load(tmp_path / "model", env=model.get_env())
     np.testing.assert_array_equal(loaded._output_bias(), model._output_bias())
-    assert loaded._output_noise == 0.1
+    assert loaded._dynamics_options.output_noise == 0.1
     one, other = (m.imagined_env(n_envs=6, seed=0) for m in (model, loaded))
     exact = ModelVecEnv(
         model.dynamics, model._initial_obs, lambda o, a, n: n[:, 0], n_envs=6, horizon=4, clip_margin=None, seed=0

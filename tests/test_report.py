@@ -304,7 +304,7 @@ def test_a_film_shows_predicted_states_and_how_far_they_have_got():
     first, _ = simulator.reset(seed=3)
     x, dt = simulator.unwrapped.data.qpos[0], simulator.unwrapped.dt
     np.testing.assert_allclose(real[0], simulator.unwrapped.data.qpos)
-    obs, steps = first, model.dynamics.step_fn(model._clip_margin)
+    obs, steps = first, model.dynamics.step_fn(model._dynamics_options.clip_margin)
     predicted = []
     for _ in range(6):
         action, _ = model.predict(first, deterministic=True)

@@ -28,6 +28,9 @@ from sb3_mbmpo.files import TAKE_A_COPY, Path, check_file, existing_file, file_n
 from sb3_mbmpo.finite import mean_tail, resolution
 from sb3_mbmpo.space_files import space_from_dict, space_to_dict
 
+# Widths of the hidden layers, unless told otherwise
+NET_ARCH = (200, 200, 200)
+
 
 class DynamicsEnsemble(nn.Module):
     """
@@ -71,7 +74,7 @@ class DynamicsEnsemble(nn.Module):
         action_space: spaces.Space[Any],
         n_models: int = 5,
         *,
-        net_arch: Sequence[int] = (200, 200, 200),
+        net_arch: Sequence[int] = NET_ARCH,
         activation_fn: str = "swish",
         weight_norm: bool = False,
         probabilistic: bool = False,
