@@ -15,6 +15,7 @@ import torch as th
 
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.real_episodes import Episode, meta_actor, play_episodes, random_actor, to_policy_input
 
 # Steps ahead that errors are measured for, at most: further on, every model of a chaotic task has lost the thread
@@ -133,12 +134,10 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
         if theirs != ours:
             raise ValueError(f"`env` must be the model's environment: its {name} is {theirs}, the model's is {ours}.")
     actors = {"meta-policy": meta_actor(model), "random actions": random_actor(model.action_space, seed)}
-    studies, clip_margin = {}, model._dynamics_options.clip_margin
+    studies, model_env, scale = {}, model._model_env(None), model.dynamics.observation_std.cpu().numpy()
     for name, act in actors.items():
         episodes = play_episodes(env, act, n_episodes, seed)
-        horizon = horizon_errors(
-            model.dynamics, episodes, horizon=model.horizon, clip_margin=model._dynamics_options.clip_margin
-        )
+        horizon = horizon_errors(model_env, episodes, horizon=model.horizon, scale=scale)
         one_step = one_step_errors(model.dynamics, episodes)
         studies[name] = ActorStudy(episodes, horizon_errors=horizon, one_step=one_step)
     episodes = studies["meta-policy"].episodes
@@ -154,25 +153,23 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
 
 
 @th.no_grad()
-def open_loop(dynamics: DynamicsEnsemble, obs: np.ndarray, actions: np.ndarray, clip_margin: float | None) -> np.ndarray:
+def open_loop(model_env: ModelEnv, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """
-    Every member's prediction along given actions, each step from its own prediction before, by the imagination's step.
+    Predict along given actions, each step from the model's own prediction before.
 
-    :param dynamics: the ensemble; of probabilistic members the mean
+    :param model_env: the learned environment
     :param obs: first observations (S, O)
     :param actions: as an environment takes them (S, K, ...)
-    :param clip_margin: see ``DynamicsEnsemble.step_fn``
     :return: (M, S, K, O) float32
     """
     n_starts, n_steps = actions.shape[:2]
-    flat = dynamics.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), dynamics.device)
-    encoded = dynamics.codec.to_dynamics(flat).view(n_starts, n_steps, -1)
-    step = dynamics.step_fn(clip_margin)
-    all_members = (dynamics.n_models, -1, -1)
-    current = th.as_tensor(obs, dtype=th.float32, device=dynamics.device).expand(all_members)
+    flat = model_env.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), model_env.device)
+    encoded = model_env.codec.to_dynamics(flat).view(n_starts, n_steps, -1)
+    all_members = (model_env.n_models, -1, -1)
+    current = th.as_tensor(obs, dtype=th.float32, device=model_env.device).expand(all_members)
     predicted = []
     for k in range(n_steps):
-        current = step(current, encoded[:, k].expand(all_members)).next_obs
+        current = model_env.step(current, encoded[:, k].expand(all_members)).next_obs
         predicted.append(current)
     return th.stack(predicted, dim=2).cpu().numpy()
 
@@ -195,22 +192,19 @@ def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndar
     return result
 
 
-def horizon_errors(
-    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], *, horizon: int, clip_margin: float | None
-) -> HorizonErrors:
+def horizon_errors(model_env: ModelEnv, episodes: Sequence[Episode], *, horizon: int, scale: np.ndarray) -> HorizonErrors:
     """
     Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,
     whichever is least.
 
-    :param dynamics: the ensemble
+    :param model_env: the learned environment
     :param episodes: real ones
     :param horizon: of the imagination
-    :param clip_margin: as the imagination's
+    :param scale: standard deviation of the observations in the training data (O,)
     """
     longest = max(len(episode.actions) for episode in episodes)
     obs, actions = windows(episodes, max(1, min(horizon, MAX_STEPS_AHEAD, longest // 2)))
-    scale = dynamics.observation_std.cpu().numpy()
-    predicted = open_loop(dynamics, obs[:, 0], actions, clip_margin)
+    predicted = open_loop(model_env, obs[:, 0], actions)
     members = root_mean_square((predicted - obs[:, 1:]) / scale, axis=1)
     return HorizonErrors(members, root_mean_square((obs[:, :1] - obs[:, 1:]) / scale, axis=0))
 
@@ -240,9 +234,7 @@ def replay(model: MBMPO, episode: Episode) -> Trajectory:
     :return: the members are told the actions
     """
     length = min(len(episode.actions), model.horizon)
-    predicted = open_loop(
-        model.dynamics, episode.obs[:1], episode.actions[None, :length], model._dynamics_options.clip_margin
-    )[:, 0]
+    predicted = open_loop(model._model_env(None), episode.obs[:1], episode.actions[None, :length])[:, 0]
     first = np.broadcast_to(episode.obs[0].astype(np.float32), (len(predicted), 1, predicted.shape[2]))
     imagined = np.concatenate([first, predicted], axis=1)
     return _trajectory(model, episode, imagined, [episode.actions[:length]] * len(imagined))
@@ -255,15 +247,14 @@ def play(model: MBMPO, episode: Episode) -> Trajectory:
     :param episode: a real one of the meta-policy; no more than the imagination's horizon of it is looked at
     :return: in every member the meta-policy acts, from the first observation; terminations are ignored
     """
-    dynamics, act = model.dynamics, meta_actor(model)
-    step = dynamics.step_fn(model._dynamics_options.clip_margin)
-    imagined = [np.repeat(episode.obs[:1].astype(np.float32), dynamics.n_models, axis=0)]
+    model_env, act = model._model_env(None), meta_actor(model)
+    imagined = [np.repeat(episode.obs[:1].astype(np.float32), model_env.n_models, axis=0)]
     actions = []
     for _ in range(min(len(episode.actions), model.horizon)):
         actions.append(act(imagined[-1]))
-        encoded = dynamics.codec.to_dynamics(dynamics.codec.from_numpy(actions[-1], dynamics.device))
-        current = th.as_tensor(imagined[-1], device=dynamics.device)
-        imagined.append(step(current.unsqueeze(1), encoded.unsqueeze(1)).next_obs.squeeze(1).cpu().numpy())
+        encoded = model_env.codec.to_dynamics(model_env.codec.from_numpy(actions[-1], model_env.device))
+        current = th.as_tensor(imagined[-1], device=model_env.device)
+        imagined.append(model_env.step(current.unsqueeze(1), encoded.unsqueeze(1)).next_obs.squeeze(1).cpu().numpy())
     return _trajectory(model, episode, np.stack(imagined, axis=1), list(np.stack(actions, axis=1)))
 
 
@@ -287,19 +278,17 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
     :param member: its reward head is asked where the reward is learned
     :return: what the imagination pays for the steps (L,)
     """
-    observations = th.as_tensor(obs, dtype=th.float32, device=model.device)
-    env_actions = model._codec.from_numpy(actions, model.device)
-    reward_fn = model._task.reward.fn
-    if reward_fn is not None:
-        rewards = reward_fn(observations[:-1], model._codec.to_reward(env_actions), observations[1:])
-    else:
-        encoded = model._codec.to_dynamics(env_actions)
-        step = model.dynamics.step_fn(model._dynamics_options.clip_margin, members=[member])
-        learned = step(observations[None, :-1], encoded[None]).reward
-        if learned is None:
-            model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
-        assert learned is not None
-        rewards = learned[0]
+    model_env = model._model_env(None)
+    observations = th.as_tensor(obs, dtype=th.float32, device=model_env.device)
+    env_actions = model_env.codec.from_numpy(actions, model_env.device)
+    predicted = None
+    if model_env.reward_fn is None:
+        model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
+        batch = (x.expand(model_env.n_models, -1, -1) for x in (observations[:-1], model_env.codec.to_dynamics(env_actions)))
+        of_members = model_env.step(*batch).reward
+        assert of_members is not None
+        predicted = of_members[member]
+    rewards = model_env.reward(observations[:-1], env_actions, observations[1:], predicted)
     return rewards.cpu().numpy()
 
 

@@ -97,7 +97,7 @@ def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, me
 
         episode = play_episode(env, meta_actor(model), seed, record)
         actions = episode.actions[None, :MAX_STEPS]
-        predicted = open_loop(model.dynamics, episode.obs[:1], actions, model._dynamics_options.clip_margin)[member, 0]
+        predicted = open_loop(model._model_env(None), episode.obs[:1], actions)[member, 0]
         skipped, images = states[0], [_side_by_side(frames[0], frames[0], 0, member)]
         for step, obs in enumerate(predicted, start=1):
             positions, velocities = layout.split(obs.astype(float), skipped)

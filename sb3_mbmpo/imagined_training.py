@@ -1,6 +1,6 @@
 """Training in the imagination: the stages of an iteration after its real rollouts, in their order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -8,14 +8,15 @@ import numpy as np
 import torch as th
 
 from sb3_mbmpo.critic import Critic, CriticReport
-from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
 from sb3_mbmpo.health import TrainingHealth
-from sb3_mbmpo.imagination import ImaginedRollouts, World, forked
+from sb3_mbmpo.imagination import ImaginedRollouts, forked
 from sb3_mbmpo.meta import StepReport
 from sb3_mbmpo.meta_training import MetaSettings, MetaTrainer, ReturnDrop, figures
+from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
-from sb3_mbmpo.tasks import TaskFunctions, never_terminates
+from sb3_mbmpo.tasks import TaskFunctions
 from sb3_mbmpo.threads import single_threaded_operations, worker_threads
 
 TRPO_OPTIONS = (
@@ -189,24 +190,6 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
                 chosen = th.where(is_recent, recent, chosen)
             return pool[chosen]
 
-        own = forked(imagination, n_threads)
-        steps = perturbed_step_fns(
-            self.dynamics,
-            own,
-            clip_margin=self._dynamics_options.clip_margin,
-            members=None,
-            output_bias=self._output_bias(),
-            output_noise=self._dynamics_options.output_noise,
-        )
-        world = World(
-            steps=steps,
-            reward_fn=self._task.reward.fn,
-            termination_fn=None if self._task.termination.fn is never_terminates else self._task.termination.fn,
-            codec=self._codec,
-            to_policy_input=lambda obs: self.policy.standardize(to_policy_units(obs)),
-            n_models=self.n_models,
-            flops=self.dynamics.flops,
-        )
         is_trpo = self.outer_optimizer == "trpo"
         settings = MetaSettings(
             n_tasks=self.n_tasks,
@@ -225,13 +208,32 @@ class ImaginedTrainingAlgorithm(RealRolloutAlgorithm):
             chunk_size=self.chunk_size,
         )
         return MetaTrainer(
-            world=world,
+            model_env=self._model_env(forked(imagination, n_threads)),
+            to_policy_input=lambda obs: self.policy.standardize(to_policy_units(obs)),
             actor=self.policy.actor,
             sample_starts=sample_starts,
             settings=settings,
             generator=imagination,
             stopwatch=self._stopwatch,
             critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+        )
+
+    def _model_env(self, generators: Sequence[th.Generator] | None) -> ModelEnv:
+        """
+        Put the learned environment together, as the models are now.
+
+        :param generators: one a thread that imagines, for the noise of probabilistic and of deliberately bad models; None: the
+            means of the members, as they are
+        """
+        options = self._dynamics_options
+        return ModelEnv.of(
+            self.dynamics,
+            reward_fn=self._task.reward.fn,
+            termination_fn=self._task.termination.fn,
+            clip_margin=options.clip_margin,
+            generators=[None] if generators is None else generators,
+            output_bias=None if generators is None else self._output_bias(),
+            output_noise=0.0 if generators is None else options.output_noise,
         )
 
     def _critic(self, generator: th.Generator) -> Critic:

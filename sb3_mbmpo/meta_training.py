@@ -1,4 +1,4 @@
-"""Meta-training on a learned world: what is imagined when, and which parameters come out. Functions of values, no state.
+"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Functions of values, no state.
 
 Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
 """
@@ -13,7 +13,7 @@ import torch as th
 
 from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.critic import Critic, CriticReport
-from sb3_mbmpo.imagination import ImaginedRollouts, World, imagine
+from sb3_mbmpo.imagination import ImaginedRollouts, ToPolicyInput, imagine
 from sb3_mbmpo.meta import (
     Actor,
     MetaProblem,
@@ -26,6 +26,7 @@ from sb3_mbmpo.meta import (
     task_chunks,
     trust_region_step,
 )
+from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.threads import in_parallel
 
 Result = TypeVar("Result")
@@ -99,7 +100,8 @@ class MetaTrainer(NamedTuple):
     """
     Everything that stays the same over the meta-steps of an iteration.
 
-    :param world: the learned environment
+    :param model_env: the learned environment
+    :param to_policy_input: standardises observations
     :param actor: the policy as a function of its parameters
     :param sample_starts: draws first observations
     :param settings: hyperparameters
@@ -108,7 +110,8 @@ class MetaTrainer(NamedTuple):
     :param critic: the value function of the baseline "critic"; None with the others
     """
 
-    world: World
+    model_env: ModelEnv
+    to_policy_input: ToPolicyInput
     actor: Actor
     sample_starts: SampleStarts
     settings: MetaSettings
@@ -127,7 +130,14 @@ class MetaTrainer(NamedTuple):
         with self.stopwatch("imagination"), th.no_grad():
             n_tasks = len(parameters)
             starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
-            rollouts = imagine(self.world, self.actor(parameters), starts, horizon=s.horizon, generator=self.generator)
+            rollouts = imagine(
+                self.model_env,
+                self.actor(parameters),
+                starts,
+                to_policy_input=self.to_policy_input,
+                horizon=s.horizon,
+                generator=self.generator,
+            )
 
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
@@ -157,7 +167,7 @@ class MetaTrainer(NamedTuple):
     @property
     def n_threads(self) -> int:
         """How many threads work: as many as may imagine."""
-        return len(self.world.steps)
+        return len(self.model_env.steps)
 
     def adapt(self, phi: th.Tensor, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
         """

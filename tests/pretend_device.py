@@ -166,9 +166,9 @@ def noted(found: dict[str, Any]):
     """Note waits of the hot loop, and the numbers of the first meta-step, which are compared with the CPU's."""
     inside, step = imagination._imagine_share, meta_training.MetaTrainer.step
 
-    def counting(world, *args):
+    def counting(model_env, *args, **kwargs):
         before = waits.total()
-        length = inside(world, *args)
+        length = inside(model_env, *args, **kwargs)
         found["waits_in_the_loop"] = max(found.get("waits_in_the_loop", 0), waits.total() - before)
         return length
 

@@ -175,7 +175,7 @@ def test_the_imagination_has_the_errors_and_the_ensemble_has_not():
         either.dynamics.fit(data, max_epochs=2, generator=generator())
         either._initial_obs = np.zeros((1, 2), np.float32)
     obs, action = th.zeros((2, 3, 2)), th.zeros((2, 3, 2))
-    biased, plain = (m._meta_trainer(m._generators, 1).world.steps[0](obs, action).next_obs for m in (model, exact))
+    biased, plain = (m._meta_trainer(m._generators, 1).model_env.steps[0](obs, action).next_obs for m in (model, exact))
     unit = exact.dynamics.target_std[:2]
     th.testing.assert_close(biased - plain, (th.tensor(bias) * unit).unsqueeze(1).expand(2, 3, 2), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(

@@ -35,7 +35,7 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
 
 def perturbed_step_fns(
     dynamics: DynamicsEnsemble,
-    generators: Sequence[th.Generator],
+    generators: Sequence[th.Generator | None],
     *,
     clip_margin: float | None,
     members: Sequence[int] | None,
@@ -49,7 +49,7 @@ def perturbed_step_fns(
     changes has none. They come before the clipping: the imagination stays near the data however bad the models are.
 
     :param dynamics: the ensemble
-    :param generators: one a thread; each draws the noise of its function
+    :param generators: one a thread; each draws the noise of its function. None, where nothing is to be drawn
     :param clip_margin: see ``DynamicsEnsemble.step_fn``
     :param members: which members are the ``M`` of the functions; None: all
     :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
@@ -67,7 +67,7 @@ def perturbed_step_fns(
     if clip_margin is not None:
         low, high = dynamics.observation_range(clip_margin)
 
-    def perturbed(step_fn: StepFn, generator: th.Generator, obs: th.Tensor, action: th.Tensor) -> Prediction:
+    def perturbed(step_fn: StepFn, generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
         prediction = step_fn(obs, action)
         next_obs = prediction.next_obs + bias
         if output_noise > 0:

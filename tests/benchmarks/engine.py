@@ -187,7 +187,8 @@ class Bench:
     def rollouts(self, trainer: MetaTrainer, parameters: th.Tensor) -> Any:
         s = trainer.settings
         starts = trainer.sample_starts(s.n_tasks * s.n_imagined_rollouts).view(s.n_tasks, s.n_imagined_rollouts, -1)
-        return imagine(trainer.world, trainer.actor(parameters), starts, horizon=s.horizon, generator=trainer.generator)
+        options = dict(to_policy_input=trainer.to_policy_input, horizon=s.horizon, generator=trainer.generator)
+        return imagine(trainer.model_env, trainer.actor(parameters), starts, **options)
 
     def meta_step(self) -> dict[str, Any]:
         """:return: seconds of a meta-step by part, and its ratio to the imagination of its two batches"""
