@@ -1,10 +1,10 @@
-"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Functions of values, no state.
+"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Values in, values out.
 
 Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
@@ -96,6 +96,54 @@ class MetaStep(NamedTuple):
     critic: CriticReport | None = None
 
 
+class MetaTraining(NamedTuple):
+    """
+    The meta-training of one iteration.
+
+    :param phi: the new outer variable
+    :param adaptation: its adaptation to every task
+    :param steps: health of the meta-steps that were adopted
+    :param critic: what the critic learned in each of them; empty without one
+    :param inner_kl: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps
+    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    """
+
+    phi: th.Tensor
+    adaptation: Adaptation
+    steps: tuple[StepReport, ...]
+    critic: tuple[CriticReport, ...]
+    inner_kl: float
+    last_post: ImaginedRollouts | None
+
+    def explained_variance(self) -> float:
+        """:return: share of the imagined returns' variance that the critic explained; 0 if it learned nothing"""
+        return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """:return: what the logger records, by its key"""
+        rollouts = self.adaptation.rollouts
+        found = {
+            "imagined/ep_rew_mean": float(rollouts.returns().mean()),
+            "imagined/ep_len_mean": float(rollouts.lengths().float().mean()),
+            "imagined/rew_mean_step": float(rollouts.rewards.sum() / rollouts.alive.sum()),
+            "train/inner_kl": self.inner_kl,
+        }
+        if self.last_post is not None:
+            found |= {
+                "imagined/ep_rew_mean_adapted": float(self.last_post.returns().mean()),
+                "train/policy_objective": fmean(report.objective_gain for report in self.steps),
+                "train/kl_divergence": fmean(report.kl_divergence for report in self.steps),
+                "train/is_line_search_success": fmean(report.accepted for report in self.steps),
+                "train/line_search_steps": fmean(report.line_search_steps for report in self.steps),
+            }
+        if self.critic:
+            found |= {
+                "train/value_loss": fmean(report.value_loss for report in self.critic),
+                "train/explained_variance": self.explained_variance(),
+            }
+        return found
+
+
 class MetaTrainer(NamedTuple):
     """
     Everything that stays the same over the meta-steps of an iteration.
@@ -107,6 +155,8 @@ class MetaTrainer(NamedTuple):
     :param settings: hyperparameters
     :param generator: samples imagined actions
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
+    :param adopt: called with each new outer variable, which the policy shall have from now on; returns it as the policy keeps
+        it, which may bound some of it
     :param critic: the value function of the baseline "critic"; None with the others
     """
 
@@ -117,7 +167,53 @@ class MetaTrainer(NamedTuple):
     settings: MetaSettings
     generator: th.Generator
     stopwatch: Callable[[str], Any]
+    adopt: Callable[[th.Tensor], th.Tensor]
     critic: Critic | None = None
+
+    def train(
+        self,
+        phi: th.Tensor,
+        *,
+        n_meta_steps: int,
+        stop_on_return_drop: bool = False,
+        on_step: Callable[[int, MetaStep], None] = lambda number, step: None,
+    ) -> MetaTraining:
+        """
+        Improve the meta-policy step by step, and adapt it to every task in the end.
+
+        :param phi: outer variable
+        :param n_meta_steps: outer steps
+        :param stop_on_return_drop: end when the imagined return falls, and go back to the best, see ``ReturnDrop``
+        :param on_step: called with the number of each step that was adopted, from 1 on, and the step
+        """
+        reports: list[StepReport] = []
+        critic_reports: list[CriticReport] = []
+        last_post: ImaginedRollouts | None = None
+        drop, fell = ReturnDrop(), False
+        for number in range(1, n_meta_steps + 1):
+            step = self.step(phi)
+            fell = stop_on_return_drop and drop.fell(phi, step.pre)
+            if fell:
+                break
+            phi = self.adopt(step.phi)
+            reports.append(step.report)
+            if step.critic is not None:
+                critic_reports.append(step.critic)
+            last_post = step.post
+            on_step(number, step)
+        phi = drop.best if fell else phi
+        adaptation = self.adapt(phi)
+        if stop_on_return_drop and not fell and drop.fell(phi, adaptation.rollouts):
+            phi = drop.best
+            adaptation = self.adapt(phi)
+        return MetaTraining(
+            phi=self.adopt(phi),
+            adaptation=adaptation,
+            steps=tuple(reports),
+            critic=tuple(critic_reports),
+            inner_kl=self.inner_kl(phi, adaptation),
+            last_post=last_post,
+        )
 
     def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, AdvantageEstimate]:
         """
@@ -205,7 +301,7 @@ class MetaTrainer(NamedTuple):
 
     def step(self, phi: th.Tensor) -> MetaStep:
         """
-        Imagine, adapt, imagine again, improve (steps 3a to 3e of the algorithm).
+        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 2).
 
         :param phi: outer variable
         """
@@ -262,28 +358,3 @@ class ReturnDrop:
         before = self._average
         self._average = imagined if before == -math.inf else 0.8 * before + 0.2 * imagined
         return imagined < before
-
-
-def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: ImaginedRollouts | None) -> dict[str, float]:
-    """
-    What the logger records of an iteration's meta-training.
-
-    :param adaptation: of the last outer variable
-    :param reports: of the meta-steps
-    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
-    :return: value by log key
-    """
-    found = {
-        "imagined/ep_rew_mean": float(adaptation.rollouts.returns().mean()),
-        "imagined/ep_len_mean": float(adaptation.rollouts.lengths().float().mean()),
-        "imagined/rew_mean_step": float(adaptation.rollouts.rewards.sum() / adaptation.rollouts.alive.sum()),
-    }
-    if last_post is not None:
-        found |= {
-            "imagined/ep_rew_mean_adapted": float(last_post.returns().mean()),
-            "train/policy_objective": fmean(report.objective_gain for report in reports),
-            "train/kl_divergence": fmean(report.kl_divergence for report in reports),
-            "train/is_line_search_success": fmean(report.accepted for report in reports),
-            "train/line_search_steps": fmean(report.line_search_steps for report in reports),
-        }
-    return found

@@ -66,7 +66,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
             raise ValueError("`env` must be an environment or its id, not None: its spaces decide what is built.")
-        # SB3 calls the steps of an n-step return `n_steps`, and would choose its replay buffer by it
+        # SB3 calls the steps of an n-step return `n_steps`: it would choose its replay buffer by it, or warn of the given one
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
         self.n_steps = n_steps
@@ -89,7 +89,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._check_wrappers()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_handed_out"]
+        return [*super()._excluded_save_params(), "_codec", "_handed_out"]
 
     def _check_wrappers(self) -> None:
         """:raises ValueError: if another wrapper changes what VecNormalize shows: the raw observations would not be ours"""

@@ -1,11 +1,13 @@
 """The authors' early stop of the meta-steps. The steps themselves are tested in test_meta and test_imagination."""
 
+import itertools
+
 import pytest
-import tiny
 import torch as th
 
 from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.meta_training import MetaTrainer, ReturnDrop
+from sb3_mbmpo.meta import StepReport
+from sb3_mbmpo.meta_training import Adaptation, MetaStep, MetaTrainer, ReturnDrop
 
 
 def rollouts(imagined_return: float) -> ImaginedRollouts:
@@ -45,22 +47,45 @@ def test_a_return_below_the_rolling_average_is_a_drop(returns, falls, best):
         ([1.0, 2.0, 3.0, 4.0], 3),  # never falls
     ],
 )
-def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept, monkeypatch):
-    model = tiny.tiny_model(n_meta_steps=3, stop_on_return_drop=True)
-    found, imagine = iter(returns), MetaTrainer.adapt
+def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept):
+    trainer = scripted(returns)
+    training = trainer.train(th.zeros(2), n_meta_steps=3, stop_on_return_drop=True)
+    assert th.equal(training.phi, th.full((2,), float(steps_kept)))
+    assert th.equal(training.adaptation.parameters, training.phi.expand(1, -1)), "the policies that act descend from it"
 
-    def adapt_with_given_return(trainer, phi, **options):
-        adaptation = imagine(trainer, phi, **options)
-        mean = next(found, returns[-1]) / float(adaptation.rollouts.alive.sum(1).float().mean())
-        return adaptation._replace(rollouts=adaptation.rollouts._replace(rewards=mean * adaptation.rollouts.alive.float()))
 
-    def step(trainer, phi):
-        taken = original_step(trainer, phi)
-        return taken._replace(phi=phi + 1)
+def test_every_step_is_adopted_and_shown():
+    adopted, shown = [], []
+    trainer = scripted([1.0, 2.0, 0.0], adopt=lambda phi: adopted.append(phi.tolist()) or phi.clamp(max=1.5))
+    training = trainer.train(th.zeros(1), n_meta_steps=2, on_step=lambda number, step: shown.append((number, step.phi.item())))
+    assert adopted == [[1.0], [2.0], [1.5]], "the last one is what the meta-policy ends with"
+    assert shown == [(1, 1.0), (2, 2.0)]
+    assert training.phi.item() == 1.5, "what the policy makes of it goes on"
+    assert training.metrics()["train/kl_divergence"] == pytest.approx(0.1)
+    assert training.metrics()["imagined/ep_rew_mean"] == 0.0
 
-    original_step = MetaTrainer.step
-    monkeypatch.setattr(MetaTrainer, "adapt", adapt_with_given_return)
-    monkeypatch.setattr(MetaTrainer, "step", step)
-    before = model.policy.actor_vector()
-    model.learn(model.learning_starts)
-    assert th.allclose(model.policy.actor_vector() - before, th.full_like(before, float(steps_kept)), atol=1e-5)
+
+def test_without_meta_steps_the_policy_is_only_adapted():
+    training = scripted([4.0]).train(th.zeros(1), n_meta_steps=0)
+    assert (training.phi.item(), training.steps, training.last_post) == (0.0, (), None)
+    assert training.metrics()["imagined/ep_rew_mean"] == 4.0
+    assert not any(key.startswith("train/kl") for key in training.metrics())
+
+
+class Scripted(MetaTrainer):
+    """Imagines rollouts of the given returns, one after the other; each step adds 1 to the outer variable."""
+
+    def adapt(self, phi, **options):
+        return Adaptation(phi.expand(1, -1), (), rollouts(next(self.settings)), th.zeros(1, dtype=th.bool))
+
+    def step(self, phi):
+        pre = self.adapt(phi).rollouts
+        return MetaStep(phi + 1, pre, pre, StepReport(0.5, 0.1, True, 1))
+
+    def inner_kl(self, phi, adaptation):
+        return 0.0
+
+
+def scripted(returns, adopt=lambda phi: phi):
+    found = itertools.chain(returns, itertools.repeat(returns[-1]))
+    return Scripted(*[None] * 4, settings=found, generator=None, stopwatch=None, adopt=adopt)
