@@ -26,9 +26,11 @@ from sb3_mbmpo.imagination import ImaginedRollouts, forked
 from sb3_mbmpo.meta import TaskBatch, split_outer
 from sb3_mbmpo.meta_training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.observations import PolicyInput
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.starts import StartSampler
 from sb3_mbmpo.tasks import RewardFn, TaskFunctions, TerminationFn
 from sb3_mbmpo.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.vec_env import ModelVecEnv
@@ -467,20 +469,10 @@ class MBMPO(RealRolloutAlgorithm):
         :return: meta-training in the ensemble as it is now
         """
         self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        imagination, starts = generators["imagination"], generators["starts"]
+        imagination = generators["imagination"]
         pool = self._start_pool()
-        to_policy_units = self._policy_units(pool.dtype)
         # Those since the fit before come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
-
-        def sample_starts(rows: int) -> th.Tensor:
-            chosen = th.randint(len(pool), (rows,), generator=starts, device=self.device)
-            if self.recent_starts > 0 and n_recent > 0:
-                is_recent = th.rand(rows, generator=starts, device=self.device) < self.recent_starts
-                recent = len(pool) - n_recent + th.randint(n_recent, (rows,), generator=starts, device=self.device)
-                chosen = th.where(is_recent, recent, chosen)
-            return pool[chosen]
-
         is_trpo = self.outer_optimizer == "trpo"
         settings = MetaSettings(
             n_tasks=self.n_tasks,
@@ -500,9 +492,9 @@ class MBMPO(RealRolloutAlgorithm):
         )
         return MetaTrainer(
             model_env=self._model_env(forked(imagination, n_threads)),
-            to_policy_input=lambda obs: self.policy.standardize(to_policy_units(obs)),
+            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
-            sample_starts=sample_starts,
+            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
             settings=settings,
             generator=imagination,
             stopwatch=self._stopwatch,

@@ -5,7 +5,6 @@ Legend of shapes: ``T`` parameter sets (tasks), ``P`` actor parameters, ``B`` ro
 
 import copy
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.func import functional_call, vmap
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.distributions import ActionDistribution, make_distribution
-from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
+from sb3_mbmpo.finite import in_float32, mean_tail, resolution
+from sb3_mbmpo.observations import Standardization
+from sb3_mbmpo.stacked_actor import Layer, StackedActor, StackedLayers, StackedModule, is_plain
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -158,15 +157,11 @@ class MetaPolicy(ActorCriticPolicy):
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
         :return: what the networks see (..., O), in the dtype of the policy
         """
-        mean, std = self.observation_mean, self.observation_std
-        if not obs.is_floating_point() and obs.element_size() >= 4:
-            obs = obs.double()  # counts
-        centred = obs.to(mean.dtype) - mean
-        if obs.dtype == th.float64:
-            # Rounding before the subtraction would leave little of a small change of large numbers
-            exactly = (obs - mean - self.observation_mean_tail).to(mean.dtype)
-            centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
-        return centred / std
+        return self.standardization()(obs)
+
+    def standardization(self) -> Standardization:
+        """:return: ``standardize`` as a value, which follows the statistics"""
+        return Standardization(self.observation_mean, self.observation_mean_tail, self.observation_std)
 
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
@@ -245,12 +240,12 @@ class MetaPolicy(ActorCriticPolicy):
         """
         rows = policy_input.flatten(0, -2)
         network = self.mlp_extractor.value_net
-        if type(self.vf_features_extractor) is FlattenExtractor and _is_plain(network):
-            layers: list[_Layer] = [
+        if type(self.vf_features_extractor) is FlattenExtractor and is_plain(network):
+            layers: list[Layer] = [
                 (module.weight.T.unsqueeze(0), module.bias) if isinstance(module, nn.Linear) else module
                 for module in [*network, self.value_net]
             ]
-            value = self.value_net.in_units(_composed(layers)(rows.unsqueeze(0)))
+            value = self.value_net.in_units(StackedLayers.of(layers)(rows.unsqueeze(0)))
         else:
             value = self.value_net(self.mlp_extractor.forward_critic(self.vf_features_extractor(rows)))
         return value.view(policy_input.shape[:-1])
@@ -288,7 +283,7 @@ class MetaPolicy(ActorCriticPolicy):
         policy.set_actor_vector(vector)
         return policy
 
-    def actor(self, parameters: th.Tensor) -> Callable[[th.Tensor], ActionDistribution]:
+    def actor(self, parameters: th.Tensor) -> StackedActor:
         """
         The actor as a differentiable function of its parameters.
 
@@ -297,8 +292,8 @@ class MetaPolicy(ActorCriticPolicy):
         """
         named = self._unflatten(parameters)
         log_std = named.pop("log_std").unsqueeze(1) if "log_std" in named else None
-        output = self._stacked_mlp(named) if self._is_plain_mlp() else self._stacked_any(named)
-        return lambda policy_input: make_distribution(self.action_space, output(policy_input), log_std)
+        network = self._stacked_mlp(named) if self._is_plain_mlp() else self._stacked_any(named)
+        return StackedActor(self.action_space, network, log_std)
 
     def _unflatten(self, parameters: th.Tensor) -> dict[str, th.Tensor]:
         """:return: views of the columns of (T, P) as stacked parameters (T, *shape), by name"""
@@ -310,77 +305,21 @@ class MetaPolicy(ActorCriticPolicy):
         }
 
     def _is_plain_mlp(self) -> bool:
-        return type(self.pi_features_extractor) is FlattenExtractor and _is_plain(self.mlp_extractor.policy_net)
+        return type(self.pi_features_extractor) is FlattenExtractor and is_plain(self.mlp_extractor.policy_net)
 
-    def _stacked_mlp(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
-        """One batched matmul a layer: several times faster than vmap over SB3's modules."""
+    def _stacked_mlp(self, named: dict[str, th.Tensor]) -> StackedLayers:
+        # Several times faster than vmap over SB3's modules
         modules = [(f"mlp_extractor.policy_net.{i}", module) for i, module in enumerate(self.mlp_extractor.policy_net)]
-        layers: list[_Layer] = []
+        layers: list[Layer] = []
         for name, module in [*modules, ("action_net", self.action_net)]:
             if isinstance(module, nn.Linear):
                 layers.append((named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)))
             else:
                 layers.append(module)
-        return _composed(layers)
+        return StackedLayers.of(layers)
 
-    def _stacked_any(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
-        """Any architecture that SB3 can build, at vmap's price."""
-        actor = _ActorOutput(self)
-        prefixed = {f"policy.{name}": parameter for name, parameter in named.items()}
-
-        def one_task(task_parameters: dict[str, th.Tensor], policy_input: th.Tensor) -> th.Tensor:
-            # SB3 shares one features extractor under several names: tied, the swapped-in tensors would stay in the module
-            result: th.Tensor = functional_call(actor, task_parameters, (policy_input,), tie_weights=False)
-            return result
-
-        return lambda policy_input: vmap(one_task)(prefixed, policy_input)
-
-
-# Weight (T, in, out) and bias (T, 1, out), or an activation function
-_Layer = tuple[th.Tensor, th.Tensor] | Callable[[th.Tensor], th.Tensor]
-
-
-def _is_plain(network: nn.Sequential) -> bool:
-    """:return: whether only its linear layers have parameters"""
-    return all(isinstance(module, nn.Linear) or not list(module.parameters()) for module in network)
-
-
-def _composed(layers: list[_Layer]) -> Callable[[th.Tensor], th.Tensor]:
-    """:return: the function (T, B, in) -> (T, B, out) that the layers make one after the other"""
-    faster = _with_sigmoids(layers)
-
-    def output(inputs: th.Tensor) -> th.Tensor:
-        hidden = inputs
-        for layer in faster:
-            hidden = th.baddbmm(layer[1], hidden, layer[0]) if isinstance(layer, tuple) else layer(hidden)
-        return hidden
-
-    return output
-
-
-def _with_sigmoids(layers: list[_Layer]) -> list[_Layer]:
-    """
-    tanh(x) = 2 sigmoid(2 x) - 1, and on CPUs PyTorch's sigmoid takes a third of the time: scales and shift go to the weights.
-
-    :return: the same function
-    """
-
-    def is_replaced(i: int) -> bool:
-        between = 0 < i < len(layers) - 1 and isinstance(layers[i - 1], tuple) and isinstance(layers[i + 1], tuple)
-        return between and isinstance(layers[i], nn.Tanh)
-
-    faster: list[_Layer] = []
-    for i, layer in enumerate(layers):
-        if isinstance(layer, tuple):
-            weight, bias = layer
-            if is_replaced(i - 1):
-                weight, bias = 2 * weight, bias - weight.sum(1, keepdim=True)
-            if is_replaced(i + 1):
-                weight, bias = 2 * weight, 2 * bias
-            faster.append((weight, bias))
-        else:
-            faster.append(th.sigmoid if is_replaced(i) else layer)
-    return faster
+    def _stacked_any(self, named: dict[str, th.Tensor]) -> StackedModule:
+        return StackedModule(_ActorOutput(self), {f"policy.{name}": parameter for name, parameter in named.items()})
 
 
 class _ActorOutput(nn.Module):

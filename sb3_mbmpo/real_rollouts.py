@@ -22,6 +22,7 @@ from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.env_faults import EnvFaults, leave_out_last_step
 from sb3_mbmpo.finite import as_floating, in_float32
+from sb3_mbmpo.observations import VecNormalizeScaling, unscaled
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.real_returns import DiscountedReturns
 from sb3_mbmpo.resumable import ResumableAlgorithm
@@ -326,9 +327,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         """:return: ``_to_policy_units`` of one dtype with the present statistics, which are on the device already"""
         normalizer = self._vec_normalize_env
         if normalizer is None or not normalizer.norm_obs:
-            return lambda obs: obs
+            return unscaled
         statistics, clip_obs = normalizer.obs_rms, normalizer.clip_obs
         assert isinstance(statistics, RunningMeanStd)
         mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
-        std = (var + normalizer.epsilon).sqrt()
-        return lambda obs: ((obs - mean) / std).clamp(-clip_obs, clip_obs)
+        return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)

@@ -8,7 +8,7 @@ import io
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import nn
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
+from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
-from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
+from sb3_mbmpo.dynamics.values import StepFn, Transitions
 from sb3_mbmpo.files import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 from sb3_mbmpo.finite import mean_tail, resolution
 from sb3_mbmpo.space_files import space_from_dict, space_to_dict
@@ -103,8 +104,13 @@ class DynamicsEnsemble(nn.Module):
         self.observation_dim, self.action_dim = observation_space.shape[0], self.codec.dynamics_dim
         # Standardised targets: the change of the observation, and the reward if it is learned
         self.target_dim = self.observation_dim + int(learned_reward)
-        output_dim = self.target_dim * (2 if probabilistic else 1) + int(learned_termination)
-        sizes = [self.observation_dim + self.action_dim, *self.net_arch, output_dim]
+        self.layout = OutputLayout(
+            observation_dim=self.observation_dim,
+            target_dim=self.target_dim,
+            probabilistic=probabilistic,
+            learned_termination=learned_termination,
+        )
+        sizes = [self.observation_dim + self.action_dim, *self.net_arch, self.layout.output_dim]
         self.weights = nn.ParameterList(th.empty(n_models, i, o) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:])
         self.gains = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:]) if weight_norm else None
@@ -201,13 +207,6 @@ class DynamicsEnsemble(nn.Module):
             layers.append((weight, parameters[f"biases.{i}"]))
         return layers
 
-    def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """:return: target mean, raw log-variance (probabilistic only), termination logit (learned only)"""
-        mean = output[..., : self.target_dim]
-        log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
-        logit = output[..., -1] if self.learned_termination else None
-        return mean, log_var, logit
-
     # ---------------------------------------------------------------- fit
 
     def fit(
@@ -246,7 +245,7 @@ class DynamicsEnsemble(nn.Module):
         def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
             named = dict(zip(names, parameters, strict=True))
             output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
-            mean, log_var, logit = self._split(output)
+            mean, log_var, logit = self.layout.split(output)
             error = (mean - targets[rows]).square()
             if log_var is not None:
                 lower, upper = named["min_log_var"], named["max_log_var"]
@@ -357,29 +356,26 @@ class DynamicsEnsemble(nn.Module):
         :return: a function a thread
         """
         chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
-        layers = cast(self._folded_layers(chosen), dtype or self.matmul_dtype)
-        low = high = None
-        if clip_margin is not None:
-            low, high = self.observation_range(clip_margin)
+        center = self.observation_mean.clone()
+        if self.observation_dtype == th.float64:
+            center = center.double() + self.observation_tails[0]
+        noise_bounds = None
         if self.probabilistic:
-            lower, upper = chosen["min_log_var"].clone(), chosen["max_log_var"].clone()
-        is_double, log_target_var = self.observation_dtype == th.float64, 2 * self.target_std.log()
-        center = self.observation_mean.double() + self.observation_tails[0] if is_double else self.observation_mean.clone()
-
-        def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
-            centred = (obs - center).float() if is_double else obs - center
-            output = forward(layers, th.cat([centred, action], dim=-1), self.activation_fn)
-            target, log_var, logit = self._split(output)
-            if log_var is not None and generator is not None:
-                std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
-                noise = th.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
-                target = th.addcmul(target, std, noise)
-            next_obs = obs + target[..., : self.observation_dim]
-            if low is not None:
-                next_obs = th.clamp(next_obs, low, high)
-            return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
-
-        return [partial(step, generator) for generator in generators]
+            noise_bounds = NoiseBounds(
+                lower=chosen["min_log_var"].clone(),
+                upper=chosen["max_log_var"].clone(),
+                log_target_var=2 * self.target_std.log(),
+            )
+        step = EnsembleStep(
+            layers=tuple(cast(self._folded_layers(chosen), dtype or self.matmul_dtype)),
+            activation_fn=self.activation_fn,
+            layout=self.layout,
+            center=center,
+            observation_range=None if clip_margin is None else self.observation_range(clip_margin),
+            noise_bounds=noise_bounds,
+            generator=None,
+        )
+        return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
         """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
