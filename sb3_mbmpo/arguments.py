@@ -46,7 +46,7 @@ POLICY_CLASSES = {
     "features_extractor_class": BaseFeaturesExtractor,
     "optimizer_class": th.optim.Optimizer,
 }
-PPO_OPTIONS = keyword_names(proximal_step, ("problem", "phi"))
+PPO_OPTIONS = keyword_names(proximal_step, ("problem", "meta"))
 
 
 def _check_learning_rate(name: str, value: Any) -> None:

@@ -23,7 +23,7 @@ from sb3_mbmpo.files import plain
 from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, forked
-from sb3_mbmpo.meta import TaskBatch, split_outer
+from sb3_mbmpo.meta import MetaParameters, TaskBatch
 from sb3_mbmpo.meta_training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.observations import PolicyInput
@@ -363,7 +363,7 @@ class MBMPO(RealRolloutAlgorithm):
             # Meta-train the policy in the models, and adapt it to each of them
             with self._stopwatch("meta_update"):
                 training = self._meta_trainer(self._generators, n_threads).train(
-                    self._outer_variable(),
+                    self._meta_parameters(),
                     n_meta_steps=self.n_meta_steps,
                     stop_on_return_drop=self.stop_on_return_drop,
                     on_step=self._show_meta_step,
@@ -479,7 +479,6 @@ class MBMPO(RealRolloutAlgorithm):
             n_imagined_rollouts=self.n_imagined_rollouts,
             horizon=self.horizon,
             n_inner_steps=self.n_inner_steps,
-            inner_lr=self._fixed_inner_lr,
             first_order=self.first_order,
             outer_optimizer=self.outer_optimizer,
             outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS} if is_trpo else self.outer_kwargs,
@@ -559,33 +558,29 @@ class MBMPO(RealRolloutAlgorithm):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _outer_variable(self) -> th.Tensor:
-        """:return: theta, with the inner step sizes behind it if they are learned"""
-        theta = self.policy.actor_vector()
-        return th.cat([theta, self.learned_inner_lr]) if self.learned_inner_lr is not None else theta
+    def _meta_parameters(self) -> MetaParameters:
+        """:return: the policy's, and the inner step size(s)"""
+        return MetaParameters(
+            theta=self.policy.actor_vector(),
+            inner_lr=float(self.inner_lr) if self.learned_inner_lr is None else self.learned_inner_lr,
+        )
 
-    def _adopt(self, phi: th.Tensor) -> th.Tensor:
+    def _adopt(self, meta: MetaParameters) -> MetaParameters:
         """
-        Make an outer variable that of the policy.
+        Make the meta-parameters the model's own.
 
-        :return: it, as the policy keeps it: standard deviations have a lower bound
+        :return: them, as the policy keeps them: standard deviations have a lower bound
         """
-        self._set_outer_variable(phi)
-        return self._outer_variable()
-
-    def _set_outer_variable(self, phi: th.Tensor) -> None:
         if self.learned_inner_lr is not None:
-            phi, self.learned_inner_lr = (half.clone() for half in phi.chunk(2))
-        self.policy.set_actor_vector(phi)
+            assert isinstance(meta.inner_lr, th.Tensor)
+            self.learned_inner_lr = meta.inner_lr.clone()
+        self.policy.set_actor_vector(meta.theta)
+        return self._meta_parameters()
 
     def _output_bias(self) -> np.ndarray:
         """:return: deliberate error of each member, in standard deviations of the observed changes (M, O)"""
         assert self._bias_draws is not None
         return output_bias_array(self._dynamics_options.output_bias, self._bias_draws)
-
-    @property
-    def _fixed_inner_lr(self) -> float | None:
-        return None if self.learn_inner_lr else float(self.inner_lr)
 
     # ---------------------------------------------------------------- use
 
@@ -612,10 +607,10 @@ class MBMPO(RealRolloutAlgorithm):
         """
         n_inner_steps = self.n_inner_steps if n_inner_steps is None else n_inner_steps
         check_integer("n_inner_steps", n_inner_steps, 1)
-        phi, fixed_inner_lr = self._outer_variable(), self._fixed_inner_lr
+        meta = self._meta_parameters()
         if inner_lr is not None:
             check_number("inner_lr", inner_lr, 0)
-            phi, fixed_inner_lr = self.policy.actor_vector(), float(inner_lr)
+            meta = meta._replace(inner_lr=float(inner_lr))
         baseline = self.baseline if baseline is None else baseline
         check_choice("baseline", baseline, BASELINES)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
@@ -624,8 +619,8 @@ class MBMPO(RealRolloutAlgorithm):
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
+            settings = trainer.settings._replace(n_inner_steps=n_inner_steps, baseline=baseline)
+            adaptation = trainer._replace(settings=settings).adapt(meta, n_tasks=self.n_models)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
@@ -653,13 +648,12 @@ class MBMPO(RealRolloutAlgorithm):
             )
             return TaskBatch.from_rollouts(episodes, estimate.advantages)
 
-        theta, step_size = split_outer(phi, fixed_inner_lr)
         shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]
         adapted = adapt_to_episodes(
             vec_env,
             self.policy,
-            theta=theta,
-            inner_lr=step_size,
+            theta=meta.theta,
+            inner_lr=meta.inner_lr,
             episodes_of_step=shares,
             to_batch=to_batch,
             generator=generators["exploration"],

@@ -16,13 +16,13 @@ from sb3_mbmpo.critic import Critic, CriticReport
 from sb3_mbmpo.imagination import ImaginedRollouts, ToPolicyInput, imagine
 from sb3_mbmpo.meta import (
     Actor,
+    MetaParameters,
     MetaProblem,
     StepReport,
     TaskBatch,
     adapt,
     is_usable,
     proximal_step,
-    split_outer,
     task_chunks,
     trust_region_step,
 )
@@ -33,14 +33,13 @@ Result = TypeVar("Result")
 # number of rows -> raw first observations (rows, O) of imagined rollouts
 SampleStarts = Callable[[int], th.Tensor]
 
-OUTER_STEPS: dict[str, Callable[..., tuple[th.Tensor, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
+OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
 
 
 class MetaSettings(NamedTuple):
     """
     The hyperparameters of meta-training; their meaning is documented at ``MBMPO``.
 
-    :param inner_lr: None if the inner step sizes are learned (they are then the second half of ``phi``)
     :param outer_kwargs: keyword arguments of the outer step
     """
 
@@ -48,7 +47,6 @@ class MetaSettings(NamedTuple):
     n_imagined_rollouts: int
     horizon: int
     n_inner_steps: int
-    inner_lr: float | None
     first_order: bool
     outer_optimizer: str
     outer_kwargs: Mapping[str, Any]
@@ -82,14 +80,14 @@ class MetaStep(NamedTuple):
     """
     One meta-step.
 
-    :param phi: the new outer variable
+    :param meta: the new meta-parameters
     :param pre: imagined under the meta-policy
     :param post: imagined under the adapted policies
     :param report: health of the outer step
     :param critic: what the critic learned; None without one
     """
 
-    phi: th.Tensor
+    meta: MetaParameters
     pre: ImaginedRollouts
     post: ImaginedRollouts
     report: StepReport
@@ -100,7 +98,7 @@ class MetaTraining(NamedTuple):
     """
     The meta-training of one iteration.
 
-    :param phi: the new outer variable
+    :param meta: the new meta-parameters
     :param adaptation: its adaptation to every task
     :param steps: health of the meta-steps that were adopted
     :param critic: what the critic learned in each of them; empty without one
@@ -108,7 +106,7 @@ class MetaTraining(NamedTuple):
     :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
     """
 
-    phi: th.Tensor
+    meta: MetaParameters
     adaptation: Adaptation
     steps: tuple[StepReport, ...]
     critic: tuple[CriticReport, ...]
@@ -155,8 +153,8 @@ class MetaTrainer(NamedTuple):
     :param settings: hyperparameters
     :param generator: samples imagined actions
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
-    :param adopt: called with each new outer variable, which the policy shall have from now on; returns it as the policy keeps
-        it, which may bound some of it
+    :param adopt: called with the meta-parameters that the policy shall have from now on; returns them as the policy keeps
+        them, which may bound some
     :param critic: the value function of the baseline "critic"; None with the others
     """
 
@@ -167,12 +165,12 @@ class MetaTrainer(NamedTuple):
     settings: MetaSettings
     generator: th.Generator
     stopwatch: Callable[[str], Any]
-    adopt: Callable[[th.Tensor], th.Tensor]
+    adopt: Callable[[MetaParameters], MetaParameters]
     critic: Critic | None = None
 
     def train(
         self,
-        phi: th.Tensor,
+        meta: MetaParameters,
         *,
         n_meta_steps: int,
         stop_on_return_drop: bool = False,
@@ -181,7 +179,7 @@ class MetaTrainer(NamedTuple):
         """
         Improve the meta-policy step by step, and adapt it to every task in the end.
 
-        :param phi: outer variable
+        :param meta: meta-parameters
         :param n_meta_steps: outer steps
         :param stop_on_return_drop: end when the imagined return falls, and go back to the best, see ``ReturnDrop``
         :param on_step: called with the number of each step that was adopted, from 1 on, and the step
@@ -191,27 +189,27 @@ class MetaTrainer(NamedTuple):
         last_post: ImaginedRollouts | None = None
         drop, fell = ReturnDrop(), False
         for number in range(1, n_meta_steps + 1):
-            step = self.step(phi)
-            fell = stop_on_return_drop and drop.fell(phi, step.pre)
+            step = self.step(meta)
+            fell = stop_on_return_drop and drop.fell(meta, step.pre)
             if fell:
                 break
-            phi = self.adopt(step.phi)
+            meta = self.adopt(step.meta)
             reports.append(step.report)
             if step.critic is not None:
                 critic_reports.append(step.critic)
             last_post = step.post
             on_step(number, step)
-        phi = drop.best if fell else phi
-        adaptation = self.adapt(phi)
-        if stop_on_return_drop and not fell and drop.fell(phi, adaptation.rollouts):
-            phi = drop.best
-            adaptation = self.adapt(phi)
+        meta = drop.best if fell else meta
+        adaptation = self.adapt(meta)
+        if stop_on_return_drop and not fell and drop.fell(meta, adaptation.rollouts):
+            meta = drop.best
+            adaptation = self.adapt(meta)
         return MetaTraining(
-            phi=self.adopt(phi),
+            meta=self.adopt(meta),
             adaptation=adaptation,
             steps=tuple(reports),
             critic=tuple(critic_reports),
-            inner_kl=self.inner_kl(phi, adaptation),
+            inner_kl=self.inner_kl(meta, adaptation),
             last_post=last_post,
         )
 
@@ -265,17 +263,16 @@ class MetaTrainer(NamedTuple):
         """How many threads work: as many as may imagine."""
         return len(self.model_env.steps)
 
-    def adapt(self, phi: th.Tensor, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
+    def adapt(self, meta: MetaParameters, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
         """
         Adapt the meta-policy to every task, by one or several inner steps.
 
-        :param phi: outer variable
+        :param meta: meta-parameters
         :param n_tasks: number of tasks, shared out among the models; by default that of the settings
         :param critic_learns: train the critic on what the meta-policy imagines
         """
-        theta, inner_lr = split_outer(phi, self.settings.inner_lr)
-        parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
-        failed = th.zeros(len(parameters), dtype=th.bool, device=theta.device)
+        parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
         for _ in range(self.settings.n_inner_steps):
@@ -287,7 +284,7 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, inner_lr)
+            adapted = self._one_inner_step(parameters, batch, meta.inner_lr)
             fails = ~is_usable(self.actor, adapted, batch.policy_input)
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
@@ -299,34 +296,32 @@ class MetaTrainer(NamedTuple):
 
         return th.cat(self._by_task(batch.advantages, of_tasks))
 
-    def step(self, phi: th.Tensor) -> MetaStep:
+    def step(self, meta: MetaParameters) -> MetaStep:
         """
         Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 2).
 
-        :param phi: outer variable
+        :param meta: meta-parameters
         """
         s = self.settings
-        adaptation = self.adapt(phi, critic_learns=True)
+        adaptation = self.adapt(meta, critic_learns=True)
         post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
             actor=self.actor,
             pre=adaptation.batches,
             post=TaskBatch.from_rollouts(post_rollouts, estimate.advantages),
-            inner_lr=s.inner_lr,
             first_order=s.first_order,
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
             n_threads=self.n_threads,
         )
-        phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
-        return MetaStep(phi, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
+        meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
+        return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
 
-    def inner_kl(self, phi: th.Tensor, adaptation: Adaptation) -> float:
+    def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""
-        theta, _ = split_outer(phi, self.settings.inner_lr)
         batch = adaptation.batches[0]
         with th.no_grad():
-            before = self.actor(theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
+            before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
             after = self.actor(adaptation.parameters)(batch.policy_input)
             return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
 
@@ -338,23 +333,23 @@ class ReturnDrop:
     A policy that has solved the task has nothing left to learn but noise, and a trust-region step is as long for noise as for
     a gradient.
 
-    :param best: the outer variable with the highest imagined return so far
+    :param best: the meta-parameters with the highest imagined return so far
     """
 
-    best: th.Tensor
+    best: MetaParameters
 
     def __init__(self) -> None:
         self._best_return = self._average = -math.inf
 
-    def fell(self, phi: th.Tensor, rollouts: ImaginedRollouts) -> bool:
+    def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
         """
-        :param phi: outer variable
+        :param meta: meta-parameters
         :param rollouts: imagined under its meta-policy
         :return: whether to stop, and go back to ``best``
         """
         imagined = float(rollouts.returns().mean())
         if imagined > self._best_return:
-            self.best, self._best_return = phi, imagined
+            self.best, self._best_return = meta, imagined
         before = self._average
         self._average = imagined if before == -math.inf else 0.8 * before + 0.2 * imagined
         return imagined < before

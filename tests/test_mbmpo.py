@@ -351,10 +351,10 @@ def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
     # Every reset of this environment is the same, so that adaptations differ in nothing but what they are given
     env = vec_drift(random_start=False)
     model = tiny_model(env, learn_inner_lr=learned).learn(20)
-    trained = model._outer_variable()
+    trained = model._meta_parameters()
 
     def step(**kwargs):
-        model._set_outer_variable(trained)
+        model._adopt(trained)
         return model.adapt(**how, **kwargs).actor_vector() - model.policy.actor_vector()
 
     th.testing.assert_close(step(inner_lr=0.02), 2 * step(inner_lr=0.01), rtol=1e-4, atol=1e-6)
