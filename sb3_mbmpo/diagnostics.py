@@ -108,7 +108,7 @@ class ModelStudy(NamedTuple):
         """:return: of the meta-policy's real episodes"""
         return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """:return: root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log"""
         _, errors, one_step = self.actors["meta-policy"]
         return {
@@ -283,7 +283,7 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
     env_actions = model_env.codec.from_numpy(actions, model_env.device)
     predicted = None
     if model_env.reward_fn is None:
-        model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
+        model._functions.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
         batch = (x.expand(model_env.n_models, -1, -1) for x in (observations[:-1], model_env.codec.to_dynamics(env_actions)))
         of_members = model_env.step(*batch).reward
         assert of_members is not None

@@ -1,4 +1,4 @@
-"""What goes wrong in training in a way that figures show: each thing is warned of once, with the figures and what to turn."""
+"""What goes wrong in training in a way that metrics show: each thing is warned of once, with the numbers and what to turn."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ LINE_SEARCH_WINDOW, LINE_SEARCH_SUCCESS = 30, 0.2
 
 class TrainingHealth:
     """
-    Sees the figures of one iteration after the other and warns. Plain numbers, so that it is saved with the model: a resumed
+    Sees the metrics of one iteration after the other and warns. Plain numbers, so that it is saved with the model: a resumed
     run does not warn again.
     """
 

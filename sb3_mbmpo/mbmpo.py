@@ -19,7 +19,6 @@ from sb3_mbmpo.checks import check_choice, check_integer, check_number
 from sb3_mbmpo.critic import Critic
 from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
 from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
-from sb3_mbmpo.files import plain
 from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, forked
@@ -30,8 +29,9 @@ from sb3_mbmpo.observations import PolicyInput
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, TerminationFn
+from sb3_mbmpo.save_util import plain
 from sb3_mbmpo.starts import StartSampler
-from sb3_mbmpo.tasks import RewardFn, TaskFunctions, TerminationFn
 from sb3_mbmpo.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.vec_env import ModelVecEnv
 
@@ -67,15 +67,26 @@ class MBMPO(RealRolloutAlgorithm):
     :param n_steps: real steps an iteration, over all environments together (rounded up to whole steps of all)
     :param learning_starts: uniformly random real steps before the first fit
     :param buffer_size: real transitions that are kept, first in first out
+    :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
     :param n_models: members of the ensemble
+    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
+        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
+        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
+        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
+        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
+    :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
+        learned), "learned", a function of torch tensors, or its path "pkg.module:function"
+    :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
     :param n_tasks: tasks of a meta-step, a multiple of ``n_models``: task ``i`` lives in model ``i // (n_tasks / n_models)``
     :param n_imagined_rollouts: imagined rollouts a task
     :param horizon: steps of an imagined rollout
-    :param n_meta_steps: outer steps an iteration
+    :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
+    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
     :param n_inner_steps: policy-gradient steps of an adaptation
     :param inner_lr: step size of the adaptation
     :param learn_inner_lr: learn one inner step size a parameter, starting from ``inner_lr``
     :param first_order: ignore that the inner gradient depends on the meta-parameters
+    :param n_meta_steps: outer steps an iteration
     :param outer_optimizer: "trpo" or "ppo"
     :param target_kl: bound of the mean KL of the adapted policies in a TRPO step
     :param cg_max_steps: conjugate gradient iterations
@@ -83,36 +94,25 @@ class MBMPO(RealRolloutAlgorithm):
     :param line_search_shrinking_factor: each candidate of the line search is this much shorter than the one before
     :param line_search_max_iter: candidates of the line search
     :param sub_sampling_factor: the Fisher-vector products use every k-th imagined step
+    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
+    :param ent_coef: weight of the policy's entropy in the outer objective
+    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
+        back to the best: for tasks that are solved for good, such as balancing
+    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
+        more suit a GPU; the result is the same but for rounding
     :param gamma: discount factor
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
-    :param ent_coef: weight of the policy's entropy in the outer objective
     :param baseline: "critic" (the policy's value network, which also bootstraps at the end of imagined rollouts), "linear",
         "fourier" (linear and 100 random Fourier features), "time" or "zero"
     :param n_critic_updates: minibatch steps of the critic after each batch imagined under the meta-policy
     :param batch_size: rows of a critic's minibatch
-    :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
-        learned), "learned", a function of torch tensors, or its path "pkg.module:function"
-    :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
-    :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
-    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
-    :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
-    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
-        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
-        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
-        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
-        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed of everything random
     :param device: where all networks and the imagination live; "auto" is a GPU if there is one
-    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
-        back to the best: for tasks that are solved for good, such as balancing
-    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
-    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
-        more suit a GPU; the result is the same but for rounding
     :param _init_setup_model: whether to build the networks at the creation of the instance
     """
 
@@ -125,18 +125,29 @@ class MBMPO(RealRolloutAlgorithm):
         policy: str | type[MetaPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
+        # Real steps
         n_steps: int = 500,
         learning_starts: int = 1000,
         buffer_size: int = 100_000,
+        exploration: str = "adapted",
+        # The learned environment
         n_models: int = 5,
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        reward_fn: str | RewardFn = "auto",
+        termination_fn: str | TerminationFn | None = "auto",
+        # Imagined rollouts
         n_tasks: int = 20,
         n_imagined_rollouts: int = 40,
         horizon: int = 25,
-        n_meta_steps: int = 20,
+        imagined_start: str = "buffer",
+        recent_starts: float = 0.5,
+        # Adaptation: the inner step
         n_inner_steps: int = 1,
         inner_lr: float = 3e-3,
         learn_inner_lr: bool = False,
         first_order: bool = False,
+        # Meta-steps: the outer step
+        n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
         target_kl: float = 0.03,
         cg_max_steps: int = 10,
@@ -144,28 +155,24 @@ class MBMPO(RealRolloutAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,
+        outer_kwargs: Mapping[str, Any] | None = None,
+        ent_coef: float = 0.0,
+        stop_on_return_drop: bool = False,
+        chunk_size: int = 16_384,
+        # Advantages and their critic
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
         baseline: str = "critic",
         n_critic_updates: int = 40,
         batch_size: int = 1024,
-        reward_fn: str | RewardFn = "auto",
-        termination_fn: str | TerminationFn | None = "auto",
-        imagined_start: str = "buffer",
-        recent_starts: float = 0.5,
-        exploration: str = "adapted",
-        dynamics_kwargs: Mapping[str, Any] | None = None,
+        # As in every algorithm of SB3
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        stop_on_return_drop: bool = False,
-        outer_kwargs: Mapping[str, Any] | None = None,
-        chunk_size: int = 16_384,
         _init_setup_model: bool = True,
     ) -> None:
         check_device(device)
@@ -230,9 +237,9 @@ class MBMPO(RealRolloutAlgorithm):
             super()._setup_model()
         except TypeError as error:
             raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} build no policy: {error}.") from error
-        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
+        self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
-            self._learned_heads = (self._task.reward.fn is None, self._task.termination.fn is None)
+            self._learned_heads = (self._functions.reward.fn is None, self._functions.termination.fn is None)
         self.dynamics = DynamicsEnsemble(
             self.observation_space,
             self.action_space,
@@ -252,7 +259,7 @@ class MBMPO(RealRolloutAlgorithm):
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
         if self.verbose >= 1:
             n_dynamics = sum(parameter.numel() for parameter in self.dynamics.parameters())
-            reward, termination = self._task.sources(*self._learned_heads)
+            reward, termination = self._functions.sources(*self._learned_heads)
             print(
                 f"MBMPO: observations {self.observation_space}; actions {self.action_space}; "
                 f"reward: {reward}; termination: {termination}; horizon: {self.horizon}; "
@@ -262,11 +269,11 @@ class MBMPO(RealRolloutAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """See ``BaseAlgorithm``. Reward and termination functions are those of the new environment."""
         super().set_env(env, force_reset)
-        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
+        self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
 
     def _excluded_save_params(self) -> list[str]:
         # A function that is a method of the environment would bring the whole environment into the file
-        return [*super()._excluded_save_params(), "_task", "_dynamics_options", "_stopwatch", "_progress"]
+        return [*super()._excluded_save_params(), "_functions", "_dynamics_options", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
@@ -290,13 +297,13 @@ class MBMPO(RealRolloutAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         # Another number of rows than any size of the task: a function that mixes up its axes shows
         rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
         obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
         columns = th.zeros((rows, *(self.action_space.shape or (1,))))
         action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
-        self._task.try_out(obs, self._codec.to_reward(action))
+        self._functions.try_out(obs, self._codec.to_reward(action))
         return result
 
     # ---------------------------------------------------------------- real rollouts
@@ -383,7 +390,7 @@ class MBMPO(RealRolloutAlgorithm):
     def _judge_functions(self, data: Transitions) -> None:
         """Hold the reward and termination functions against the real steps."""
         self.logger.record("rollout/rew_mean_step", float(data.reward[-self._n_new_steps :].mean()))
-        reward_error = self._task.compare(
+        reward_error = self._functions.compare(
             obs=data.obs,
             action=self._codec.to_reward(data.action),
             next_obs=data.next_obs,
@@ -468,7 +475,7 @@ class MBMPO(RealRolloutAlgorithm):
         :param n_threads: how many threads imagine and differentiate
         :return: meta-training in the ensemble as it is now
         """
-        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         imagination = generators["imagination"]
         pool = self._start_pool()
         # Those since the fit before come last
@@ -511,8 +518,8 @@ class MBMPO(RealRolloutAlgorithm):
         options = self._dynamics_options
         return ModelEnv.of(
             self.dynamics,
-            reward_fn=self._task.reward.fn,
-            termination_fn=self._task.termination.fn,
+            reward_fn=self._functions.reward.fn,
+            termination_fn=self._functions.termination.fn,
             clip_margin=options.clip_margin,
             generators=[None] if generators is None else generators,
             output_bias=None if generators is None else self._output_bias(),
@@ -678,12 +685,12 @@ class MBMPO(RealRolloutAlgorithm):
         :param resample_model: draw another random member every "episode" or every "step"
         :return: a VecEnv in raw units
         """
-        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         return ModelVecEnv(
             self.dynamics,
             start_obs=self._start_pool().cpu().numpy(),
-            reward_fn=self._task.reward.fn,
-            termination_fn=self._task.termination.fn,
+            reward_fn=self._functions.reward.fn,
+            termination_fn=self._functions.termination.fn,
             n_envs=n_envs,
             horizon=self.horizon if horizon is None else horizon,
             model_index=model_index,

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_mbmpo.files import TAKE_A_COPY, Path, file_name, opened, output
+from sb3_mbmpo.save_util import TAKE_A_COPY, Path, file_name, opened, output
 
 BUFFER_ARRAYS = ("observations", "actions", "next_observations", "rewards", "dones", "timeouts")
 # In a file only: the actions as the environment received them

@@ -23,10 +23,10 @@ import sb3_mbmpo
 import sb3_mbmpo.envs
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.diagnostics import ModelStudy, study_model
-from sb3_mbmpo.files import TAKE_A_COPY
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.real_episodes import FIRST_SEED
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run, run_folder
+from sb3_mbmpo.save_util import TAKE_A_COPY
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 
@@ -162,7 +162,7 @@ def embedded(data: bytes, mime: str, alternative: str) -> str:
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
     """:return: HTML: the film, which also goes to ``folder``, or why there is none"""
-    from sb3_mbmpo.films import NoFilmError, film
+    from sb3_mbmpo.video import NoFilmError, film
 
     title = "Film"
     try:
@@ -199,7 +199,7 @@ def write_report(
     :return: the HTML file
     :raises ImportError: without matplotlib
     """
-    from sb3_mbmpo.figures import draw_expectations, draw_learning_curve, draw_times, model_pictures
+    from sb3_mbmpo.plots import draw_expectations, draw_learning_curve, draw_times, model_pictures
 
     env = make_env()
     study = study_model(run.model, env, n_episodes, seed)
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
     try:
-        import sb3_mbmpo.figures  # noqa: F401 - before the work, not after it
+        import sb3_mbmpo.plots  # noqa: F401 - before the work, not after it
 
         files = find_run(arguments.run)
         model, make_env = load_run(files, arguments.env, arguments.trust)

@@ -20,8 +20,8 @@ from stable_baselines3.common.logger import (
 )
 
 from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.files import read_npz
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.save_util import read_npz
 
 # The logger's key of the real steps so far
 STEPS = "time/total_timesteps"

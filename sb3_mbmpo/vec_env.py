@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from sb3_mbmpo.checks import check_choice, check_integer, check_number
 from sb3_mbmpo.dynamics import CLIP_MARGIN, DynamicsEnsemble, Prediction, output_bias_array
 from sb3_mbmpo.model_env import ModelEnv
-from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.resolve import CheckedFn, RewardFn, TerminationFn, never_terminates
 
 RESAMPLE_MODEL = ("episode", "step")
 

@@ -290,7 +290,7 @@ def test_a_study_changes_nothing_of_the_model(trained):
 def test_figures_of_a_study_are_over_members_and_dimensions(trained):
     study = diagnostics.study_model(trained, Drift(), n_episodes=2)
     actor = study.actors["meta-policy"]
-    found = study.figures()
+    found = study.metrics()
     assert found["one_step_rmse"] == pytest.approx(np.sqrt(np.square(actor.one_step).mean()))
     assert found["horizon_rmse"] == pytest.approx(np.sqrt(np.square(actor.horizon_errors.members[:, -1]).mean()))
     np.testing.assert_allclose(study.returns(), [episode.rewards.sum() for episode in actor.episodes])

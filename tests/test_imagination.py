@@ -11,8 +11,8 @@ from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import Categoricals, DiagGaussian
 from sb3_mbmpo.dynamics import Prediction
 from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
-from sb3_mbmpo.known_tasks import never_terminates
 from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.rewards.known import never_terminates
 
 M, T, N = 2, 4, 3
 ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4

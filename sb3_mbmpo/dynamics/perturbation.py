@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
-from sb3_mbmpo.dynamics.values import Prediction, StepFn
+from sb3_mbmpo.dynamics.types import Prediction, StepFn
 from sb3_mbmpo.finite import in_float32
 
 

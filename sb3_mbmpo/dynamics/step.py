@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_mbmpo.dynamics.networks import Layer, forward, softly_bounded
-from sb3_mbmpo.dynamics.values import Prediction
+from sb3_mbmpo.dynamics.types import Prediction
 
 
 class OutputLayout(NamedTuple):

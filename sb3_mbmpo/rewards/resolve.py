@@ -1,6 +1,6 @@
 """
 Where the rewards and terminations of imagined steps come from: the user's function, the environment's own, the table of known
-Gymnasium environments (``known_tasks``), or a head of the learned model; and how well a function agrees with real steps.
+Gymnasium environments (``known``), or a head of the learned model; and how well a function agrees with real steps.
 
 Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -18,20 +18,20 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbmpo.env_reading import Get, ask, attribute, env_id
 from sb3_mbmpo.finite import check_rewards
-from sb3_mbmpo.known_tasks import KNOWN_TASKS, Parameters, RewardFn, Task, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.known import KNOWN_ENVS, EnvFunctions, Parameters, RewardFn, TerminationFn, never_terminates
 
 __all__ = [
-    "KNOWN_TASKS",
+    "KNOWN_ENVS",
+    "CheckedEnvFunctions",
     "CheckedFn",
+    "EnvFunctions",
     "Resolved",
     "RewardCheck",
     "RewardFn",
-    "Task",
-    "TaskFunctions",
     "TerminationFn",
     "check_reward_fn",
     "check_termination_fn",
-    "known_task",
+    "known_functions",
     "never_terminates",
     "resolve_reward_fn",
     "resolve_termination_fn",
@@ -50,7 +50,7 @@ class Resolved(NamedTuple):
     source: str
 
 
-def known_task(env: VecEnv) -> Task | None:
+def known_functions(env: VecEnv) -> EnvFunctions | None:
     """
     The task of a Gymnasium environment, with the weights, ranges and thresholds that it was made with. What changes its
     numbers unseen (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations without a change of
@@ -59,14 +59,14 @@ def known_task(env: VecEnv) -> Task | None:
     :param env: the environment, through any wrappers, in this process or in others
     :return: None for an unknown id, or where the observation has not the size of the default layout
     """
-    found = ask(env, partial(_known_task, env.observation_space.shape))
+    found = ask(env, partial(_known_functions, env.observation_space.shape))
     return None if found is None else found[1]
 
 
-def _known_task(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, Task] | None:
+def _known_functions(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, EnvFunctions] | None:
     """:return: id and task, which pickles: for environments in other processes it is built there"""
     name = env_id(get) or ""
-    known = KNOWN_TASKS.get(name)
+    known = KNOWN_ENVS.get(name)
     return None if known is None or obs_shape != (known.obs_size,) else (name, known.build(Parameters(get)))
 
 
@@ -207,7 +207,7 @@ def _check_signature(fn: Callable[..., Any], kind: str) -> None:
 
 
 def _from_table(env: VecEnv, kind: str) -> Resolved | None:
-    found = ask(env, partial(_known_task, env.observation_space.shape))
+    found = ask(env, partial(_known_functions, env.observation_space.shape))
     if found is None:
         return None
     name, task = found
@@ -286,7 +286,7 @@ REWARD_ERROR_TOLERANCE = 0.2
 TERMINATION_ERROR_TOLERANCE = 0.01
 
 
-class TaskFunctions:
+class CheckedEnvFunctions:
     """
     Reward and termination of the task that a model imagines, found once for an environment.
 
@@ -362,15 +362,15 @@ class TaskFunctions:
         check_rewards(source, predicted, obs=obs, action=action, next_obs=next_obs)
         check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
         if check.relative_error > REWARD_ERROR_TOLERANCE:
-            figures = (
+            misfit = (
                 f"misses the real rewards by {check.mean_abs_error:.3g} on average and {check.max_abs_error:.3g} at most "
                 f"({100 * check.relative_error:.0f} % of their standard deviation)"
             )
-            self._warn("reward", figures)
+            self._warn("reward", misfit)
         return check.mean_abs_error
 
-    def _warn(self, kind: str, figures: str) -> None:
+    def _warn(self, kind: str, misfit: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             source = (self.reward if kind == "reward" else self.termination).source
-            warnings.warn(f"The {kind} function ({source}) {figures}: pass `{kind}_fn='learned'` or a function that fits.")
+            warnings.warn(f"The {kind} function ({source}) {misfit}: pass `{kind}_fn='learned'` or a function that fits.")

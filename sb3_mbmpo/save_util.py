@@ -18,7 +18,7 @@ from sb3_mbmpo.atomic import whole_file
 Path = str | pathlib.Path | io.BufferedIOBase
 
 # Raised with every change after which files of earlier versions no longer load; the changelog says why
-FILE_FORMAT = 2
+FILE_FORMAT = 3
 # What to do about a file that is not as it was written
 TAKE_A_COPY = "It was damaged after it was written, or is incomplete: take an earlier copy of it."
 
