@@ -161,7 +161,7 @@ class ActionCodec:
         return isinstance(space, spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
     def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
-        """:return: center and half width of the bounds of a Box (A,), made once: the imagination asks at every step"""
+        """Return center and half width of the bounds of a Box (A,), made once: the imagination asks at every step."""
         if (device, dtype) not in self._scales:
             assert isinstance(self.action_space, spaces.Box)
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))

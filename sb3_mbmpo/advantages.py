@@ -59,7 +59,7 @@ def linear_features(policy_input: th.Tensor) -> th.Tensor:
 
 
 def _time_features(policy_input: th.Tensor) -> th.Tensor:
-    """:return: t/100, (t/100)^2, (t/100)^3, 1 for each step, the same for all tasks and rollouts (H, 1, 4)"""
+    """Return t/100, (t/100)^2, (t/100)^3, 1 for each step, the same for all tasks and rollouts (H, 1, 4)."""
     time = th.arange(policy_input.shape[1], device=policy_input.device, dtype=policy_input.dtype).view(-1, 1, 1) / 100
     return th.cat([time, time**2, time**3, th.ones_like(time)], dim=-1)
 
@@ -112,7 +112,7 @@ def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tens
 
 
 def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
-    """:return: predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten"""
+    """Return predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten."""
     features = features.flatten(1, 2)
     features *= alive.flatten(1).unsqueeze(-1)
     # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision

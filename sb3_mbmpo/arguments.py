@@ -95,7 +95,7 @@ def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 def check_device(device: Any) -> None:
-    """:raises ValueError: if PyTorch has no such device"""
+    """Raise ``ValueError`` if PyTorch has no such device."""
     try:
         th.empty(0, device=get_device(device))
     except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
@@ -103,7 +103,7 @@ def check_device(device: Any) -> None:
 
 
 def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
-    """:raises ValueError: if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values"""
+    """Raise ``ValueError`` if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values."""
     check_mapping("outer_kwargs", kwargs)
     if kwargs and outer_optimizer != "ppo":
         raise ValueError(

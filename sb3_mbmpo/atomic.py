@@ -79,7 +79,7 @@ def _escaped(name: str) -> str:
 
 
 def _new_part(target: Path) -> tuple[Path, BinaryIO]:
-    """:return: a new file beside ``target``, locked, with the permissions that ``target`` has or would get"""
+    """Return a new file beside ``target``, locked, with the permissions that ``target`` has or would get."""
     while True:
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         file = part.open("xb")

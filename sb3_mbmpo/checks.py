@@ -26,7 +26,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
-    """:raises ValueError: unless ``value`` is an integer in [at_least, at_most]"""
+    """Raise ``ValueError`` unless ``value`` is an integer in [at_least, at_most]."""
     at_most = min(at_most, LARGEST_INTEGER)
     if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= at_most:
         interval = f"at least {at_least}" + ("" if at_most == LARGEST_INTEGER else f" and at most {at_most}")
@@ -34,39 +34,39 @@ def check_integer(name: str, value: Any, at_least: int, at_most: float = math.in
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """:raises ValueError: unless ``value`` is a finite number in [low, high], or in (low, high]"""
+    """Raise ``ValueError`` unless ``value`` is a finite number in [low, high], or in (low, high]."""
     if not is_number(value) or not (low < value if open_low else low <= value) or value > high:
         interval = f"{'greater than' if open_low else 'at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
         raise ValueError(f"`{name}` must be a finite number {interval}, not {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """:raises ValueError: unless ``value`` is one of ``choices``"""
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, not {value!r}.")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """:raises ValueError: unless ``value`` is a bool"""
+    """Raise ``ValueError`` unless ``value`` is a bool."""
     if not isinstance(value, bool):
         raise ValueError(f"`{name}` must be True or False, not {value!r}.")
 
 
 def check_mapping(name: str, value: Any) -> None:
-    """:raises ValueError: unless ``value`` is a mapping"""
+    """Raise ``ValueError`` unless ``value`` is a mapping."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dictionary, not {value!r}.")
 
 
 def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
-    """:raises ValueError: if ``kwargs`` has a key that is not ``known``"""
+    """Raise ``ValueError`` if ``kwargs`` has a key that is not ``known``."""
     unknown = sorted(set(kwargs) - set(known), key=repr)
     if unknown:
         raise ValueError(f"`{name}` has unknown entries {unknown}; known are {sorted(known)}.")
 
 
 def check_net_arch(name: str, value: Any) -> None:
-    """:raises ValueError: unless ``value`` lists layer widths"""
+    """Raise ``ValueError`` unless ``value`` lists layer widths."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"`{name}` must be a list of layer widths, not {value!r}.")
     for width in value:
@@ -74,5 +74,5 @@ def check_net_arch(name: str, value: Any) -> None:
 
 
 def keyword_names(function: Any, skip: Collection[str]) -> set[str]:
-    """:return: names of the function's parameters, but for those to ``skip``"""
+    """Return names of the function's parameters, but for those to ``skip``."""
     return set(inspect.signature(function).parameters) - set(skip)

@@ -105,11 +105,11 @@ class ModelStudy(NamedTuple):
     plasticity: Plasticity
 
     def returns(self) -> np.ndarray:
-        """:return: of the meta-policy's real episodes"""
+        """Return the returns of the meta-policy's real episodes."""
         return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
 
     def metrics(self) -> dict[str, float]:
-        """:return: root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log"""
+        """Return root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log."""
         _, errors, one_step = self.actors["meta-policy"]
         return {
             "one_step_rmse": float(np.sqrt(np.nanmean(np.square(one_step)))),
@@ -187,7 +187,7 @@ def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.n
 
 
 def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """:return: over ``axis``"""
+    """Return the root mean square over ``axis``."""
     result: np.ndarray = np.sqrt(np.square(errors).mean(axis))
     return result
 

@@ -49,7 +49,7 @@ def _shown(values: th.Tensor) -> str:
 
 
 def in_float32(values: np.ndarray) -> np.ndarray:
-    """:return: which of the numbers are finite, and still are in single precision, in which models are fitted"""
+    """Tell which of the numbers are finite, and still are in single precision, in which models are fitted."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
     return finite
@@ -69,7 +69,7 @@ def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
 
 
 def as_floating(values: np.ndarray) -> np.ndarray:
-    """:return: integers as floating-point numbers that hold them, others as they are"""
+    """Return integers as floating-point numbers that hold them, others as they are."""
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 

@@ -48,15 +48,15 @@ class ImaginedRollouts(NamedTuple):
     final_input: th.Tensor
 
     def of_tasks(self, tasks: slice) -> "ImaginedRollouts":
-        """:return: the same for some of the tasks only"""
+        """Return the same for some of the tasks only."""
         return ImaginedRollouts(*(x[tasks] for x in self))
 
     def returns(self) -> th.Tensor:
-        """:return: undiscounted return of each rollout (T, N)"""
+        """Return undiscounted return of each rollout (T, N)."""
         return (self.rewards * self.alive).sum(1)
 
     def lengths(self) -> th.Tensor:
-        """:return: steps until termination or horizon (T, N)"""
+        """Return steps until termination or horizon (T, N)."""
         return self.alive.sum(1)
 
 
@@ -126,7 +126,7 @@ def imagine(
 
 
 def forked(generator: th.Generator, number: int) -> list[th.Generator]:
-    """:return: independent generators, seeded by the given one, which goes on alike however many they are"""
+    """Return independent generators, seeded by the given one, which goes on alike however many they are."""
     seed = int(th.randint(2**63 - 1, (), generator=generator, device=generator.device))
     return [th.Generator(generator.device).manual_seed(seed + i) for i in range(number)]
 
@@ -190,7 +190,7 @@ def _imagine_share(
         if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
             length = t + 1
             break
-        # The dead stay where they are: out of the data, models go astray, and 0 * NaN is NaN in every masked mean
+        # Freeze finished rollouts: outside the data, models diverge, and 0 * NaN is NaN in every masked mean
         obs = th.where(alive.unsqueeze(-1), of_tasks[t + 1], obs)
         obs_of_models = obs.view(per_model)
     if ends is None:

@@ -298,7 +298,7 @@ class MBMPO(RealRolloutAlgorithm):
     ) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        # Another number of rows than any size of the task: a function that mixes up its axes shows
+        # A number of rows unlike any dimension exposes a function that mixes up its axes
         rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
         obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
         columns = th.zeros((rows, *(self.action_space.shape or (1,))))
@@ -420,7 +420,7 @@ class MBMPO(RealRolloutAlgorithm):
             self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _bootstrapped_returns(self) -> list[float]:
-        """:return: discounted returns of the real episodes since the last fit, as if time limits had not cut them"""
+        """Return discounted returns of the real episodes since the last fit, as if time limits had not cut them."""
         episodes = self._discounted_returns.take()
         if not episodes:
             return []
@@ -530,7 +530,7 @@ class MBMPO(RealRolloutAlgorithm):
         return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
 
     def _start_pool(self) -> th.Tensor:
-        """:return: raw observations at which imagined rollouts may start (B, O)"""
+        """Return raw observations at which imagined rollouts may start (B, O)."""
         if self.imagined_start == "buffer":
             assert self.replay_buffer is not None
             if self.replay_buffer.size() > 0:
@@ -566,7 +566,7 @@ class MBMPO(RealRolloutAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _meta_parameters(self) -> MetaParameters:
-        """:return: the policy's, and the inner step size(s)"""
+        """Return the policy's parameters and the inner step size(s)."""
         return MetaParameters(
             theta=self.policy.actor_vector(),
             inner_lr=float(self.inner_lr) if self.learned_inner_lr is None else self.learned_inner_lr,
@@ -585,7 +585,7 @@ class MBMPO(RealRolloutAlgorithm):
         return self._meta_parameters()
 
     def _output_bias(self) -> np.ndarray:
-        """:return: deliberate error of each member, in standard deviations of the observed changes (M, O)"""
+        """Return deliberate error of each member, in standard deviations of the observed changes (M, O)."""
         assert self._bias_draws is not None
         return output_bias_array(self._dynamics_options.output_bias, self._bias_draws)
 

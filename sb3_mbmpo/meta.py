@@ -51,14 +51,14 @@ class TaskBatch(NamedTuple):
         return cls(rollouts.policy_input.flatten(1, 2), rollouts.actions.flatten(1, 2), advantages.flatten(1), weight)
 
     def subsample(self, factor: int) -> "TaskBatch":
-        """:return: every ``factor``-th row, with weights that sum to 1 again"""
+        """Return every ``factor``-th row, with weights that sum to 1 again."""
         if factor == 1:
             return self
         policy_input, actions, advantages, weight = (x[:, ::factor].contiguous() for x in self)
         return TaskBatch(policy_input, actions, advantages, weight / weight.sum(1, keepdim=True).clamp(min=1e-12))
 
     def tasks(self, chunk: slice) -> "TaskBatch":
-        """:return: the same for some of the tasks only"""
+        """Return the same for some of the tasks only."""
         return TaskBatch(*(x[chunk] for x in self))
 
 
@@ -90,11 +90,11 @@ class MetaParameters(NamedTuple):
     inner_lr: float | th.Tensor
 
     def vector(self) -> th.Tensor:
-        """:return: everything that is improved as one vector: theta, and the step sizes behind it if they are learned"""
+        """Return everything that is improved as one vector: theta, and the step sizes behind it if they are learned."""
         return th.cat([self.theta, self.inner_lr]) if isinstance(self.inner_lr, th.Tensor) else self.theta
 
     def with_vector(self, vector: th.Tensor) -> "MetaParameters":
-        """:return: the same with other numbers, from a vector like ``vector``'s"""
+        """Return the same with other numbers, from a vector like ``vector``'s."""
         if isinstance(self.inner_lr, th.Tensor):
             return MetaParameters(*vector.chunk(2))
         return self._replace(theta=vector)
@@ -184,20 +184,20 @@ class MetaProblem(NamedTuple):
         return len(self.post.policy_input)
 
     def tasks(self, chunk: slice) -> "MetaProblem":
-        """:return: the same problem for some of the tasks only"""
+        """Return the same problem for some of the tasks only."""
         return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
 
     def chunks(self) -> list["MetaProblem"]:
-        """:return: the same problem in chunks of tasks: tasks are independent"""
+        """Return the same problem in chunks of tasks: tasks are independent."""
         rows = self.post.policy_input.shape[1]
         return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
 
     def subsample(self, factor: int) -> "MetaProblem":
-        """:return: the same problem on every ``factor``-th row"""
+        """Return the same problem on every ``factor``-th row."""
         return self._replace(pre=tuple(b.subsample(factor) for b in self.pre), post=self.post.subsample(factor))
 
     def adapted(self, meta: MetaParameters, create_graph: bool = False) -> th.Tensor:
-        """:return: theta'_i (T, P)"""
+        """Return theta'_i (T, P)."""
         return adapt(
             self.actor,
             meta.theta,
@@ -208,12 +208,12 @@ class MetaProblem(NamedTuple):
         )
 
     def is_usable(self, meta: MetaParameters) -> bool:
-        """:return: whether the parameters, and the meta-policy's distributions over actions, are finite"""
+        """Tell whether the parameters, and the meta-policy's distributions over actions, are finite."""
         tried = self.post.policy_input[:1]
         return bool(th.isfinite(meta.vector()).all() and is_usable(self.actor, meta.theta.unsqueeze(0), tried).all())
 
     def adapted_distribution(self, meta: MetaParameters, create_graph: bool = False) -> ActionDistribution:
-        """:return: the adapted policies' distributions on their own imagined steps"""
+        """Return the adapted policies' distributions on their own imagined steps."""
         return self.actor(self.adapted(meta, create_graph))(self.post.policy_input)
 
     def objective(self, meta: MetaParameters, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
@@ -228,7 +228,7 @@ class MetaProblem(NamedTuple):
         return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(meta)
 
     def entropy_bonus(self, meta: MetaParameters) -> th.Tensor | float:
-        """:return: weighted mean entropy of the policy before adaptation (T,)"""
+        """Return weighted mean entropy of the policy before adaptation (T,)."""
         if self.ent_coef == 0:
             return 0.0
         entropy = self.actor(meta.theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
@@ -242,7 +242,7 @@ class _Old(NamedTuple):
     log_prob: th.Tensor
 
     def kl_to(self, distribution: ActionDistribution, weight: th.Tensor) -> th.Tensor:
-        """:return: each task's mean KL(old || new) (T,)"""
+        """Return each task's mean KL(old || new) (T,)."""
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
@@ -251,7 +251,7 @@ def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: in
     :param rows_per_task: imagined steps of a task
     :param chunk_size: the most rows of a chunk, unless a single task has more
     :param n_threads: equally many chunks for every thread, if there are tasks enough
-    :return: tasks of each chunk, as equally many as can be
+    :return: tasks of each chunk, whose sizes differ by at most one
     """
     n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
     n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
@@ -304,7 +304,7 @@ def fisher_vector_product(
 
 
 def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
-    """:return: the product for some of the tasks, from graphs that stay alive as long as the function does"""
+    """Return the product for some of the tasks, from graphs that stay alive as long as the function does."""
     leaf = meta.vector().detach().requires_grad_()
     outputs = problem.adapted_distribution(meta.with_vector(leaf), create_graph=True)
     parameters = outputs.parameters
@@ -360,7 +360,7 @@ def conjugate_gradient(
 
 
 def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> tuple[float, float]:
-    """:return: outer objective and mean KL of the adapted policies at ``meta``"""
+    """Return outer objective and mean KL of the adapted policies at ``meta``."""
     jobs = [partial(_evaluate_chunk, chunk, meta, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
     objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
     return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
@@ -454,7 +454,7 @@ def proximal_step(
 def _clipped_gradient_of_chunk(
     chunk: MetaProblem, meta: MetaParameters, before: _Old, *, clip_range: float, n_tasks: int
 ) -> th.Tensor:
-    """:return: gradient of PPO's surrogate, like ``meta.vector()``"""
+    """Return gradient of PPO's surrogate, like ``meta.vector()``."""
     leaf = meta.vector().detach().requires_grad_()
     point = meta.with_vector(leaf)
     log_prob = chunk.adapted_distribution(point, create_graph=True).log_prob(chunk.post.actions)

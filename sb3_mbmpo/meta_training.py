@@ -114,11 +114,11 @@ class MetaTraining(NamedTuple):
     last_post: ImaginedRollouts | None
 
     def explained_variance(self) -> float:
-        """:return: share of the imagined returns' variance that the critic explained; 0 if it learned nothing"""
+        """Return share of the imagined returns' variance that the critic explained; 0 if it learned nothing."""
         return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """:return: what the logger records, by its key"""
+        """Return what the logger records, by its key."""
         rollouts = self.adaptation.rollouts
         found = {
             "imagined/ep_rew_mean": float(rollouts.returns().mean()),
@@ -318,7 +318,7 @@ class MetaTrainer(NamedTuple):
         return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
-        """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""
+        """Return mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps."""
         batch = adaptation.batches[0]
         with th.no_grad():
             before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)

@@ -50,11 +50,11 @@ class ValueHead(nn.Linear):
         self.register_buffer("is_trained", th.zeros((), dtype=th.bool))
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        """:return: values in units of the targets (B, 1)"""
+        """Return values in units of the targets (B, 1)."""
         return self.in_units(super().forward(latent))
 
     def in_units(self, scaled: th.Tensor) -> th.Tensor:
-        """:return: what the linear layer puts out, in units of the targets"""
+        """Return what the linear layer puts out, in units of the targets."""
         return scaled * self.std + self.mean
 
     @th.no_grad()
@@ -160,7 +160,7 @@ class MetaPolicy(ActorCriticPolicy):
         return self.standardization()(obs)
 
     def standardization(self) -> Standardization:
-        """:return: ``standardize`` as a value, which follows the statistics"""
+        """Return ``standardize`` as a value, which follows the statistics."""
         return Standardization(self.observation_mean, self.observation_mean_tail, self.observation_std)
 
     @th.no_grad()
@@ -180,7 +180,7 @@ class MetaPolicy(ActorCriticPolicy):
         return super().extract_features(self.standardize(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
-        # SB3 goes round ``extract_features`` of subclasses here
+        # SB3 bypasses an overridden ``extract_features`` here
         assert isinstance(obs, th.Tensor)
         return super().get_distribution(self.standardize(obs))
 
@@ -228,7 +228,7 @@ class MetaPolicy(ActorCriticPolicy):
         )
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """:return: the parameters of the value function, by name, in a fixed order"""
+        """Return the parameters of the value function, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(ACTOR_MODULES)}
 
     def values(self, policy_input: th.Tensor) -> th.Tensor:
@@ -253,11 +253,11 @@ class MetaPolicy(ActorCriticPolicy):
     # ---------------------------------------------------------------- explicit parameter sets
 
     def actor_parameters(self) -> dict[str, nn.Parameter]:
-        """:return: the parameters that act and that are adapted, by name, in a fixed order"""
+        """Return the parameters that act and that are adapted, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(ACTOR_MODULES)}
 
     def actor_vector(self) -> th.Tensor:
-        """:return: a copy of the actor's parameters as one vector (P,)"""
+        """Return a copy of the actor's parameters as one vector (P,)."""
         return nn.utils.parameters_to_vector(self.actor_parameters().values()).detach().clone()
 
     @th.no_grad()
@@ -296,7 +296,7 @@ class MetaPolicy(ActorCriticPolicy):
         return StackedActor(self.action_space, network, log_std)
 
     def _unflatten(self, parameters: th.Tensor) -> dict[str, th.Tensor]:
-        """:return: views of the columns of (T, P) as stacked parameters (T, *shape), by name"""
+        """Return views of the columns of (T, P) as stacked parameters (T, *shape), by name."""
         shapes = {name: parameter.shape for name, parameter in self.actor_parameters().items()}
         columns = parameters.split([shape.numel() for shape in shapes.values()], dim=1)
         return {

@@ -48,7 +48,7 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return result
 
     def so_far(self) -> EpisodeSoFar:
-        """:return: what ``repeat`` needs; the environment was reset before"""
+        """Return what ``repeat`` needs; the environment was reset before."""
         assert self._so_far is not None
         return self._so_far._replace(actions=list(self._so_far.actions))
 
@@ -67,6 +67,6 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return np.array_equal(obs, episode.obs)
 
     def _random_state(self) -> dict[str, Any] | None:
-        """:return: None where an environment has random numbers of another kind"""
+        """Return the state of the random numbers; None where an environment has those of another kind."""
         generator = getattr(self.unwrapped, "np_random", None)
         return dict(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None

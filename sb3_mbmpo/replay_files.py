@@ -76,7 +76,7 @@ def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
 
 
 def _read(path: Path, name: str) -> Any:
-    """:return: what was pickled, once its checksum is right"""
+    """Return what was pickled, once its checksum is right."""
     with opened(path, "pkl") as file:
         start = file.tell()
         end = file.seek(0, io.SEEK_END)
@@ -119,7 +119,7 @@ def _check_task(stored: ReplayBuffer, empty: ReplayBuffer) -> None:
 
 
 def _check_position(stored: ReplayBuffer) -> None:
-    """:raises ValueError: if size and position are none that ``ReplayBuffer.add`` leaves"""
+    """Raise ``ValueError`` if size and position are none that ``ReplayBuffer.add`` leaves."""
     for name, low in (("n_envs", 1), ("buffer_size", 1), ("pos", 0)):
         value = getattr(stored, name, None)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
@@ -132,7 +132,7 @@ def _check_position(stored: ReplayBuffer) -> None:
 
 
 def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
-    """:return: its arrays, if they are such as ``ReplayBuffer.add`` leaves them"""
+    """Return its arrays, if they are such as ``ReplayBuffer.add`` leaves them."""
     _check_position(stored)
     one_row = ReplayBuffer(1, stored.observation_space, stored.action_space, "cpu", stored.n_envs)
     rows = stored.size()
@@ -165,7 +165,7 @@ def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
 
 
 def _env_actions(stored: ReplayBuffer, actions: np.ndarray) -> np.ndarray:
-    """:return: the actions as the environment received them (C, E, A)"""
+    """Return the actions as the environment received them (C, E, A)."""
     rows, space = stored.size(), stored.action_space
     ours = getattr(stored, ENV_ACTIONS, None)
     if isinstance(space, spaces.Box):
@@ -205,7 +205,7 @@ def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np
 
 
 def _filled(empty: ReplayBuffer, arrays: dict[str, np.ndarray], stored: ReplayBuffer) -> ReplayBuffer:
-    """:return: ``empty`` with the arrays of ``stored``: as they are where they fit exactly, else its newest steps in order"""
+    """Return ``empty`` with the arrays of ``stored``: as they are where they fit exactly, else its newest steps in order."""
     result = empty
     if (stored.n_envs, stored.buffer_size) == (result.n_envs, result.buffer_size):
         rows = stored.size()

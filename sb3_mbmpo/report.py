@@ -40,7 +40,7 @@ SAFE_WRAPPERS = (
     "gymnasium.wrappers.common:",
     *(f"gymnasium.wrappers.{how}_{kind}:" for how in ("stateful", "transform") for kind in _KINDS),
 )
-# Arguments of MBMPO that are objects of its own, or no matter of what is learned
+# Arguments of MBMPO that are not shown in the table of hyperparameters: objects, and what does not change what is learned
 NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 
 
@@ -68,7 +68,7 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
 
 
 def _check_registered(spec: EnvSpec) -> None:
-    """:raises ValueError: if making it would import or call what only the file names"""
+    """Raise ``ValueError`` if making it would import or call what only the file names."""
     known = gym.registry.get(spec.id)
     # Shimmy's environments make whatever their arguments name
     if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
@@ -119,7 +119,7 @@ def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[
 
 
 def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
-    """:return: name, value and default of every argument of ``MBMPO`` that decides what is learned"""
+    """Return name, value and default of every argument of ``MBMPO`` that decides what is learned."""
     values = {**vars(model), "policy": model.policy_class.__name__, "stats_window_size": model._stats_window_size}
     return [
         (name, values[name], "" if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -129,7 +129,7 @@ def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
 
 
 def hyperparameter_table(model: MBMPO) -> str:
-    """:return: HTML; what is not the default is bold"""
+    """Return the table as HTML; what is not the default is bold."""
     lines = ["<tr><th>argument</th><th>value</th><th>default</th></tr>"]
     for name, value, default in hyperparameters(model):
         # An empty dictionary is what None becomes
@@ -140,7 +140,7 @@ def hyperparameter_table(model: MBMPO) -> str:
 
 
 def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files: RunFiles) -> str:
-    """:return: HTML: what was trained, for how long, how good it is"""
+    """Return HTML: what was trained, for how long, how good it is."""
     rows = {
         "model": files.model.name,
         "environment": "" if env.spec is None else env.spec.id,
@@ -156,12 +156,12 @@ def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files:
 
 
 def embedded(data: bytes, mime: str, alternative: str) -> str:
-    """:return: HTML of an image that is part of the page"""
+    """Return HTML of an image that is part of the page."""
     return f"<img alt='{html.escape(alternative)}' src='data:{mime};base64,{base64.b64encode(data).decode()}'>"
 
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
-    """:return: HTML: the film, which also goes to ``folder``, or why there is none"""
+    """Return HTML: the film, which also goes to ``folder``, or why there is none."""
     from sb3_mbmpo.video import NoFilmError, film
 
     title = "Film"
@@ -181,7 +181,7 @@ def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> st
 
 
 def section(title: str, content: str, caption: str) -> str:
-    """:return: HTML"""
+    """Return the section as HTML."""
     return f"<h2>{html.escape(title)}</h2><figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 

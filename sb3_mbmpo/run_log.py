@@ -116,11 +116,11 @@ class RunLog(NamedTuple):
         return steps[known], values[known]
 
     def evaluation(self) -> tuple[np.ndarray, np.ndarray]:
-        """:return: real steps and mean returns of evaluations in the course of the run"""
+        """Return real steps and mean returns of evaluations in the course of the run."""
         return self.evaluations if len(self.evaluations[0]) > 0 else self.column("eval/mean_reward")
 
     def has_imagined_returns(self) -> bool:
-        """:return: whether the log has the returns of imagined rollouts"""
+        """Tell whether the log has the returns of imagined rollouts."""
         return len(self.column("imagined/ep_rew_mean")[0]) > 0
 
 
@@ -156,7 +156,7 @@ CHECKSUM = "checksum"
 
 
 def _checksum(cells: Mapping[str, str]) -> str:
-    """:return: of the cells of a row that say something: a new column does not change it"""
+    """Return a hash of the cells of a row that say something: a new column does not change it."""
     text = json.dumps(sorted((key, cell) for key, cell in cells.items() if cell != "" and key != CHECKSUM))
     return f"{zlib.crc32(text.encode()):08x}"
 

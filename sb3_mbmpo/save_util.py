@@ -36,7 +36,7 @@ def file_stamp(kind: str) -> dict[str, Any]:
 
 
 def file_name(path: object) -> str:
-    """:return: what to call a path or an open file in a message"""
+    """Return what to call a path or an open file in a message."""
     return str(path) if isinstance(path, (str, pathlib.Path)) else str(getattr(path, "name", "the open file"))
 
 
@@ -126,7 +126,7 @@ def sealed(archive: bytes) -> bytes:
 
 
 def _is_intact(content: bytes) -> bool:
-    """:return: whether a file is as it was sealed; True for one without a seal, which another program has written"""
+    """Tell whether a file is as it was sealed; True for one without a seal, which another program has written."""
     if not content[-_SEAL_LENGTH:].startswith(_SEAL):
         return True
     return sealed(content[: -_SEAL_LENGTH - 2] + b"\0\0") == content

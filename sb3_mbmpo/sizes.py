@@ -33,7 +33,7 @@ def check_memory(arguments: Mapping[str, Any]) -> None:
 
 
 def machine_memory() -> float:
-    """:return: bytes; infinite where the system does not tell"""
+    """Return the memory of this machine in bytes; infinite where the system does not tell."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -41,7 +41,7 @@ def machine_memory() -> float:
 
 
 def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
-    """:return: bytes, at the least, by the names of the arguments that decide"""
+    """Return the bytes that are needed at the least, by the names of the arguments that decide."""
     space, codec = arguments["observation_space"], ActionCodec(arguments["action_space"])
     obs, action, encoded = math.prod(space.shape), codec.sample_dim, codec.dynamics_dim
     dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", dynamics.NET_ARCH)

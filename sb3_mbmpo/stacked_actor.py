@@ -111,5 +111,5 @@ def _with_parameters(module: nn.Module, parameters: dict[str, th.Tensor], inputs
 
 
 def is_plain(network: nn.Sequential) -> bool:
-    """:return: whether only its linear layers have parameters"""
+    """Tell whether only its linear layers have parameters."""
     return all(isinstance(module, nn.Linear) or not list(module.parameters()) for module in network)

@@ -213,20 +213,20 @@ class ModelVecEnv(VecEnv):
         return obs, rewards, dones, infos
 
     def _rewards(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """:return: rewards of the step from ``self._obs`` to ``next_obs`` (E,)"""
+        """Return rewards of the step from ``self._obs`` to ``next_obs`` (E,)."""
         predicted = None if by_member.reward is None else by_member.reward[self._place]
         rewards = self._model_env.reward(self._obs, self._actions, next_obs, predicted)
         self._model_env.check_rewards(rewards, obs=self._obs, action=self._actions, next_obs=next_obs)
         return rewards
 
     def _terminated(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """:return: which episodes end with this step for good (E,) bool"""
+        """Tell which episodes end with this step for good (E,) bool."""
         logit = None if by_member.termination_logit is None else by_member.termination_logit[self._place]
         terminated = self._model_env.terminated(next_obs, logit)
         return th.zeros(self.num_envs, dtype=th.bool) if terminated is None else terminated
 
     def _to_numpy(self, obs: th.Tensor) -> np.ndarray:
-        """:return: a copy in the dtype of the observation space (E, O)"""
+        """Return a copy in the dtype of the observation space (E, O)."""
         space, array = self.observation_space, obs.cpu().numpy()
         assert isinstance(space, gym.spaces.Box)
         if np.issubdtype(space.dtype, np.integer):

@@ -23,7 +23,7 @@ ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
 
 
 def config_file() -> Path:
-    """:return: the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package"""
+    """Return the path of the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package."""
     package = Path(__file__).parent
     in_source_tree = package.parent / "zoo_configs" / "mbmpo.yml"
     return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"

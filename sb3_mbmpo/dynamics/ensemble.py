@@ -191,7 +191,7 @@ class DynamicsEnsemble(nn.Module):
     # ---------------------------------------------------------------- the networks
 
     def _chosen(self, members: th.Tensor | None) -> dict[str, th.Tensor]:
-        """:return: parameters by name, of some members (long; None: all)"""
+        """Return parameters by name, of some members (long; None: all)."""
         return {name: x if members is None else x[members] for name, x in self.named_parameters()}
 
     def _layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
@@ -378,14 +378,14 @@ class DynamicsEnsemble(nn.Module):
         return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
-        """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
+        """Return lowest and highest observation of the data, ``margin`` standard deviations further out (O,)."""
         spread, low, high = margin * self.observation_std, self.observation_low, self.observation_high
         if self.observation_dtype == th.float64:
             low, high = low.double() + self.observation_tails[1], high.double() + self.observation_tails[2]
         return low - spread, high + spread
 
     def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
-        """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
+        """Return layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights."""
         layers = [(weight.double(), bias.double()) for weight, bias in self._layers(parameters)]
         input_std = th.cat([self.observation_std, self.action_std]).double()
         weight, bias = layers[0]

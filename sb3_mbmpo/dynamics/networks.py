@@ -49,7 +49,7 @@ def forward(layers: Sequence[Layer], inputs: th.Tensor, activation_fn: str) -> t
 
 
 def cast(layers: Sequence[Layer], dtype: th.dtype) -> list[Layer]:
-    """:return: the layers in another dtype"""
+    """Return the layers in another dtype."""
     return [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
 
 

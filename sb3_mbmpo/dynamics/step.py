@@ -33,7 +33,7 @@ class OutputLayout(NamedTuple):
         return self.target_dim * (2 if self.probabilistic else 1) + int(self.learned_termination)
 
     def split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """:return: target mean, raw log-variance (probabilistic only), termination logit (learned only)"""
+        """Return target mean, raw log-variance (probabilistic only), termination logit (learned only)."""
         mean = output[..., : self.target_dim]
         log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
         logit = output[..., -1] if self.learned_termination else None

@@ -56,7 +56,7 @@ class Parameters:
         self._get_attribute = get_attribute
 
     def get(self, name: str, default: Any) -> Any:
-        """:return: the argument, or ``default`` where this version of the environment has none of that name"""
+        """Return the argument, or ``default`` where this version of the environment has none of that name."""
         values = (attribute(key, self._get_attribute) for key in (f"_{name}", name))
         return next((value for value in values if value is not None), default)
 
@@ -301,7 +301,7 @@ def _locomotion(
         forward_reward_weight=given.number("forward_reward_weight", weights[0]),
         ctrl_cost_weight=given.number("ctrl_cost_weight", weights[1]),
         healthy_reward=given.number("healthy_reward", weights[2]),
-        # v4 pays for health at the fatal step, too; v5 mended that
+        # v4 pays for health at the fatal step, too; fixed in v5
         unhealthy=never_terminates if version == 4 and ends else unhealthy,
         contact_cost=contact_cost,
     )

@@ -64,7 +64,7 @@ def known_functions(env: VecEnv) -> EnvFunctions | None:
 
 
 def _known_functions(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, EnvFunctions] | None:
-    """:return: id and task, which pickles: for environments in other processes it is built there"""
+    """Return the id and its functions, which pickle: for environments in other processes they are built there."""
     name = env_id(get) or ""
     known = KNOWN_ENVS.get(name)
     return None if known is None or obs_shape != (known.obs_size,) else (name, known.build(Parameters(get)))
@@ -196,7 +196,7 @@ def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
 
 
 def _check_signature(fn: Callable[..., Any], kind: str) -> None:
-    """:raises ValueError: if it is clear before the first call that a function that was given cannot be called"""
+    """Raise ``ValueError`` if it is clear before the first call that a function that was given cannot be called."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # has none that Python knows
