@@ -20,6 +20,8 @@ N_FOURIER, FOURIER_SCALE, FOURIER_RIDGE = 100, 1.2, 1e-3
 
 def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th.Tensor:
     """
+    Sum the discounted rewards from each step on.
+
     :param rewards: (T, H, N)
     :param alive: (T, H, N) bool; rewards of other steps do not count
     :param gamma: discount factor
@@ -153,6 +155,8 @@ def generalized_advantages(
 
 def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     """
+    Standardise the advantages of each task.
+
     :param advantages: (T, H, N)
     :param alive: (T, H, N) bool
     :return: advantages with mean 0 and standard deviation 1 over the living steps of each task, 0 elsewhere

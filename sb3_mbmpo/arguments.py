@@ -67,6 +67,8 @@ def _is_subclass(base: type, value: Any) -> bool:
 
 def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
     """
+    Check ``policy_kwargs``.
+
     :param policy: "MlpPolicy" or a subclass of it, which may have arguments of its own
     :raises ValueError: if ``policy_kwargs`` is not a mapping of known options to sensible values
     """
@@ -144,6 +146,8 @@ def check_before_building(policy: Any, env: Any, verbose: Any, policy_aliases: C
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
+    Check MBMPO's arguments, one by one and together.
+
     :param arguments: MBMPO's arguments by name
     :raises ValueError: for the first one that cannot work
     """

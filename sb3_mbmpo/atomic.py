@@ -55,6 +55,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
     """
+    Write a file whole or not at all.
+
     :param path: of the file; its folder exists
     :param content: all of it; text is encoded in UTF-8
     :raises OSError: if it cannot be written; what was there before is as it was

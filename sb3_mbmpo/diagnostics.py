@@ -176,6 +176,8 @@ def open_loop(model_env: ModelEnv, obs: np.ndarray, actions: np.ndarray) -> np.n
 
 def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """
+    Cut episodes into overlapping windows.
+
     :param episodes: real ones
     :param n_steps: length ``K`` of a window
     :return: observations (S, K + 1, O) and actions (S, K, ...) of at most ``MAX_STARTS`` windows, evenly spread
@@ -211,6 +213,8 @@ def horizon_errors(model_env: ModelEnv, episodes: Sequence[Episode], *, horizon:
 
 def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> np.ndarray:
     """
+    Measure errors of predictions one step ahead.
+
     :param dynamics: the ensemble
     :param episodes: real ones
     :return: root mean square errors (M, O), in standard deviations of the observed changes: 1 is as good as forecasting the
@@ -229,6 +233,8 @@ def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> 
 
 def replay(model: MBMPO, episode: Episode) -> Trajectory:
     """
+    Predict a real episode from its first observation and its actions.
+
     :param model: trained
     :param episode: a real one; no more than the imagination's horizon of it is looked at
     :return: the members are told the actions
@@ -243,6 +249,8 @@ def replay(model: MBMPO, episode: Episode) -> Trajectory:
 @th.no_grad()
 def play(model: MBMPO, episode: Episode) -> Trajectory:
     """
+    Let the meta-policy act in every member, from a real first observation.
+
     :param model: trained
     :param episode: a real one of the meta-policy; no more than the imagination's horizon of it is looked at
     :return: in every member the meta-policy acts, from the first observation; terminations are ignored
@@ -272,6 +280,8 @@ def _trajectory(model: MBMPO, episode: Episode, imagined: np.ndarray, actions: l
 @th.no_grad()
 def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member: int) -> np.ndarray:
     """
+    Evaluate the rewards of an imagined trajectory.
+
     :param model: trained
     :param obs: imagined by ``member`` (L + 1, O)
     :param actions: (L, ...)
@@ -297,6 +307,8 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
 
 def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
     """
+    Compare the members' disagreement with what adaptation changes.
+
     :param model: trained
     :param episodes: real ones of the meta-policy
     :return: over the plane, within the range of the training data, if observations have two dimensions; else over the
@@ -316,6 +328,8 @@ def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
 
 def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """
+    Make a square grid over a rectangle.
+
     :param low: lower left corner (2,)
     :param high: upper right corner (2,)
     :return: points (``MAP_SIZE`` ** 2, 2), the second coordinate changes slowest
@@ -327,6 +341,8 @@ def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 @th.no_grad()
 def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
     """
+    Measure how far adaptation moves the policy at each observation.
+
     :param model: trained
     :param obs: raw (B, O)
     :return: KL of the meta-policy to the adapted policies of its last iteration, mean over the tasks, in nats (B,)
@@ -340,6 +356,8 @@ def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """
+    Compute Spearman's rank correlation.
+
     :param a: (B,)
     :param b: (B,)
     :return: Spearman's, -1 to 1; NaN if one of them is constant

@@ -39,6 +39,8 @@ class ActionDistribution(ABC):
     @abstractmethod
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """
+        Evaluate the log-likelihood of actions.
+
         :param actions: shaped as a sample
         :return: log-likelihood (T, B)
         """
@@ -50,6 +52,8 @@ class ActionDistribution(ABC):
     @abstractmethod
     def kl_divergence(self, other: "ActionDistribution") -> th.Tensor:
         """
+        Compute the KL divergence to another distribution.
+
         :param other: a distribution of the same family
         :return: KL(self || other) in nats (T, B)
         """

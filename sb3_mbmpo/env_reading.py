@@ -72,6 +72,8 @@ def _attempt(question: Callable[[Get], Answer | None], get: Get) -> Answer | Non
 
 def attribute(name: str, get: Get) -> Any:
     """
+    Read an attribute of the environment, through its wrappers.
+
     :param name: of an attribute
     :param get: reads it
     :return: None if it is missing or cannot be read
@@ -94,6 +96,8 @@ def env_id(get: Get) -> str | None:
 
 def env_spec_json(get: Get) -> str | None:
     """
+    Describe how the environment was made.
+
     :return: what ``gymnasium.make(EnvSpec.from_json(...))`` needs to make it once more, without the wrappers that do not tell
         their arguments (SB3's ``Monitor``); None where Gymnasium did not make it. Raises where JSON cannot hold its arguments
     """

@@ -40,6 +40,8 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
+        Move the point.
+
         :param action: the displacement (2,)
         """
         displacement = np.clip(action, -self.MAX_DISPLACEMENT, self.MAX_DISPLACEMENT)

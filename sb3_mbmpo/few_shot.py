@@ -37,6 +37,8 @@ def adapt_to_episodes(
     generator: th.Generator,
 ) -> th.Tensor:
     """
+    Adapt a policy to real episodes of an environment.
+
     :param env: the environment; it is reset
     :param policy: the actor of the parameters
     :param theta: the meta-policy's parameters (P,)
@@ -57,7 +59,11 @@ def adapt_to_episodes(
 
 
 def check_adaptation(is_finite: bool) -> None:
-    """:raises ValueError: if a policy-gradient step left the finite numbers"""
+    """
+    Refuse an adaptation that is not finite.
+
+    :raises ValueError: if a policy-gradient step left the finite numbers
+    """
     if not is_finite:
         raise ValueError(
             "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Rewards or observations that are "

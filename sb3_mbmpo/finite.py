@@ -9,6 +9,8 @@ import torch as th
 
 def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
     """
+    Refuse rewards that are no finite numbers.
+
     :param source: what to call the function that gave the rewards
     :param reward: (B,)
     :param obs: raw (B, O)
@@ -30,6 +32,8 @@ def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.
 
 def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
     """
+    Refuse imagined observations that are no finite numbers.
+
     :param obs: raw, imagined (..., O)
     :param next_obs: what was imagined to follow (..., O)
     :raises ValueError: if one is NaN or infinite
@@ -61,6 +65,8 @@ LARGE_MEAN = 1e3
 
 def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
+    Compute what single precision leaves of a mean.
+
     :param mean: of columns (K,) float64
     :param std: their standard deviation (K,)
     :return: what is missing if the mean is rounded to single precision, where that matters; else 0, (K,) float64

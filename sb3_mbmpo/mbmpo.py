@@ -471,6 +471,8 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _meta_trainer(self, generators: Mapping[str, th.Generator], n_threads: int) -> MetaTrainer:
         """
+        Put the meta-training together.
+
         :param generators: for imagined actions ("imagination") and first observations ("starts")
         :param n_threads: how many threads imagine and differentiate
         :return: meta-training in the ensemble as it is now

@@ -43,6 +43,8 @@ class TaskBatch(NamedTuple):
     @classmethod
     def from_rollouts(cls, rollouts: ImaginedRollouts, advantages: th.Tensor) -> "TaskBatch":
         """
+        Flatten rollouts into rows.
+
         :param rollouts: imagined rollouts
         :param advantages: (T, H, N)
         """
@@ -148,6 +150,8 @@ def adapt(
 @th.no_grad()
 def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> th.Tensor:
     """
+    Tell which policies can act.
+
     :param parameters: (T, P)
     :param policy_input: observations that the policies meet (T, B, O); some of them are tried
     :return: whose parameters, and distributions over actions, are finite (T,) bool
@@ -248,6 +252,8 @@ class _Old(NamedTuple):
 
 def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
     """
+    Divide tasks into chunks that are processed at once.
+
     :param rows_per_task: imagined steps of a task
     :param chunk_size: the most rows of a chunk, unless a single task has more
     :param n_threads: equally many chunks for every thread, if there are tasks enough

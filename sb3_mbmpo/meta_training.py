@@ -343,6 +343,8 @@ class ReturnDrop:
 
     def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
         """
+        Compare an imagined return with the rolling average so far.
+
         :param meta: meta-parameters
         :param rollouts: imagined under its meta-policy
         :return: whether to stop, and go back to ``best``

@@ -72,6 +72,8 @@ def load_transitions(
 
 def load_minari(dataset: Any) -> OfflineData:
     """
+    Load a dataset of Minari.
+
     :param dataset: a ``minari.MinariDataset``, or the id of one that is on this computer ("mujoco/hopper/medium-v0")
     :return: its spaces, transitions and first observations
     :raises ImportError: if an id is given and Minari is not installed

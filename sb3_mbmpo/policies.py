@@ -154,6 +154,8 @@ class MetaPolicy(ActorCriticPolicy):
 
     def standardize(self, obs: th.Tensor) -> th.Tensor:
         """
+        Standardise observations by the statistics of the real data.
+
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
         :return: what the networks see (..., O), in the dtype of the policy
         """
@@ -166,6 +168,8 @@ class MetaPolicy(ActorCriticPolicy):
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
         """
+        Take the statistics of observations as those that standardise.
+
         :param obs: observations as the policy receives them (B, O), floating; a constant dimension stays unscaled
         """
         if not self.normalize_observation:
@@ -263,6 +267,8 @@ class MetaPolicy(ActorCriticPolicy):
     @th.no_grad()
     def set_actor_vector(self, vector: th.Tensor) -> None:
         """
+        Set the actor's parameters.
+
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
         :raises ValueError: if one of them is NaN or infinite: so would be all actions
         """
@@ -276,6 +282,8 @@ class MetaPolicy(ActorCriticPolicy):
 
     def with_actor_vector(self, vector: th.Tensor) -> "MetaPolicy":
         """
+        Copy the policy with other parameters of the actor.
+
         :param vector: parameters (P,), for instance adapted ones
         :return: an independent policy with these parameters, to ``predict`` with or to save
         """

@@ -39,6 +39,8 @@ class StageProgressBar(ProgressBarCallback):
 
     def show(self, stage: str, done: int, total: int | None, metrics: dict[str, float]) -> None:
         """
+        Show how far a stage is.
+
         :param stage: name of the stage, with the unit of ``done``
         :param done: epochs or meta-steps so far
         :param total: how many there will be at most; None: they are not counted here

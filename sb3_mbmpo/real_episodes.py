@@ -60,6 +60,8 @@ def random_actor(action_space: gym.Space[Any], seed: int) -> Act:
 
 def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) -> list[Episode]:
     """
+    Play complete episodes.
+
     :param env: is reset
     :param act: who acts
     :param n_episodes: complete episodes
@@ -70,6 +72,8 @@ def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) 
 
 def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[[], None] = lambda: None) -> Episode:
     """
+    Play one complete episode.
+
     :param env: is reset
     :param act: who acts
     :param seed: of the reset

@@ -189,6 +189,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_policy(self, *answers: th.Tensor) -> None:
         """
+        Refuse answers of the policy that are no finite numbers.
+
         :param answers: of the policy to the last observations (n_envs, ...)
         :raises ValueError: before an action that is no number can be sent to the environment
         """
@@ -249,6 +251,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:
         """
+        Refuse numbers of the environment that are not finite.
+
         :param values: (n_envs, .) of the environment
         :raises ValueError: before a NaN or infinite number can enter the buffer
         """

@@ -54,6 +54,8 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
     def repeat(self, episode: EpisodeSoFar) -> bool:
         """
+        Repeat the episode of another environment so far.
+
         :param episode: of an environment that was made alike
         :return: whether this one is now where that one was
         """

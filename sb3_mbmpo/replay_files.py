@@ -43,6 +43,8 @@ class _Hashing:
 
 def save_buffer(path: Path, buffer: ReplayBuffer) -> None:
     """
+    Save a replay buffer.
+
     :param path: a file name (".pkl" is appended if it has no suffix) or a file
     :param buffer: with actions in units of the environment
     """
@@ -57,6 +59,8 @@ def save_buffer(path: Path, buffer: ReplayBuffer) -> None:
 
 def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
     """
+    Load a replay buffer.
+
     :param path: a file name, with or without ".pkl", or a file
     :param empty: of the spaces, the capacity and the number of environments that are wanted
     :return: ``empty``, filled. If it has room for less, with the newest steps
@@ -189,6 +193,8 @@ def _env_actions(stored: ReplayBuffer, actions: np.ndarray) -> np.ndarray:
 
 def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np.ndarray:
     """
+    Map actions from one interval to another.
+
     :param actions: (C, E, A)
     :param to_env: from [-1, 1] to the range of the environment, else the other way round
     :return: (C, E, A) of the same dtype; unchanged if they are choices

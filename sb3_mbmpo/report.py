@@ -49,6 +49,8 @@ NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_
 
 def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     """
+    Find out how to make the real environment.
+
     :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
     :param model: loaded
     :param trust: whether what the file names may be imported and called, whatever it is
@@ -86,6 +88,8 @@ def _check_registered(spec: EnvSpec) -> None:
 
 def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[MBMPO, MakeEnv]:
     """
+    Load the model of a run and its real environment.
+
     :param files: of the run
     :param env_id: overrides what the model's file says, and vouches for the functions that it names
     :param trust: whether what the file names may be imported and called, whatever it is
@@ -189,6 +193,8 @@ def write_report(
     run: RunLog, files: RunFiles, make_env: MakeEnv, folder: Path, n_episodes: int = 5, seed: int = 0, video: bool = True
 ) -> Path:
     """
+    Write the report on a run.
+
     :param run: the model and its log
     :param files: of the run
     :param make_env: makes the real environment; takes the arguments of ``gymnasium.make``

@@ -29,6 +29,8 @@ _SEAL_LENGTH = len(_SEAL) + 2 * hashlib.sha256().digest_size
 
 def file_stamp(kind: str) -> dict[str, Any]:
     """
+    Say what a file is and which version wrote it.
+
     :param kind: what the file holds
     :return: what every file says of itself
     """
@@ -42,6 +44,8 @@ def file_name(path: object) -> str:
 
 def plain(value: Any) -> Any:
     """
+    Replace NumPy's numbers in nested containers.
+
     :param value: a number, or any nest of dictionaries, lists and tuples
     :return: the same with Python's numbers for NumPy's, which PyTorch refuses to load from a file
     """
@@ -57,6 +61,8 @@ def plain(value: Any) -> Any:
 
 def existing_file(path: Path, suffix: str) -> Path:
     """
+    Find the file that a name means.
+
     :param path: a file name, with or without its suffix, or an open file
     :param suffix: without the dot
     :return: the file that is meant, also where a folder has the name without the suffix
@@ -117,6 +123,8 @@ def output(path: Path, suffix: str) -> Iterator[BinaryIO]:
 
 def sealed(archive: bytes) -> bytes:
     """
+    Add a checksum to an archive.
+
     :param archive: a zip archive without a comment
     :return: the archive whose comment is the checksum of all of it
     """

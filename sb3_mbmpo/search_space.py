@@ -57,6 +57,8 @@ DEFAULTS: dict[str, Any] = {
 
 def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, BaseDistribution]:
     """
+    Select some dimensions of the search space.
+
     :param names: the dimensions to search
     :param n_policy_steps: real steps of a training after its random ones. An iteration that wants more than these gets just
         these: such choices would be several names for one training
@@ -83,6 +85,8 @@ def suggest(
     trial: optuna.Trial, names: Collection[str] = tuple(SPACE), space: Mapping[str, BaseDistribution] = SPACE
 ) -> dict[str, Any]:
     """
+    Draw a point of the search space.
+
     :param trial: asks the sampler
     :param names: the dimensions to search
     :param space: their distributions
@@ -109,6 +113,8 @@ def as_trained(value: Any) -> Any:
 
 def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
+    Turn a point of the search space into arguments.
+
     :param params: a point of the space, as Optuna stores it
     :return: arguments of MBMPO, plain enough for YAML
     """

@@ -19,6 +19,8 @@ TRAINED = 5
 
 def check_memory(arguments: Mapping[str, Any]) -> None:
     """
+    Refuse sizes that this machine has no memory for.
+
     :param arguments: MBMPO's by name, already checked one by one, and its spaces
     :raises ValueError: for the first part that this machine cannot hold, naming the arguments that decide its size
     """

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 def worker_threads(device: th.device) -> int:
     """
+    Tell how many threads may work at a time.
+
     :param device: where the tensors live
     :return: how many threads may work at a time: ``torch.get_num_threads()`` (which ``OMP_NUM_THREADS`` sets), but never more
         than the CPUs this process may use, by its affinity or its container's quota; 1 on GPUs, which are parallel themselves

@@ -138,6 +138,8 @@ class ModelVecEnv(VecEnv):
 
     def _begin_episodes(self, envs: np.ndarray) -> None:
         """
+        Begin new episodes in some environments.
+
         :param envs: indices of the environments to reset
         """
         self._obs[envs] = self._start_obs[self._rng.integers(len(self._start_obs), size=len(envs))]
@@ -148,6 +150,8 @@ class ModelVecEnv(VecEnv):
 
     def _draw_members(self, envs: np.ndarray) -> None:
         """
+        Move some environments to other members.
+
         :param envs: indices of the environments that move to another member
         """
         self._member[envs] = self._rng.integers(len(self._members), size=len(envs))
@@ -160,6 +164,8 @@ class ModelVecEnv(VecEnv):
 
     def _to_members(self, values: th.Tensor) -> th.Tensor:
         """
+        Sort rows of the environments by member.
+
         :param values: (E, .)
         :return: the same by member, zeros in the padding (M, rows, .)
         """
@@ -169,6 +175,8 @@ class ModelVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
+        Take the actions of the next step.
+
         :param actions: (E, ``*action_space.shape``) in the environment's units; those of a Box are clipped to its bounds
         :raises ValueError: if the shape is another
         """
@@ -182,6 +190,8 @@ class ModelVecEnv(VecEnv):
     @th.no_grad()
     def step_wait(self) -> VecEnvStepReturn:
         """
+        Do the step.
+
         :return: observations (E, O), of the next episode where one is over, rewards (E,), dones (E,) and infos
         """
         if len(self._obs) == 0:

@@ -40,6 +40,8 @@ class StateLayout(NamedTuple):
 
     def split(self, obs: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
+        Split an observation into the simulator's positions and velocities.
+
         :param obs: (O,)
         :param skipped: the positions left out (n_skipped,)
         :return: all positions and velocities
@@ -73,6 +75,8 @@ def state_layout(simulator: Any) -> StateLayout:
 
 def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
     """
+    Draw a real episode beside its prediction, as a film.
+
     :param model: trained
     :param make_env: makes its real environment; takes the arguments of ``gymnasium.make``
     :param seed: of the episode

@@ -196,6 +196,8 @@ class DynamicsEnsemble(nn.Module):
 
     def _layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """
+        Apply the weight norm.
+
         :param parameters: by name, of any members
         :return: effective weights and biases of each layer, ([M, in, out], [M, 1, out])
         """

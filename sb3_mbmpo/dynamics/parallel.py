@@ -153,6 +153,8 @@ class _Share:
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
         """
+        Train some members on their batches, one after the other.
+
         :param members: which of the share's members take part, long, counted from its first
         :param batches: rows of those members, [A, B] each
         :return: losses of those members, summed over the rows [A]

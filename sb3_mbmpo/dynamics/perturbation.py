@@ -16,6 +16,8 @@ from sb3_mbmpo.finite import in_float32
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
     """
+    Turn the argument ``output_bias`` into an array.
+
     :param output_bias: each member's own bias (M, O), or the standard deviation of the biases
     :param draws: standard normal numbers (M, O), which a standard deviation multiplies
     :return: the biases, in standard deviations of the observed changes (M, O)

@@ -54,6 +54,8 @@ class _EarlyStop:
 
     def update(self, val_loss: np.ndarray, members: np.ndarray) -> np.ndarray:
         """
+        Take note of the losses of one pass.
+
         :param val_loss: of the members that still train, [A]
         :param members: their numbers, [A]
         :return: whether each one stops, [A] bool (True for a loss that is not finite)

@@ -78,6 +78,8 @@ def never_terminates(next_obs: th.Tensor) -> th.Tensor:
 
 def outside(next_obs: th.Tensor, *, bounds: Bounds) -> th.Tensor:
     """
+    Tell which rows leave their bounds.
+
     :param next_obs: [B, O]
     :param bounds: columns, and the open interval in which all of them must lie; (-inf, inf) asks for finite numbers
     :return: whether any column is outside, or NaN; bool [B]
@@ -288,6 +290,8 @@ def _locomotion(
     contact_cost: Feature | None = None,
 ) -> EnvFunctions:
     """
+    Describe a locomotion environment of MuJoCo.
+
     :param error: stated bound of the mean absolute error, the worst of uniformly random, sinusoidal and bang-bang actions
     :param weights: defaults of forward_reward_weight, ctrl_cost_weight, healthy_reward
     :param bounds: where the environment is healthy, see ``outside``; empty if it always is

@@ -99,6 +99,8 @@ class CheckedFn:
 
     def __call__(self, *batch: th.Tensor) -> th.Tensor:
         """
+        Call the function, and check its first result.
+
         :param batch: the function's arguments; the last is next_obs [B, O]
         :return: [B], floating or bool
         :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong, or what was found cannot
@@ -134,6 +136,8 @@ class CheckedFn:
 
 def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
     """
+    Find the reward function.
+
     :param argument: "auto": the environment's own ``reward(obs, action, next_obs)`` on batches of tensors, else the known one
         of its Gymnasium id, else learned; "learned"; a function; or "pkg.module:function"
     :param env: the real environment. Its own method is not found in a ``SubprocVecEnv``, where it lives in another process.
@@ -145,6 +149,8 @@ def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
 
 def resolve_termination_fn(argument: str | TerminationFn | None, env: VecEnv | None) -> Resolved:
     """
+    Find the termination function.
+
     :param argument: "auto": the environment's own ``done(next_obs)`` on batches of tensors, else the known one of its
         Gymnasium id, else learned; "learned"; None: episodes have no end; a function; or "pkg.module:function"
     :param env: the real environment, as in ``resolve_reward_fn``
@@ -248,6 +254,8 @@ class RewardCheck(NamedTuple):
 @th.no_grad()
 def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor) -> RewardCheck:
     """
+    Compare a reward function with real rewards.
+
     :param fn: the function
     :param obs: [B, O], real, in raw units
     :param action: what the environment received: float [B, A], long [B] or long [B, k]
@@ -265,6 +273,8 @@ def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: t
 @th.no_grad()
 def check_termination_fn(fn: TerminationFn, next_obs: th.Tensor, terminated: th.Tensor) -> float:
     """
+    Compare a termination function with real terminations.
+
     :param fn: the function
     :param next_obs: [B, O], real, in raw units, the terminal observation where an episode ended
     :param terminated: [B], the environment's, without truncations
@@ -302,6 +312,8 @@ class CheckedEnvFunctions:
 
     def require(self, learned_reward: bool, learned_termination: bool) -> None:
         """
+        Refuse to imagine without a source of rewards and terminations.
+
         :param learned_reward: whether the ensemble has a reward head
         :param learned_termination: whether it has a termination head
         :raises ValueError: if reward or termination of an imagined step would come from nowhere
