@@ -26,7 +26,7 @@ class ZooFinder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """:return: what the other finders say, with the loader of a module of the zoo's list extended"""
+        """Return what the other finders say, with the loader of a module of the zoo's list extended."""
         if name not in ZOO_MODULES:
             return None
         for finder in sys.meta_path:

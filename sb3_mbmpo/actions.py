@@ -21,6 +21,8 @@ from sb3_mbmpo.finite import in_float32
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """
+    Refuse spaces that MB-MPO cannot work with.
+
     :raises ValueError: if MB-MPO cannot work with the spaces, with the wrapper that helps
     """
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
@@ -89,6 +91,8 @@ class ActionCodec:
 
     def to_env(self, sample: th.Tensor) -> th.Tensor:
         """
+        Turn the policy's samples into actions of the environment.
+
         :param sample: the policy's action (..., A) in units of [-1, 1], or (..., K) choices
         :return: what the environment receives (..., A): in its units and clipped, or the same choices
         """
@@ -102,6 +106,8 @@ class ActionCodec:
 
     def gaussian_to_env(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
+        Rescale a Gaussian over the policy's actions.
+
         :param mean: of a normal distribution of the policy's actions (..., A), in units of [-1, 1]
         :param log_std: logarithm of its standard deviation (..., A)
         :return: both in the units of the environment, not clipped
@@ -114,6 +120,8 @@ class ActionCodec:
 
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """
+        Encode actions of the environment for the dynamics model.
+
         :param env_action: what the environment received (..., A) or (..., K) choices
         :return: the dynamics model's input (..., ``dynamics_dim``), float
         """
@@ -125,6 +133,8 @@ class ActionCodec:
 
     def to_reward(self, env_action: th.Tensor) -> th.Tensor:
         """
+        Shape actions of the environment as reward functions expect them.
+
         :param env_action: (B, A) or (B, K) choices
         :return: the action as reward functions get it: (B,) for Discrete, else unchanged
         """
@@ -132,6 +142,8 @@ class ActionCodec:
 
     def to_numpy(self, env_action: th.Tensor) -> np.ndarray:
         """
+        Convert actions of the environment to NumPy.
+
         :param env_action: (B, A) or (B, K) choices
         :return: (B, ``*action_space.shape``), in the dtype of the space
         """
@@ -147,6 +159,8 @@ class ActionCodec:
 
     def from_numpy(self, action: np.ndarray, device: th.device) -> th.Tensor:
         """
+        Convert actions of the environment to tensors.
+
         :param action: (B, ``*action_space.shape``) as an environment takes it
         :return: (B, A) float32 or (B, K) long
         """
@@ -161,7 +175,7 @@ class ActionCodec:
         return isinstance(space, spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
     def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
-        """:return: center and half width of the bounds of a Box (A,), made once: the imagination asks at every step"""
+        """Return center and half width of the bounds of a Box (A,), made once: the imagination asks at every step."""
         if (device, dtype) not in self._scales:
             assert isinstance(self.action_space, spaces.Box)
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))

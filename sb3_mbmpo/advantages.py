@@ -22,6 +22,8 @@ N_FOURIER, FOURIER_SCALE, FOURIER_RIDGE = 100, 1.2, 1e-3
 
 def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th.Tensor:
     """
+    Sum the discounted rewards from each step on.
+
     :param rewards: (T, H, N)
     :param alive: (T, H, N) bool; rewards of other steps do not count
     :param gamma: discount factor
@@ -61,7 +63,7 @@ def linear_features(policy_input: th.Tensor) -> th.Tensor:
 
 
 def _time_features(policy_input: th.Tensor) -> th.Tensor:
-    """:return: t/100, (t/100)^2, (t/100)^3, 1 for each step, the same for all tasks and rollouts (H, 1, 4)"""
+    """Return t/100, (t/100)^2, (t/100)^3, 1 for each step, the same for all tasks and rollouts (H, 1, 4)."""
     time = th.arange(policy_input.shape[1], device=policy_input.device, dtype=policy_input.dtype).view(-1, 1, 1) / 100
     return th.cat([time, time**2, time**3, th.ones_like(time)], dim=-1)
 
@@ -114,7 +116,7 @@ def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tens
 
 
 def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
-    """:return: predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten"""
+    """Return predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten."""
     features = features.flatten(1, 2)
     features *= alive.flatten(1).unsqueeze(-1)
     # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
@@ -127,7 +129,13 @@ def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor,
 
 
 def generalized_advantages(
-    rewards: th.Tensor, values: th.Tensor, alive: th.Tensor, terminated: th.Tensor, gamma: float, gae_lambda: float
+    rewards: th.Tensor,
+    values: th.Tensor,
+    *,
+    alive: th.Tensor,
+    terminated: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> th.Tensor:
     """
     Estimate advantages by GAE (Schulman et al. 2016). A termination bootstraps nothing; the horizon bootstraps the value of
@@ -149,6 +157,8 @@ def generalized_advantages(
 
 def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     """
+    Standardise the advantages of each task.
+
     :param advantages: (T, H, N)
     :param alive: (T, H, N) bool
     :return: advantages with mean 0 and standard deviation 1 over the living steps of each task, 0 elsewhere
@@ -210,10 +220,11 @@ class AdvantageEstimate(NamedTuple):
 @th.no_grad()
 def estimate_advantages(
     rollouts: ImaginedRollouts,
+    *,
     gamma: float,
     gae_lambda: float,
-    baseline: str = "linear",
-    normalize: bool = True,
+    baseline: str,
+    normalize: bool,
     critic: ValueFn | None = None,
 ) -> AdvantageEstimate:
     """
@@ -228,7 +239,14 @@ def estimate_advantages(
     :return: advantages, and the values and lambda-returns whose difference they are
     """
     values = baseline_values(rollouts, gamma, baseline, critic)
-    raw = generalized_advantages(rollouts.rewards, values, rollouts.alive, rollouts.terminated, gamma, gae_lambda)
+    raw = generalized_advantages(
+        rollouts.rewards,
+        values,
+        alive=rollouts.alive,
+        terminated=rollouts.terminated,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
     values = values[:, :-1] * rollouts.alive
     return AdvantageEstimate(
         advantages=standardize(raw, rollouts.alive) if normalize else raw, values=values, returns=raw + values

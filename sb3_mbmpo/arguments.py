@@ -1,17 +1,13 @@
 """Checks of MBMPO's arguments: what is wrong, the value, and what to do, before anything is built."""
 
 import difflib
-import inspect
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from numbers import Integral, Real
 from os import PathLike
 from types import NoneType
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -23,87 +19,35 @@ from torch import nn
 
 from sb3_mbmpo.actions import check_spaces
 from sb3_mbmpo.advantages import BASELINES
-from sb3_mbmpo.dynamics import DynamicsEnsemble
-from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS
+from sb3_mbmpo.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_known,
+    check_mapping,
+    check_net_arch,
+    check_number,
+    is_number,
+    keyword_names,
+)
 from sb3_mbmpo.meta import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.sizes import check_memory
 
-# Entries of `dynamics_kwargs` that MBMPO itself uses
-DYNAMICS_EXTRAS = ("reinit_every", "clip_margin", "output_bias", "output_noise")
-# Default of `clip_margin`: imagined observations stay this close to the data, in standard deviations. Wider margins let the
-# policy exploit the models where nothing is known
-CLIP_MARGIN = 0.1
-
-
-# Training is in single precision, where larger numbers are infinite
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
-# Beyond it, products of integers leave those of PyTorch
-LARGEST_INTEGER = 2**53
 # Of the logarithm of a standard deviation: further away, the variance leaves single precision
 LARGEST_LOG_STD = 40.0
 
 
-def _is_number(value: Any) -> bool:
-    # NumPy's numbers are registered with the abstract ones
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        return abs(float(value)) <= LARGEST_NUMBER  # not so NaN
-    except OverflowError:  # of an integer
-        return False
-
-
-def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
-    """:raises ValueError: unless ``value`` is an integer in [at_least, at_most]"""
-    at_most = min(at_most, LARGEST_INTEGER)
-    if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= at_most:
-        interval = f"at least {at_least}" + ("" if at_most == LARGEST_INTEGER else f" and at most {at_most}")
-        raise ValueError(f"`{name}` must be an integer of {interval}, not {value!r}.")
-
-
-def check_number(name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """:raises ValueError: unless ``value`` is a finite number in [low, high], or in (low, high]"""
-    if not _is_number(value) or not (low < value if open_low else low <= value) or value > high:
-        interval = f"{'greater than' if open_low else 'at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
-        raise ValueError(f"`{name}` must be a finite number {interval}, not {value!r}.")
-
-
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """:raises ValueError: unless ``value`` is one of ``choices``"""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"`{name}` must be one of {sorted(choices)}, not {value!r}.")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """:raises ValueError: unless ``value`` is a bool"""
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be True or False, not {value!r}.")
-
-
-def _keyword_names(function: Any, skip: Collection[str]) -> set[str]:
-    """:return: names of the function's parameters, but for those that MBMPO fills in itself"""
-    return set(inspect.signature(function).parameters) - set(skip)
-
-
-# The signatures are the only home of the option's names and defaults
-_FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
-ENSEMBLE_OPTIONS = _keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
-FIT_OPTIONS = _keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
-POLICY_OPTIONS = _keyword_names(MetaPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule", "kwargs"))
-POLICY_OPTIONS |= _keyword_names(ActorCriticPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule"))
+# The signatures are the only home of the options' names and defaults
+POLICY_OPTIONS = keyword_names(MetaPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule", "kwargs"))
+POLICY_OPTIONS |= keyword_names(ActorCriticPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule"))
 # Which of them are classes, and of what
 POLICY_CLASSES = {
     "activation_fn": nn.Module,
     "features_extractor_class": BaseFeaturesExtractor,
     "optimizer_class": th.optim.Optimizer,
 }
-PPO_OPTIONS = _keyword_names(proximal_step, ("problem", "phi"))
-
-
-def _check_mapping(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"`{name}` must be a dictionary, not {value!r}.")
+PPO_OPTIONS = keyword_names(proximal_step, ("problem", "meta"))
 
 
 def _check_learning_rate(name: str, value: Any) -> None:
@@ -114,16 +58,8 @@ def _check_learning_rate(name: str, value: Any) -> None:
             rate = value(1.0)
         except Exception as error:
             raise ValueError(f"{rule}, not {value!r}, which raised {error!r} for 1.0.") from error
-    if not (_is_number(rate) and rate >= 0):
+    if not (is_number(rate) and rate >= 0):
         raise ValueError(f"{rule}, not {value!r}" + (f", which returned {rate!r} for 1.0." if callable(value) else "."))
-
-
-def check_net_arch(name: str, value: Any) -> None:
-    """:raises ValueError: unless ``value`` lists layer widths"""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"`{name}` must be a list of layer widths, not {value!r}.")
-    for width in value:
-        check_integer(name, width, 1)
 
 
 def _is_subclass(base: type, value: Any) -> bool:
@@ -132,10 +68,12 @@ def _is_subclass(base: type, value: Any) -> bool:
 
 def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
     """
+    Check ``policy_kwargs``.
+
     :param policy: "MlpPolicy" or a subclass of it, which may have arguments of its own
     :raises ValueError: if ``policy_kwargs`` is not a mapping of known options to sensible values
     """
-    _check_mapping("policy_kwargs", kwargs)
+    check_mapping("policy_kwargs", kwargs)
     if policy in ("MlpPolicy", MetaPolicy):
         check_known("policy_kwargs", kwargs, POLICY_OPTIONS)
 
@@ -177,18 +115,11 @@ def _try_optimizer(optimizer_class: Any, optimizer_kwargs: Mapping[str, Any]) ->
 
 
 def check_device(device: Any) -> None:
-    """:raises ValueError: if PyTorch has no such device"""
+    """Raise ``ValueError`` if PyTorch has no such device."""
     try:
         th.empty(0, device=get_device(device))
     except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f'`device` must be "auto" or a device of PyTorch, not {device!r} ({error}).') from error
-
-
-def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
-    """:raises ValueError: if ``kwargs`` has a key that is not ``known``"""
-    unknown = sorted(set(kwargs) - set(known), key=repr)
-    if unknown:
-        raise ValueError(f"`{name}` has unknown entries {unknown}; known are {sorted(known)}.")
 
 
 def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
@@ -198,33 +129,9 @@ def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[s
         raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
 
 
-def check_dynamics_kwargs(kwargs: Mapping[str, Any]) -> None:
-    """:raises ValueError: if ``dynamics_kwargs`` is not a mapping of known options to sensible values"""
-    _check_mapping("dynamics_kwargs", kwargs)
-    check_known("dynamics_kwargs", kwargs, ENSEMBLE_OPTIONS | FIT_OPTIONS | set(DYNAMICS_EXTRAS))
-    integers = {"max_epochs": 1, "max_gradient_steps": 1, "batch_size": 1, "reinit_every": 0}
-    for name, at_least in integers.items():
-        if name in kwargs:
-            check_integer(f"dynamics_kwargs['{name}']", kwargs[name], at_least)
-    upper_bounds = {"validation_fraction": 0.9, "rolling_average_persistency": 1.0}
-    for name in ("validation_fraction", "rolling_average_persistency", "weight_decay", "output_noise"):
-        if name in kwargs:
-            check_number(f"dynamics_kwargs['{name}']", kwargs[name], 0, upper_bounds.get(name, math.inf))
-    if kwargs.get("clip_margin") is not None:
-        check_number("dynamics_kwargs['clip_margin']", kwargs["clip_margin"], 0)
-    for name in ("weight_norm", "probabilistic"):
-        if name in kwargs:
-            check_flag(f"dynamics_kwargs['{name}']", kwargs[name])
-    if "activation_fn" in kwargs:
-        check_choice("dynamics_kwargs['activation_fn']", kwargs["activation_fn"], ACTIVATIONS)
-    if "precision" in kwargs:
-        check_choice("dynamics_kwargs['precision']", kwargs["precision"], PRECISIONS)
-    check_net_arch("dynamics_kwargs['net_arch']", kwargs.get("net_arch", []))
-
-
 def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
-    """:raises ValueError: if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values"""
-    _check_mapping("outer_kwargs", kwargs)
+    """Raise ``ValueError`` if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values."""
+    check_mapping("outer_kwargs", kwargs)
     if kwargs and outer_optimizer != "ppo":
         raise ValueError(
             f"`outer_kwargs` are options of `outer_optimizer='ppo'`, and TRPO's are arguments of MBMPO itself: "
@@ -264,6 +171,8 @@ def check_before_building(policy: Any, env: Any, verbose: Any, policy_aliases: C
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
+    Check MBMPO's arguments, one by one and together.
+
     :param arguments: MBMPO's arguments by name
     :raises ValueError: for the first one that cannot work
     """
@@ -288,7 +197,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("baseline", arguments["baseline"], BASELINES)
     check_choice("imagined_start", arguments["imagined_start"], ("initial", "buffer"))
     check_choice("exploration", arguments["exploration"], ("adapted", "meta"))
-    check_dynamics_kwargs(arguments["dynamics_kwargs"])
     check_outer_kwargs(arguments["outer_kwargs"], arguments["outer_optimizer"])
     check_policy_kwargs(arguments["policy_class"], arguments["policy_kwargs"])
     _check_learning_rate("learning_rate", arguments["learning_rate"])

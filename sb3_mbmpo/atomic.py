@@ -55,6 +55,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
     """
+    Write a file whole or not at all.
+
     :param path: of the file; its folder exists
     :param content: all of it; text is encoded in UTF-8
     :raises OSError: if it cannot be written; what was there before is as it was
@@ -79,7 +81,7 @@ def _escaped(name: str) -> str:
 
 
 def _new_part(target: Path) -> tuple[Path, BinaryIO]:
-    """:return: a new file beside ``target``, locked, with the permissions that ``target`` has or would get"""
+    """Return a new file beside ``target``, locked, with the permissions that ``target`` has or would get."""
     while True:
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         file = part.open("xb")

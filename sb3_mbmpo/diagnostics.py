@@ -15,6 +15,7 @@ import torch as th
 
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.real_episodes import Episode, meta_actor, play_episodes, random_actor, to_policy_input
 
 # Steps ahead that errors are measured for, at most: further on, every model of a chaotic task has lost the thread
@@ -104,11 +105,11 @@ class ModelStudy(NamedTuple):
     plasticity: Plasticity
 
     def returns(self) -> np.ndarray:
-        """:return: of the meta-policy's real episodes"""
+        """Return the returns of the meta-policy's real episodes."""
         return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
 
-    def figures(self) -> dict[str, float]:
-        """:return: root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log"""
+    def metrics(self) -> dict[str, float]:
+        """Return root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log."""
         _, errors, one_step = self.actors["meta-policy"]
         return {
             "one_step_rmse": float(np.sqrt(np.nanmean(np.square(one_step)))),
@@ -133,44 +134,50 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
         if theirs != ours:
             raise ValueError(f"`env` must be the model's environment: its {name} is {theirs}, the model's is {ours}.")
     actors = {"meta-policy": meta_actor(model), "random actions": random_actor(model.action_space, seed)}
-    studies = {}
+    studies, model_env, scale = {}, model._model_env(None), model.dynamics.observation_std.cpu().numpy()
     for name, act in actors.items():
         episodes = play_episodes(env, act, n_episodes, seed)
-        horizon = horizon_errors(model.dynamics, episodes, model.horizon, model._clip_margin)
-        studies[name] = ActorStudy(episodes, horizon, one_step_errors(model.dynamics, episodes))
+        horizon = horizon_errors(model_env, episodes, horizon=model.horizon, scale=scale)
+        one_step = one_step_errors(model.dynamics, episodes)
+        studies[name] = ActorStudy(episodes, horizon_errors=horizon, one_step=one_step)
     episodes = studies["meta-policy"].episodes
-    return ModelStudy(studies, replay(model, episodes[0]), play(model, episodes[0]), plasticity(model, episodes))
+    return ModelStudy(
+        studies,
+        replayed=replay(model, episodes[0]),
+        played=play(model, episodes[0]),
+        plasticity=plasticity(model, episodes),
+    )
 
 
 # ---------------------------------------------------------------- errors of predictions
 
 
 @th.no_grad()
-def open_loop(dynamics: DynamicsEnsemble, obs: np.ndarray, actions: np.ndarray, clip_margin: float | None) -> np.ndarray:
+def open_loop(model_env: ModelEnv, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """
-    Every member's prediction along given actions, each step from its own prediction before, by the imagination's step.
+    Predict along given actions, each step from the model's own prediction before.
 
-    :param dynamics: the ensemble; of probabilistic members the mean
+    :param model_env: the learned environment
     :param obs: first observations (S, O)
     :param actions: as an environment takes them (S, K, ...)
-    :param clip_margin: see ``DynamicsEnsemble.step_fn``
     :return: (M, S, K, O) float32
     """
     n_starts, n_steps = actions.shape[:2]
-    flat = dynamics.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), dynamics.device)
-    encoded = dynamics.codec.to_dynamics(flat).view(n_starts, n_steps, -1)
-    step = dynamics.step_fn(clip_margin)
-    all_members = (dynamics.n_models, -1, -1)
-    current = th.as_tensor(obs, dtype=th.float32, device=dynamics.device).expand(all_members)
+    flat = model_env.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), model_env.device)
+    encoded = model_env.codec.to_dynamics(flat).view(n_starts, n_steps, -1)
+    all_members = (model_env.n_models, -1, -1)
+    current = th.as_tensor(obs, dtype=th.float32, device=model_env.device).expand(all_members)
     predicted = []
     for k in range(n_steps):
-        current = step(current, encoded[:, k].expand(all_members)).next_obs
+        current = model_env.step(current, encoded[:, k].expand(all_members)).next_obs
         predicted.append(current)
     return th.stack(predicted, dim=2).cpu().numpy()
 
 
 def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """
+    Cut episodes into overlapping windows.
+
     :param episodes: real ones
     :param n_steps: length ``K`` of a window
     :return: observations (S, K + 1, O) and actions (S, K, ...) of at most ``MAX_STARTS`` windows, evenly spread
@@ -182,33 +189,32 @@ def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.n
 
 
 def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """:return: over ``axis``"""
+    """Return the root mean square over ``axis``."""
     result: np.ndarray = np.sqrt(np.square(errors).mean(axis))
     return result
 
 
-def horizon_errors(
-    dynamics: DynamicsEnsemble, episodes: Sequence[Episode], horizon: int, clip_margin: float | None
-) -> HorizonErrors:
+def horizon_errors(model_env: ModelEnv, episodes: Sequence[Episode], *, horizon: int, scale: np.ndarray) -> HorizonErrors:
     """
     Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,
     whichever is least.
 
-    :param dynamics: the ensemble
+    :param model_env: the learned environment
     :param episodes: real ones
     :param horizon: of the imagination
-    :param clip_margin: as the imagination's
+    :param scale: standard deviation of the observations in the training data (O,)
     """
     longest = max(len(episode.actions) for episode in episodes)
     obs, actions = windows(episodes, max(1, min(horizon, MAX_STEPS_AHEAD, longest // 2)))
-    scale = dynamics.observation_std.cpu().numpy()
-    predicted = open_loop(dynamics, obs[:, 0], actions, clip_margin)
+    predicted = open_loop(model_env, obs[:, 0], actions)
     members = root_mean_square((predicted - obs[:, 1:]) / scale, axis=1)
     return HorizonErrors(members, root_mean_square((obs[:, :1] - obs[:, 1:]) / scale, axis=0))
 
 
 def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> np.ndarray:
     """
+    Measure errors of predictions one step ahead.
+
     :param dynamics: the ensemble
     :param episodes: real ones
     :return: root mean square errors (M, O), in standard deviations of the observed changes: 1 is as good as forecasting the
@@ -227,12 +233,14 @@ def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> 
 
 def replay(model: MBMPO, episode: Episode) -> Trajectory:
     """
+    Predict a real episode from its first observation and its actions.
+
     :param model: trained
     :param episode: a real one; no more than the imagination's horizon of it is looked at
     :return: the members are told the actions
     """
     length = min(len(episode.actions), model.horizon)
-    predicted = open_loop(model.dynamics, episode.obs[:1], episode.actions[None, :length], model._clip_margin)[:, 0]
+    predicted = open_loop(model._model_env(None), episode.obs[:1], episode.actions[None, :length])[:, 0]
     first = np.broadcast_to(episode.obs[0].astype(np.float32), (len(predicted), 1, predicted.shape[2]))
     imagined = np.concatenate([first, predicted], axis=1)
     return _trajectory(model, episode, imagined, [episode.actions[:length]] * len(imagined))
@@ -241,50 +249,56 @@ def replay(model: MBMPO, episode: Episode) -> Trajectory:
 @th.no_grad()
 def play(model: MBMPO, episode: Episode) -> Trajectory:
     """
+    Let the meta-policy act in every member, from a real first observation.
+
     :param model: trained
     :param episode: a real one of the meta-policy; no more than the imagination's horizon of it is looked at
     :return: in every member the meta-policy acts, from the first observation; terminations are ignored
     """
-    dynamics, act = model.dynamics, meta_actor(model)
-    step = dynamics.step_fn(model._clip_margin)
-    imagined = [np.repeat(episode.obs[:1].astype(np.float32), dynamics.n_models, axis=0)]
+    model_env, act = model._model_env(None), meta_actor(model)
+    imagined = [np.repeat(episode.obs[:1].astype(np.float32), model_env.n_models, axis=0)]
     actions = []
     for _ in range(min(len(episode.actions), model.horizon)):
         actions.append(act(imagined[-1]))
-        encoded = dynamics.codec.to_dynamics(dynamics.codec.from_numpy(actions[-1], dynamics.device))
-        current = th.as_tensor(imagined[-1], device=dynamics.device)
-        imagined.append(step(current.unsqueeze(1), encoded.unsqueeze(1)).next_obs.squeeze(1).cpu().numpy())
+        encoded = model_env.codec.to_dynamics(model_env.codec.from_numpy(actions[-1], model_env.device))
+        current = th.as_tensor(imagined[-1], device=model_env.device)
+        imagined.append(model_env.step(current.unsqueeze(1), encoded.unsqueeze(1)).next_obs.squeeze(1).cpu().numpy())
     return _trajectory(model, episode, np.stack(imagined, axis=1), list(np.stack(actions, axis=1)))
 
 
 def _trajectory(model: MBMPO, episode: Episode, imagined: np.ndarray, actions: list[np.ndarray]) -> Trajectory:
     length = imagined.shape[1] - 1
     rewards = [imagined_rewards(model, imagined[i], actions[i], member=i) for i in range(len(imagined))]
-    return Trajectory(episode.obs[: length + 1], imagined, episode.rewards[:length], np.stack(rewards))
+    return Trajectory(
+        real=episode.obs[: length + 1],
+        imagined=imagined,
+        real_rewards=episode.rewards[:length],
+        imagined_rewards=np.stack(rewards),
+    )
 
 
 @th.no_grad()
 def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member: int) -> np.ndarray:
     """
+    Evaluate the rewards of an imagined trajectory.
+
     :param model: trained
     :param obs: imagined by ``member`` (L + 1, O)
     :param actions: (L, ...)
     :param member: its reward head is asked where the reward is learned
     :return: what the imagination pays for the steps (L,)
     """
-    observations = th.as_tensor(obs, dtype=th.float32, device=model.device)
-    env_actions = model._codec.from_numpy(actions, model.device)
-    reward_fn = model._task.reward.fn
-    if reward_fn is not None:
-        rewards = reward_fn(observations[:-1], model._codec.to_reward(env_actions), observations[1:])
-    else:
-        encoded = model._codec.to_dynamics(env_actions)
-        step = model.dynamics.step_fn(model._clip_margin, members=[member])
-        learned = step(observations[None, :-1], encoded[None]).reward
-        if learned is None:
-            model._task.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
-        assert learned is not None
-        rewards = learned[0]
+    model_env = model._model_env(None)
+    observations = th.as_tensor(obs, dtype=th.float32, device=model_env.device)
+    env_actions = model_env.codec.from_numpy(actions, model_env.device)
+    predicted = None
+    if model_env.reward_fn is None:
+        model._functions.require(model.dynamics.learned_reward, model.dynamics.learned_termination)
+        batch = (x.expand(model_env.n_models, -1, -1) for x in (observations[:-1], model_env.codec.to_dynamics(env_actions)))
+        of_members = model_env.step(*batch).reward
+        assert of_members is not None
+        predicted = of_members[member]
+    rewards = model_env.reward(observations[:-1], env_actions, observations[1:], predicted)
     return rewards.cpu().numpy()
 
 
@@ -293,6 +307,8 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
 
 def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
     """
+    Compare the members' disagreement with what adaptation changes.
+
     :param model: trained
     :param episodes: real ones of the meta-policy
     :return: over the plane, within the range of the training data, if observations have two dimensions; else over the
@@ -306,11 +322,14 @@ def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
     else:
         states = visited[:: -(-len(visited) // MAX_STATES)]
     disagreement = model.dynamics.disagreement(states, meta_actor(model)(states))
-    return Plasticity(states, disagreement, adaptation_kl(model, states), visited, is_map)
+    kl = adaptation_kl(model, states)
+    return Plasticity(states, disagreement=disagreement, kl=kl, visited=visited, is_map=is_map)
 
 
 def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """
+    Make a square grid over a rectangle.
+
     :param low: lower left corner (2,)
     :param high: upper right corner (2,)
     :return: points (``MAP_SIZE`` ** 2, 2), the second coordinate changes slowest
@@ -322,6 +341,8 @@ def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 @th.no_grad()
 def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
     """
+    Measure how far adaptation moves the policy at each observation.
+
     :param model: trained
     :param obs: raw (B, O)
     :return: KL of the meta-policy to the adapted policies of its last iteration, mean over the tasks, in nats (B,)
@@ -335,6 +356,8 @@ def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """
+    Compute Spearman's rank correlation.
+
     :param a: (B,)
     :param b: (B,)
     :return: Spearman's, -1 to 1; NaN if one of them is constant

@@ -6,7 +6,7 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
-from sb3_mbmpo.arguments import check_integer
+from sb3_mbmpo.checks import check_integer
 from sb3_mbmpo.diagnostics import study_model
 from sb3_mbmpo.mbmpo import MBMPO
 
@@ -39,7 +39,7 @@ class DiagnosticsCallback(BaseCallback):
         super().__init__(verbose)
         check_integer("every_n_iterations", every_n_iterations, 1)
         check_integer("n_episodes", n_episodes, 1)
-        import sb3_mbmpo.figures  # noqa: F401 - now, not after hours
+        import sb3_mbmpo.plots  # noqa: F401 - now, not after hours
 
         self.eval_env = eval_env
         self.every_n_iterations = every_n_iterations
@@ -69,7 +69,7 @@ class DiagnosticsCallback(BaseCallback):
             self._log()
 
     def _log(self) -> None:
-        from sb3_mbmpo.figures import model_pictures
+        from sb3_mbmpo.plots import model_pictures
 
         assert isinstance(self.model, MBMPO)
         study = study_model(self.model, self.eval_env, self.n_episodes, self.seed)
@@ -77,7 +77,7 @@ class DiagnosticsCallback(BaseCallback):
             if picture.figure is not None:
                 figure = Figure(picture.figure, close=True)
                 self.logger.record(f"diagnostics/{picture.name}", figure, exclude=("stdout", "log", "json", "csv"))
-        for key, value in study.figures().items():
+        for key, value in study.metrics().items():
             self.logger.record(f"diagnostics/{key}", value)
             if self.verbose >= 1:
                 print(f"diagnostics/{key} after {self.num_timesteps} real steps: {value:.3g}")

@@ -26,36 +26,40 @@ class ActionDistribution(ABC):
 
     @abstractmethod
     def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "ActionDistribution":
-        """:return: the same family of distribution with other parameters"""
+        """Return the same family of distribution with other parameters."""
 
     @abstractmethod
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        """:return: one action a row, (T, B, A) float or (T, B, K) long"""
+        """Return one action a row, (T, B, A) float or (T, B, K) long."""
 
     @abstractmethod
     def mode(self) -> th.Tensor:
-        """:return: the most likely action of each row, shaped as a sample"""
+        """Return the most likely action of each row, shaped as a sample."""
 
     @abstractmethod
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """
+        Evaluate the log-likelihood of actions.
+
         :param actions: shaped as a sample
         :return: log-likelihood (T, B)
         """
 
     @abstractmethod
     def entropy(self) -> th.Tensor:
-        """:return: entropy in nats (T, B)"""
+        """Return entropy in nats (T, B)."""
 
     @abstractmethod
     def kl_divergence(self, other: "ActionDistribution") -> th.Tensor:
         """
+        Compute the KL divergence to another distribution.
+
         :param other: a distribution of the same family
         :return: KL(self || other) in nats (T, B)
         """
 
     def detach(self) -> "ActionDistribution":
-        """:return: the same distribution, cut from the autograd graph"""
+        """Return the same distribution, cut from the autograd graph."""
         return self.with_parameters(tuple(parameter.detach() for parameter in self.parameters))
 
 
@@ -121,7 +125,7 @@ class Categoricals(ActionDistribution):
         return Categoricals(parameters[0], self.n_choices)
 
     def _log_probs(self) -> list[th.Tensor]:
-        """:return: normalised log-probabilities of each choice, (T, B, n_choices[k])"""
+        """Return normalised log-probabilities of each choice, (T, B, n_choices[k])."""
         return [F.log_softmax(logits, dim=-1) for logits in self.logits.split(self.n_choices, dim=-1)]
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:

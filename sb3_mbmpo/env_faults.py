@@ -26,6 +26,8 @@ class EnvFaults:
 
     def reused(self, new_obs: np.ndarray, handed_out: np.ndarray | None) -> None:
         """
+        Take note if the environment reuses the array that it returned.
+
         :param new_obs: what the environment returned (B, O)
         :param handed_out: what it returned the step before
         """

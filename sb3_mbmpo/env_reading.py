@@ -24,7 +24,7 @@ _ATTRIBUTE = "_sb3_mbmpo_question"
 
 def ask(env: VecEnv, question: Callable[[Get], Answer | None]) -> Answer | None:
     """
-    Ask the first environment, which speaks for all.
+    Ask the first environment; the others are taken to be like it.
 
     :param env: of any wrappers, in this process or in others
     :param question: may raise anything. For a ``SubprocVecEnv`` it has to pickle
@@ -72,6 +72,8 @@ def _attempt(question: Callable[[Get], Answer | None], get: Get) -> Answer | Non
 
 def attribute(name: str, get: Get) -> Any:
     """
+    Read an attribute of the environment, through its wrappers.
+
     :param name: of an attribute
     :param get: reads it
     :return: None if it is missing or cannot be read
@@ -80,20 +82,22 @@ def attribute(name: str, get: Get) -> Any:
 
 
 def env_spec(get: Get) -> EnvSpec | None:
-    """:return: what ``gymnasium.make`` made the environment from; None if it did not, or ``spec`` is something else"""
+    """Return what ``gymnasium.make`` made the environment from; None if it did not, or ``spec`` is something else."""
     # A wrapper whose arguments cannot be copied has no `spec`; the environment inside has
     candidates = (attribute("spec", get), _attempt(lambda get: get("unwrapped").spec, get))
     return next((spec for spec in candidates if isinstance(spec, EnvSpec)), None)
 
 
 def env_id(get: Get) -> str | None:
-    """:return: what ``gymnasium.make`` was asked for"""
+    """Return what ``gymnasium.make`` was asked for."""
     spec = env_spec(get)
     return None if spec is None else spec.id
 
 
 def env_spec_json(get: Get) -> str | None:
     """
+    Describe how the environment was made.
+
     :return: what ``gymnasium.make(EnvSpec.from_json(...))`` needs to make it once more, without the wrappers that do not tell
         their arguments (SB3's ``Monitor``); None where Gymnasium did not make it. Raises where JSON cannot hold its arguments
     """

@@ -33,13 +33,15 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
         self.position = np.zeros(2, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """:return: a uniformly random position"""
+        """Return a uniformly random position."""
         super().reset(seed=seed)
         self.position = self.np_random.uniform(-self.WALL, self.WALL, 2).astype(np.float32)
         return self.position.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
+        Move the point.
+
         :param action: the displacement (2,)
         """
         displacement = np.clip(action, -self.MAX_DISPLACEMENT, self.MAX_DISPLACEMENT)
@@ -47,7 +49,7 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
         return self.position.copy(), -float(np.linalg.norm(self.position)), False, False, {}
 
     def render(self) -> np.ndarray:
-        """:return: the plane from above (200, 200, 3): the origin green, the point black"""
+        """Return the plane from above (200, 200, 3): the origin green, the point black."""
         image = np.full((200, 200, 3), 255, np.uint8)
         for position, half_width, colour in ((np.zeros(2), 6, (0, 158, 115)), (self.position, 4, (0, 0, 0))):
             column, row = (100 + 95 / self.WALL * position * (1, -1)).astype(int)
@@ -56,13 +58,13 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
 
     @staticmethod
     def reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-        """:return: the rewards (B,) of transitions (B, 2), for the imagination"""
+        """Return the rewards (B,) of transitions (B, 2), for the imagination."""
         distance: th.Tensor = th.linalg.vector_norm(next_obs, dim=1)
         return -distance
 
     @staticmethod
     def done(next_obs: th.Tensor) -> th.Tensor:
-        """:return: which observations (B, 2) end an episode: none"""
+        """Tell which observations (B, 2) end an episode: none does."""
         return th.zeros(len(next_obs), dtype=th.bool, device=next_obs.device)
 
 

@@ -29,6 +29,7 @@ class _Step(NamedTuple):
 def adapt_to_episodes(
     env: VecEnv,
     policy: MetaPolicy,
+    *,
     theta: th.Tensor,
     inner_lr: th.Tensor | float,
     episodes_of_step: list[int],
@@ -36,6 +37,8 @@ def adapt_to_episodes(
     generator: th.Generator,
 ) -> th.Tensor:
     """
+    Adapt a policy to real episodes of an environment.
+
     :param env: the environment; it is reset
     :param policy: the actor of the parameters
     :param theta: the meta-policy's parameters (P,)
@@ -48,7 +51,7 @@ def adapt_to_episodes(
     """
     parameters = theta.unsqueeze(0)
     for n_episodes in episodes_of_step:
-        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes, generator)
+        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=n_episodes, generator=generator)
         batch = to_batch(episodes)
         parameters = adapt(policy.actor, parameters, [batch], inner_lr)
         check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
@@ -56,7 +59,11 @@ def adapt_to_episodes(
 
 
 def check_adaptation(is_finite: bool) -> None:
-    """:raises ValueError: if a policy-gradient step left the finite numbers"""
+    """
+    Refuse an adaptation that is not finite.
+
+    :raises ValueError: if a policy-gradient step left the finite numbers
+    """
     if not is_finite:
         raise ValueError(
             "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Rewards or observations that are "
@@ -64,7 +71,9 @@ def check_adaptation(is_finite: bool) -> None:
         )
 
 
-def collect_episodes(env: VecEnv, act: Act, policy: MetaPolicy, n_episodes: int, generator: th.Generator) -> ImaginedRollouts:
+def collect_episodes(
+    env: VecEnv, act: Act, policy: MetaPolicy, *, n_episodes: int, generator: th.Generator
+) -> ImaginedRollouts:
     """
     Real episodes of one policy, in the container of imagined rollouts: an adaptation does not care where its data is from.
 

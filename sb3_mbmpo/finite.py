@@ -7,8 +7,10 @@ import numpy as np
 import torch as th
 
 
-def check_rewards(source: str, reward: th.Tensor, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
+def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
     """
+    Refuse rewards that are no finite numbers.
+
     :param source: what to call the function that gave the rewards
     :param reward: (B,)
     :param obs: raw (B, O)
@@ -30,6 +32,8 @@ def check_rewards(source: str, reward: th.Tensor, obs: th.Tensor, action: th.Ten
 
 def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
     """
+    Refuse imagined observations that are no finite numbers.
+
     :param obs: raw, imagined (..., O)
     :param next_obs: what was imagined to follow (..., O)
     :raises ValueError: if one is NaN or infinite
@@ -49,7 +53,7 @@ def _shown(values: th.Tensor) -> str:
 
 
 def in_float32(values: np.ndarray) -> np.ndarray:
-    """:return: which of the numbers are finite, and still are in single precision, in which models are fitted"""
+    """Tell which of the numbers are finite, and still are in single precision, in which models are fitted."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
     return finite
@@ -61,6 +65,8 @@ LARGE_MEAN = 1e3
 
 def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
+    Compute what single precision leaves of a mean.
+
     :param mean: of columns (K,) float64
     :param std: their standard deviation (K,)
     :return: what is missing if the mean is rounded to single precision, where that matters; else 0, (K,) float64
@@ -69,7 +75,7 @@ def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
 
 
 def as_floating(values: np.ndarray) -> np.ndarray:
-    """:return: integers as floating-point numbers that hold them, others as they are"""
+    """Return integers as floating-point numbers that hold them, others as they are."""
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 

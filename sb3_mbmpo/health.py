@@ -1,4 +1,4 @@
-"""What goes wrong in training in a way that figures show: each thing is warned of once, with the figures and what to turn."""
+"""What goes wrong in training in a way that metrics show: each thing is warned of once, with the numbers and what to turn."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ LINE_SEARCH_WINDOW, LINE_SEARCH_SUCCESS = 30, 0.2
 
 class TrainingHealth:
     """
-    Sees the figures of one iteration after the other and warns. Plain numbers, so that it is saved with the model: a resumed
+    Sees the metrics of one iteration after the other and warns. Plain numbers, so that it is saved with the model: a resumed
     run does not warn again.
     """
 
@@ -63,6 +63,8 @@ class TrainingHealth:
 
     def learning_begins(self, n_steps: int, n_random: int, learning_starts: int) -> None:
         """
+        Warn if nothing can be learned in the steps to come.
+
         :param n_steps: real steps that `learn` will do
         :param n_random: random ones that the first fit still waits for
         :param learning_starts: as MBMPO's argument
@@ -77,6 +79,8 @@ class TrainingHealth:
 
     def imagined_from_the_first(self, longest: int, horizon: int) -> None:
         """
+        Warn if real episodes are longer than the imagined rollouts that start where they start.
+
         :param longest: real episode, in steps
         :param horizon: of imagined rollouts, which start at real first observations only
         """
@@ -90,6 +94,8 @@ class TrainingHealth:
 
     def dynamics_fitted(self, val_loss: float, log_likelihood: bool) -> None:
         """
+        Take note of the loss of a fit, and warn of jumps.
+
         :param val_loss: mean over the members
         :param log_likelihood: it is one, of probabilistic members, and not a squared error in standardised units
         """
@@ -109,6 +115,8 @@ class TrainingHealth:
 
     def meta_trained(self, imagined_return: float | None, line_search_successes: Sequence[bool]) -> None:
         """
+        Take note of the meta-training of an iteration.
+
         :param imagined_return: what the meta-policy is expected to earn, comparable with the next ``real_episodes``; None: not
             known well enough to judge them
         :param line_search_successes: whether the meta-steps, in their order, found an improvement
@@ -126,6 +134,8 @@ class TrainingHealth:
 
     def adapted(self, n_failed: int, n_tasks: int) -> None:
         """
+        Warn of adaptations that are not finite.
+
         :param n_failed: tasks whose adaptation is not finite
         :param n_tasks: all tasks
         """

@@ -9,6 +9,8 @@ from types import FrameType
 
 class Interrupted(KeyboardInterrupt):
     """
+    Ends what was running when a signal came.
+
     :param number: of the signal
     """
 

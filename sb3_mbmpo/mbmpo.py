@@ -1,7 +1,8 @@
 """MBMPO, the SB3 algorithm: holds the state and the order of the stages; the maths lives in the modules it wires."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,32 +14,44 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_mbmpo.advantages import BASELINES, estimate_advantages
-from sb3_mbmpo.arguments import (
-    ENSEMBLE_OPTIONS,
-    check_arguments,
-    check_before_building,
-    check_choice,
-    check_device,
-    check_integer,
-    check_number,
-)
-from sb3_mbmpo.dynamics import DynamicsEnsemble
+from sb3_mbmpo.arguments import check_arguments, check_before_building, check_device
+from sb3_mbmpo.checks import check_choice, check_integer, check_number
+from sb3_mbmpo.critic import Critic
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
 from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
-from sb3_mbmpo.files import plain
 from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
-from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.imagined_training import ImaginedTrainingAlgorithm
-from sb3_mbmpo.meta import TaskBatch, split_outer
+from sb3_mbmpo.imagination import ImaginedRollouts, forked
+from sb3_mbmpo.meta import MetaParameters, TaskBatch
+from sb3_mbmpo.meta_training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
+from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.observations import PolicyInput
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.progress import StageProgressBar, Stopwatch, dump_and_keep
-from sb3_mbmpo.tasks import RewardFn, TaskFunctions, TerminationFn
+from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, TerminationFn
+from sb3_mbmpo.save_util import plain
+from sb3_mbmpo.starts import StartSampler
+from sb3_mbmpo.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.vec_env import ModelVecEnv
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 
+TRPO_OPTIONS = (
+    "target_kl",
+    "cg_max_steps",
+    "cg_damping",
+    "line_search_shrinking_factor",
+    "line_search_max_iter",
+    "sub_sampling_factor",
+)
+# Real observations that are saved with the model, for imagined rollouts to start at
+START_SAMPLE_SIZE = 1_000
+# A critic that explains a smaller share of the imagined returns is no measure of what is earned in reality
+TRUSTED_EXPLAINED_VARIANCE = 0.5
 
-class MBMPO(ImaginedTrainingAlgorithm):
+
+class MBMPO(RealRolloutAlgorithm):
     """
     Model-Based Meta-Policy Optimization (MB-MPO).
 
@@ -54,15 +67,26 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param n_steps: real steps an iteration, over all environments together (rounded up to whole steps of all)
     :param learning_starts: uniformly random real steps before the first fit
     :param buffer_size: real transitions that are kept, first in first out
+    :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
     :param n_models: members of the ensemble
+    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
+        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
+        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
+        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
+        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
+    :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
+        learned), "learned", a function of torch tensors, or its path "pkg.module:function"
+    :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
     :param n_tasks: tasks of a meta-step, a multiple of ``n_models``: task ``i`` lives in model ``i // (n_tasks / n_models)``
     :param n_imagined_rollouts: imagined rollouts a task
     :param horizon: steps of an imagined rollout
-    :param n_meta_steps: outer steps an iteration
+    :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
+    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
     :param n_inner_steps: policy-gradient steps of an adaptation
     :param inner_lr: step size of the adaptation
     :param learn_inner_lr: learn one inner step size a parameter, starting from ``inner_lr``
     :param first_order: ignore that the inner gradient depends on the meta-parameters
+    :param n_meta_steps: outer steps an iteration
     :param outer_optimizer: "trpo" or "ppo"
     :param target_kl: bound of the mean KL of the adapted policies in a TRPO step
     :param cg_max_steps: conjugate gradient iterations
@@ -70,36 +94,25 @@ class MBMPO(ImaginedTrainingAlgorithm):
     :param line_search_shrinking_factor: each candidate of the line search is this much shorter than the one before
     :param line_search_max_iter: candidates of the line search
     :param sub_sampling_factor: the Fisher-vector products use every k-th imagined step
+    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
+    :param ent_coef: weight of the policy's entropy in the outer objective
+    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
+        back to the best: for tasks that are solved for good, such as balancing
+    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
+        more suit a GPU; the result is the same but for rounding
     :param gamma: discount factor
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
-    :param ent_coef: weight of the policy's entropy in the outer objective
     :param baseline: "critic" (the policy's value network, which also bootstraps at the end of imagined rollouts), "linear",
         "fourier" (linear and 100 random Fourier features), "time" or "zero"
     :param n_critic_updates: minibatch steps of the critic after each batch imagined under the meta-policy
     :param batch_size: rows of a critic's minibatch
-    :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
-        learned), "learned", a function of torch tensors, or its path "pkg.module:function"
-    :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
-    :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
-    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
-    :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
-    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
-        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
-        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
-        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
-        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param stats_window_size: episodes that the logged means of real episodes cover
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed of everything random
     :param device: where all networks and the imagination live; "auto" is a GPU if there is one
-    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
-        back to the best: for tasks that are solved for good, such as balancing
-    :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
-    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
-        more suit a GPU; the result is the same but for rounding
     :param _init_setup_model: whether to build the networks at the creation of the instance
     """
 
@@ -112,18 +125,29 @@ class MBMPO(ImaginedTrainingAlgorithm):
         policy: str | type[MetaPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
+        # Real steps
         n_steps: int = 500,
         learning_starts: int = 1000,
         buffer_size: int = 100_000,
+        exploration: str = "adapted",
+        # The learned environment
         n_models: int = 5,
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        reward_fn: str | RewardFn = "auto",
+        termination_fn: str | TerminationFn | None = "auto",
+        # Imagined rollouts
         n_tasks: int = 20,
         n_imagined_rollouts: int = 40,
         horizon: int = 25,
-        n_meta_steps: int = 20,
+        imagined_start: str = "buffer",
+        recent_starts: float = 0.5,
+        # Adaptation: the inner step
         n_inner_steps: int = 1,
         inner_lr: float = 3e-3,
         learn_inner_lr: bool = False,
         first_order: bool = False,
+        # Meta-steps: the outer step
+        n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
         target_kl: float = 0.03,
         cg_max_steps: int = 10,
@@ -131,28 +155,24 @@ class MBMPO(ImaginedTrainingAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,
+        outer_kwargs: Mapping[str, Any] | None = None,
+        ent_coef: float = 0.0,
+        stop_on_return_drop: bool = False,
+        chunk_size: int = 16_384,
+        # Advantages and their critic
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
         baseline: str = "critic",
         n_critic_updates: int = 40,
         batch_size: int = 512,
-        reward_fn: str | RewardFn = "auto",
-        termination_fn: str | TerminationFn | None = "auto",
-        imagined_start: str = "buffer",
-        recent_starts: float = 0.5,
-        exploration: str = "adapted",
-        dynamics_kwargs: Mapping[str, Any] | None = None,
+        # As in every algorithm of SB3
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        stop_on_return_drop: bool = False,
-        outer_kwargs: Mapping[str, Any] | None = None,
-        chunk_size: int = 16_384,
         _init_setup_model: bool = True,
     ) -> None:
         check_device(device)
@@ -211,14 +231,15 @@ class MBMPO(ImaginedTrainingAlgorithm):
         # Here, not in the constructor: `load` may have changed some
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
         vars(self).update(plain({name: getattr(self, name) for name in arguments}))
+        self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:
             super()._setup_model()
         except TypeError as error:
             raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} build no policy: {error}.") from error
-        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
+        self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
-            self._learned_heads = (self._task.reward.fn is None, self._task.termination.fn is None)
+            self._learned_heads = (self._functions.reward.fn is None, self._functions.termination.fn is None)
         self.dynamics = DynamicsEnsemble(
             self.observation_space,
             self.action_space,
@@ -228,7 +249,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             learning_rate=self.lr_schedule(1),
             seed=self.seed,
             device=self.device,
-            **{key: value for key, value in self.dynamics_kwargs.items() if key in ENSEMBLE_OPTIONS},
+            **self._dynamics_options.ensemble,
         )
         if self._bias_draws is None:  # else the file's: a resumed run has the models it had
             self._bias_draws = np.random.default_rng(self.seed).standard_normal((self.n_models, self.dynamics.observation_dim))
@@ -238,7 +259,7 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
         if self.verbose >= 1:
             n_dynamics = sum(parameter.numel() for parameter in self.dynamics.parameters())
-            reward, termination = self._task.sources(*self._learned_heads)
+            reward, termination = self._functions.sources(*self._learned_heads)
             print(
                 f"MBMPO: observations {self.observation_space}; actions {self.action_space}; "
                 f"reward: {reward}; termination: {termination}; horizon: {self.horizon}; "
@@ -248,11 +269,11 @@ class MBMPO(ImaginedTrainingAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """See ``BaseAlgorithm``. Reward and termination functions are those of the new environment."""
         super().set_env(env, force_reset)
-        self._task = TaskFunctions(self.reward_fn, self.termination_fn, self.env)
+        self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
 
     def _excluded_save_params(self) -> list[str]:
         # A function that is a method of the environment would bring the whole environment into the file
-        return [*super()._excluded_save_params(), "_task", "_stopwatch", "_progress"]
+        return [*super()._excluded_save_params(), "_functions", "_dynamics_options", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "dynamics", "dynamics.optimizer"], ["learned_inner_lr", "_adapted"]
@@ -276,13 +297,13 @@ class MBMPO(ImaginedTrainingAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        # Another number of rows than any size of the task: a function that mixes up its axes shows
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        # A number of rows unlike any dimension exposes a function that mixes up its axes
         rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
         obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
         columns = th.zeros((rows, *(self.action_space.shape or (1,))))
         action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
-        self._task.try_out(obs, self._codec.to_reward(action))
+        self._functions.try_out(obs, self._codec.to_reward(action))
         return result
 
     # ---------------------------------------------------------------- real rollouts
@@ -327,6 +348,251 @@ class MBMPO(ImaginedTrainingAlgorithm):
         callback.on_training_end()
         return self
 
+    # ---------------------------------------------------------------- what an iteration learns
+
+    def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
+        """
+        Learn from the real steps so far: the body of the loop of Clavera et al. (2018), algorithm 2, after its real rollouts.
+
+        The arguments are those of SB3's interface; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
+        """
+        # Dropout and batch statistics would make another policy of every forward pass: likelihood ratios compare the same one
+        self.policy.set_training_mode(False)
+        self._judge_real_returns()
+        data = self._transitions()
+        self._judge_functions(data)
+        n_threads = worker_threads(self.device)
+        with single_threaded_operations():
+            # Fit the ensemble to all real steps
+            with self._stopwatch("dynamics_fit"):
+                self._fit_dynamics(data, n_threads)
+            self.policy.set_observation_statistics(self._to_policy_units(data.obs))
+            # Meta-train the policy in the models, and adapt it to each of them
+            with self._stopwatch("meta_update"):
+                training = self._meta_trainer(self._generators, n_threads).train(
+                    self._meta_parameters(),
+                    n_meta_steps=self.n_meta_steps,
+                    stop_on_return_drop=self.stop_on_return_drop,
+                    on_step=self._show_meta_step,
+                )
+                # The adapted policies collect the next real steps
+                self._adapted = training.adaptation.parameters
+                self._record_meta_training(training)
+        self._n_new_steps = 0
+        # For a model that is loaded without its buffer
+        self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().copy()
+        # The imagination runs inside the meta-update
+        seconds = self._stopwatch.seconds
+        seconds["meta_update"] -= seconds["imagination"]
+        for stage in seconds:
+            self.logger.record(f"time/{stage}", seconds[stage])
+
+    def _judge_functions(self, data: Transitions) -> None:
+        """Hold the reward and termination functions against the real steps."""
+        self.logger.record("rollout/rew_mean_step", float(data.reward[-self._n_new_steps :].mean()))
+        reward_error = self._functions.compare(
+            obs=data.obs,
+            action=self._codec.to_reward(data.action),
+            next_obs=data.next_obs,
+            reward=data.reward,
+            terminated=data.terminated,
+        )
+        if reward_error is not None:
+            self.logger.record("dynamics/reward_error", reward_error)
+
+    def _judge_real_returns(self) -> None:
+        n_episodes, self._n_new_episodes = self._n_new_episodes, 0
+        # Empty without a Monitor
+        episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
+        returns = [float(episode["r"]) for episode in episodes]
+        if returns:
+            self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
+        discounted = self._bootstrapped_returns()
+        if self.baseline == "critic":
+            if discounted:
+                self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
+            self._health.real_episodes(discounted, " in discounted reward")
+        else:
+            # Longer episodes than the imagined ones count in proportion
+            shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
+            self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
+        if self.imagined_start == "initial":
+            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
+
+    def _bootstrapped_returns(self) -> list[float]:
+        """Return discounted returns of the real episodes since the last fit, as if time limits had not cut them."""
+        episodes = self._discounted_returns.take()
+        if not episodes:
+            return []
+        values = self._values(np.stack([episode.final_obs for episode in episodes]))
+        return [e.discounted_return + e.bootstrap * value for e, value in zip(episodes, values.tolist(), strict=True)]
+
+    @th.no_grad()
+    def _values(self, raw_obs: np.ndarray) -> np.ndarray:
+        """
+        Evaluate the critic; before its first fit all values are 0.
+
+        :param raw_obs: (B, O)
+        :return: (B,)
+        """
+        obs = th.as_tensor(raw_obs, device=self.device, dtype=self.dynamics.observation_dtype)
+        values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()
+        return values if self.policy.value_net.is_trained else np.zeros_like(values)
+
+    def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
+        reinit_every = self._dynamics_options.reinit_every
+        if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
+            seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
+            self.dynamics.reset_parameters(th.Generator().manual_seed(int(seed)))
+        self._update_learning_rate([self.dynamics.optimizer, self.policy.optimizer])
+
+        def on_pass(number: int, at_most: int, val_loss: float) -> None:
+            if self._progress is not None:
+                self._progress.show("dynamics fit, passes", number, at_most, {"val_loss": val_loss})
+
+        report = self.dynamics.fit(
+            data,
+            generator=self._generators["dynamics"],
+            n_new_rows=self._n_new_steps,
+            on_pass=on_pass,
+            n_threads=n_threads,
+            **self._dynamics_options.fit,
+        )
+        self._n_fits += 1
+        self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
+        self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
+        self.logger.record("dynamics/epochs", float(report.epochs.mean()))
+        self.logger.record("dynamics/gradient_steps", float(report.gradient_steps.mean()))
+        some = slice(None, None, 1 + len(data.obs) // 1000)
+        action = self._codec.to_numpy(data.action[some])
+        disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
+        self.logger.record("dynamics/disagreement", float(disagreement.mean()))
+
+    def _meta_trainer(self, generators: Mapping[str, th.Generator], n_threads: int) -> MetaTrainer:
+        """
+        Put the meta-training together.
+
+        :param generators: for imagined actions ("imagination") and first observations ("starts")
+        :param n_threads: how many threads imagine and differentiate
+        :return: meta-training in the ensemble as it is now
+        """
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        imagination = generators["imagination"]
+        pool = self._start_pool()
+        # Those since the fit before come last
+        n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
+        is_trpo = self.outer_optimizer == "trpo"
+        settings = MetaSettings(
+            n_tasks=self.n_tasks,
+            n_imagined_rollouts=self.n_imagined_rollouts,
+            horizon=self.horizon,
+            n_inner_steps=self.n_inner_steps,
+            first_order=self.first_order,
+            outer_optimizer=self.outer_optimizer,
+            outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS} if is_trpo else self.outer_kwargs,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            baseline=self.baseline,
+            normalize_advantage=self.normalize_advantage,
+            ent_coef=self.ent_coef,
+            chunk_size=self.chunk_size,
+        )
+        return MetaTrainer(
+            model_env=self._model_env(forked(imagination, n_threads)),
+            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
+            actor=self.policy.actor,
+            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
+            settings=settings,
+            generator=imagination,
+            stopwatch=self._stopwatch,
+            adopt=self._adopt,
+            critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+        )
+
+    def _model_env(self, generators: Sequence[th.Generator] | None) -> ModelEnv:
+        """
+        Put the learned environment together, as the models are now.
+
+        :param generators: one a thread that imagines, for the noise of probabilistic and of deliberately bad models; None: the
+            means of the members, as they are
+        """
+        options = self._dynamics_options
+        return ModelEnv.of(
+            self.dynamics,
+            reward_fn=self._functions.reward.fn,
+            termination_fn=self._functions.termination.fn,
+            clip_margin=options.clip_margin,
+            generators=[None] if generators is None else generators,
+            output_bias=None if generators is None else self._output_bias(),
+            output_noise=0.0 if generators is None else options.output_noise,
+        )
+
+    def _critic(self, generator: th.Generator) -> Critic:
+        return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
+
+    def _start_pool(self) -> th.Tensor:
+        """Return raw observations at which imagined rollouts may start (B, O)."""
+        if self.imagined_start == "buffer":
+            assert self.replay_buffer is not None
+            if self.replay_buffer.size() > 0:
+                return self._transitions().obs.to(self.dynamics.observation_dtype)
+            if self._start_sample is None:
+                raise ValueError("The replay buffer, to imagine from, is empty: `load_replay_buffer`, or call `learn` first.")
+            return th.as_tensor(self._start_sample, device=self.device, dtype=self.dynamics.observation_dtype)
+        self._join_new_starts()
+        if self._initial_obs is None:
+            raise ValueError("There is no real first observation to imagine from yet: call `learn` first.")
+        return th.as_tensor(self._initial_obs, device=self.device, dtype=self.dynamics.observation_dtype)
+
+    def _show_meta_step(self, number: int, step: MetaStep) -> None:
+        self._n_updates += 1
+        if self._progress is not None:
+            means = {"return": float(step.pre.returns().mean()), "adapted": float(step.post.returns().mean())}
+            self._progress.show("meta-steps", number, self.n_meta_steps, means)
+
+    def _record_meta_training(self, training: MetaTraining) -> None:
+        self._health.adapted(int(training.adaptation.failed.sum()), self.n_tasks)
+        for key, value in training.metrics().items():
+            self.logger.record(key, value)
+        imagined: float | None = float(training.adaptation.rollouts.returns().mean())
+        if self.baseline == "critic":
+            self._join_new_starts()
+            assert self._initial_obs is not None
+            initial_value = float(self._values(self._initial_obs).mean())
+            self.logger.record("imagined/initial_value", initial_value)
+            imagined = initial_value if training.explained_variance() > TRUSTED_EXPLAINED_VARIANCE else None
+        failed = sum(not np.isfinite(report.value_loss) for report in training.critic)
+        self._health.critic_trained(failed, len(training.critic))
+        self._health.meta_trained(imagined, [bool(report.accepted) for report in training.steps])
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _meta_parameters(self) -> MetaParameters:
+        """Return the policy's parameters and the inner step size(s)."""
+        return MetaParameters(
+            theta=self.policy.actor_vector(),
+            inner_lr=float(self.inner_lr) if self.learned_inner_lr is None else self.learned_inner_lr,
+        )
+
+    def _adopt(self, meta: MetaParameters) -> MetaParameters:
+        """
+        Make the meta-parameters the model's own.
+
+        :return: them, as the policy keeps them: standard deviations have a lower bound
+        """
+        if self.learned_inner_lr is not None:
+            assert isinstance(meta.inner_lr, th.Tensor)
+            self.learned_inner_lr = meta.inner_lr.clone()
+        self.policy.set_actor_vector(meta.theta)
+        return self._meta_parameters()
+
+    def _output_bias(self) -> np.ndarray:
+        """Return deliberate error of each member, in standard deviations of the observed changes (M, O)."""
+        assert self._bias_draws is not None
+        return output_bias_array(self._dynamics_options.output_bias, self._bias_draws)
+
     # ---------------------------------------------------------------- use
 
     def adapt(
@@ -352,10 +618,10 @@ class MBMPO(ImaginedTrainingAlgorithm):
         """
         n_inner_steps = self.n_inner_steps if n_inner_steps is None else n_inner_steps
         check_integer("n_inner_steps", n_inner_steps, 1)
-        phi, fixed_inner_lr = self._outer_variable(), self._fixed_inner_lr
+        meta = self._meta_parameters()
         if inner_lr is not None:
             check_number("inner_lr", inner_lr, 0)
-            phi, fixed_inner_lr = self.policy.actor_vector(), float(inner_lr)
+            meta = meta._replace(inner_lr=float(inner_lr))
         baseline = self.baseline if baseline is None else baseline
         check_choice("baseline", baseline, BASELINES)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
@@ -364,8 +630,8 @@ class MBMPO(ImaginedTrainingAlgorithm):
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(inner_lr=fixed_inner_lr, n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(phi, n_tasks=self.n_models)
+            settings = trainer.settings._replace(n_inner_steps=n_inner_steps, baseline=baseline)
+            adaptation = trainer._replace(settings=settings).adapt(meta, n_tasks=self.n_models)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
@@ -383,13 +649,26 @@ class MBMPO(ImaginedTrainingAlgorithm):
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            critic = self._critic(generators["critic"])
-            estimate = estimate_advantages(episodes, self.gamma, self.gae_lambda, baseline, self.normalize_advantage, critic)
+            estimate = estimate_advantages(
+                episodes,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                baseline=baseline,
+                normalize=self.normalize_advantage,
+                critic=self._critic(generators["critic"]),
+            )
             return TaskBatch.from_rollouts(episodes, estimate.advantages)
 
-        theta, step_size = split_outer(phi, fixed_inner_lr)
         shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]
-        adapted = adapt_to_episodes(vec_env, self.policy, theta, step_size, shares, to_batch, generators["exploration"])
+        adapted = adapt_to_episodes(
+            vec_env,
+            self.policy,
+            theta=meta.theta,
+            inner_lr=meta.inner_lr,
+            episodes_of_step=shares,
+            to_batch=to_batch,
+            generator=generators["exploration"],
+        )
         return self.policy.with_actor_vector(adapted)
 
     def imagined_env(
@@ -410,18 +689,18 @@ class MBMPO(ImaginedTrainingAlgorithm):
         :param resample_model: draw another random member every "episode" or every "step"
         :return: a VecEnv in raw units
         """
-        self._task.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
+        self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         return ModelVecEnv(
             self.dynamics,
-            self._start_pool().cpu().numpy(),
-            self._task.reward.fn,
-            self._task.termination.fn,
-            n_envs,
-            self.horizon if horizon is None else horizon,
-            model_index,
-            self._clip_margin,
-            seed,
-            resample_model,
-            self._output_bias(),
-            self._output_noise,
+            start_obs=self._start_pool().cpu().numpy(),
+            reward_fn=self._functions.reward.fn,
+            termination_fn=self._functions.termination.fn,
+            n_envs=n_envs,
+            horizon=self.horizon if horizon is None else horizon,
+            model_index=model_index,
+            clip_margin=self._dynamics_options.clip_margin,
+            seed=seed,
+            resample_model=resample_model,
+            output_bias=self._output_bias(),
+            output_noise=self._dynamics_options.output_noise,
         )

@@ -43,6 +43,8 @@ class TaskBatch(NamedTuple):
     @classmethod
     def from_rollouts(cls, rollouts: ImaginedRollouts, advantages: th.Tensor) -> "TaskBatch":
         """
+        Flatten rollouts into rows.
+
         :param rollouts: imagined rollouts
         :param advantages: (T, H, N)
         """
@@ -51,14 +53,14 @@ class TaskBatch(NamedTuple):
         return cls(rollouts.policy_input.flatten(1, 2), rollouts.actions.flatten(1, 2), advantages.flatten(1), weight)
 
     def subsample(self, factor: int) -> "TaskBatch":
-        """:return: every ``factor``-th row, with weights that sum to 1 again"""
+        """Return every ``factor``-th row, with weights that sum to 1 again."""
         if factor == 1:
             return self
         policy_input, actions, advantages, weight = (x[:, ::factor].contiguous() for x in self)
         return TaskBatch(policy_input, actions, advantages, weight / weight.sum(1, keepdim=True).clamp(min=1e-12))
 
     def tasks(self, chunk: slice) -> "TaskBatch":
-        """:return: the same for some of the tasks only"""
+        """Return the same for some of the tasks only."""
         return TaskBatch(*(x[chunk] for x in self))
 
 
@@ -78,16 +80,26 @@ class StepReport(NamedTuple):
     line_search_steps: int
 
 
-def split_outer(phi: th.Tensor, inner_lr: float | None) -> tuple[th.Tensor, float | th.Tensor]:
+class MetaParameters(NamedTuple):
     """
-    :param phi: outer variable: theta (P,), or theta and the learned inner step sizes in one vector (2 P,)
-    :param inner_lr: the inner step size, None if it is learned
-    :return: theta and the inner step size(s)
+    What the outer step improves.
+
+    :param theta: the meta-policy's parameters (P,)
+    :param inner_lr: step size of the adaptation, or, where they are learned (Meta-SGD), one a parameter (P,)
     """
-    if inner_lr is not None:
-        return phi, inner_lr
-    theta, learned_lr = phi.chunk(2)
-    return theta, learned_lr
+
+    theta: th.Tensor
+    inner_lr: float | th.Tensor
+
+    def vector(self) -> th.Tensor:
+        """Return everything that is improved as one vector: theta, and the step sizes behind it if they are learned."""
+        return th.cat([self.theta, self.inner_lr]) if isinstance(self.inner_lr, th.Tensor) else self.theta
+
+    def with_vector(self, vector: th.Tensor) -> "MetaParameters":
+        """Return the same with other numbers, from a vector like ``vector``'s."""
+        if isinstance(self.inner_lr, th.Tensor):
+            return MetaParameters(*vector.chunk(2))
+        return self._replace(theta=vector)
 
 
 def inner_objective(actor: Actor, parameters: th.Tensor, batch: TaskBatch) -> th.Tensor:
@@ -106,6 +118,7 @@ def adapt(
     theta: th.Tensor,
     batches: Sequence[TaskBatch],
     inner_lr: float | th.Tensor,
+    *,
     create_graph: bool = False,
     first_order: bool = False,
 ) -> th.Tensor:
@@ -137,6 +150,8 @@ def adapt(
 @th.no_grad()
 def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> th.Tensor:
     """
+    Tell which policies can act.
+
     :param parameters: (T, P)
     :param policy_input: observations that the policies meet (T, B, O); some of them are tried
     :return: whose parameters, and distributions over actions, are finite (T,) bool
@@ -148,29 +163,24 @@ def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> t
 
 class MetaProblem(NamedTuple):
     """
-    One meta-step's data and settings: everything but the outer variable.
-
-    The outer variable ``phi`` is theta (P,), or theta and the inner step sizes in one vector (2 P,) where those are
-    learned too (Meta-SGD).
+    One meta-step's data and settings: everything but the meta-parameters.
 
     :param actor: the policy as a function of its parameters
     :param pre: a batch for each inner step
     :param post: batch imagined under the adapted parameters
-    :param inner_lr: step size, a number; None: the second half of ``phi``
-    :param first_order: ignore that the inner gradient depends on theta
-    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param chunk_size: how many rows of the post batch are processed at once, at least one task: activations of so many
         rows stay in the cache, and they bound the memory
+    :param first_order: ignore that the inner gradient depends on theta
+    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     """
 
     actor: Actor
     pre: tuple[TaskBatch, ...]
     post: TaskBatch
-    inner_lr: float | None
+    chunk_size: int
     first_order: bool = False
     ent_coef: float = 0.0
-    chunk_size: int = 16_384
     n_threads: int = 1
 
     @property
@@ -178,47 +188,54 @@ class MetaProblem(NamedTuple):
         return len(self.post.policy_input)
 
     def tasks(self, chunk: slice) -> "MetaProblem":
-        """:return: the same problem for some of the tasks only"""
+        """Return the same problem for some of the tasks only."""
         return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
 
     def chunks(self) -> list["MetaProblem"]:
-        """:return: the same problem in chunks of tasks: tasks are independent"""
+        """Return the same problem in chunks of tasks: tasks are independent."""
         rows = self.post.policy_input.shape[1]
         return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
 
     def subsample(self, factor: int) -> "MetaProblem":
-        """:return: the same problem on every ``factor``-th row"""
+        """Return the same problem on every ``factor``-th row."""
         return self._replace(pre=tuple(b.subsample(factor) for b in self.pre), post=self.post.subsample(factor))
 
-    def adapted(self, phi: th.Tensor, create_graph: bool = False) -> th.Tensor:
-        """:return: theta'_i (T, P)"""
-        theta, inner_lr = split_outer(phi, self.inner_lr)
-        return adapt(self.actor, theta, self.pre, inner_lr, create_graph, self.first_order)
+    def adapted(self, meta: MetaParameters, create_graph: bool = False) -> th.Tensor:
+        """Return theta'_i (T, P)."""
+        return adapt(
+            self.actor,
+            meta.theta,
+            self.pre,
+            meta.inner_lr,
+            create_graph=create_graph,
+            first_order=self.first_order,
+        )
 
-    def is_usable(self, phi: th.Tensor) -> bool:
-        """:return: whether the meta-policy of ``phi`` has finite distributions over actions"""
-        theta, _ = split_outer(phi, self.inner_lr)
-        return bool(th.isfinite(phi).all() and is_usable(self.actor, theta.unsqueeze(0), self.post.policy_input[:1]).all())
+    def is_usable(self, meta: MetaParameters) -> bool:
+        """Tell whether the parameters, and the meta-policy's distributions over actions, are finite."""
+        tried = self.post.policy_input[:1]
+        return bool(th.isfinite(meta.vector()).all() and is_usable(self.actor, meta.theta.unsqueeze(0), tried).all())
 
-    def adapted_distribution(self, phi: th.Tensor, create_graph: bool = False) -> ActionDistribution:
-        """:return: the adapted policies' distributions on their own imagined steps"""
-        return self.actor(self.adapted(phi, create_graph))(self.post.policy_input)
+    def adapted_distribution(self, meta: MetaParameters, create_graph: bool = False) -> ActionDistribution:
+        """Return the adapted policies' distributions on their own imagined steps."""
+        return self.actor(self.adapted(meta, create_graph))(self.post.policy_input)
 
-    def objective(self, phi: th.Tensor, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
+    def objective(self, meta: MetaParameters, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
         """
-        :param distribution: the adapted policies' at ``phi``
+        Evaluate the outer objective, each task's mean(ratio A') plus entropy bonus.
+
+        :param distribution: the adapted policies' at ``meta``
         :param old_log_prob: of the actions under the adapted policies that took them (T, B)
-        :return: each task's mean(ratio A') plus entropy bonus (T,)
+        :return: (T,)
         """
         ratio = th.exp(distribution.log_prob(self.post.actions) - old_log_prob)
-        return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(phi)
+        return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(meta)
 
-    def entropy_bonus(self, phi: th.Tensor) -> th.Tensor | float:
-        """:return: weighted mean entropy of the policy before adaptation (T,)"""
+    def entropy_bonus(self, meta: MetaParameters) -> th.Tensor | float:
+        """Return weighted mean entropy of the policy before adaptation (T,)."""
         if self.ent_coef == 0:
             return 0.0
-        theta, _ = split_outer(phi, self.inner_lr)
-        entropy = self.actor(theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
+        entropy = self.actor(meta.theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
         return self.ent_coef * (self.pre[0].weight * entropy).sum(1)
 
 
@@ -229,55 +246,60 @@ class _Old(NamedTuple):
     log_prob: th.Tensor
 
     def kl_to(self, distribution: ActionDistribution, weight: th.Tensor) -> th.Tensor:
-        """:return: each task's mean KL(old || new) (T,)"""
+        """Return each task's mean KL(old || new) (T,)."""
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
 def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
     """
+    Divide tasks into chunks that are processed at once.
+
     :param rows_per_task: imagined steps of a task
     :param chunk_size: the most rows of a chunk, unless a single task has more
     :param n_threads: equally many chunks for every thread, if there are tasks enough
-    :return: tasks of each chunk, as equally many as can be
+    :return: tasks of each chunk, whose sizes differ by at most one
     """
     n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
     n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
     return even_shares(n_tasks, n_chunks)
 
 
-def meta_gradient(problem: MetaProblem, phi: th.Tensor) -> tuple[th.Tensor, float, list[_Old]]:
+def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, float, list[_Old]]:
     """
     Gradient of the outer objective through the adaptation, at the parameters that imagined the data.
 
-    :param phi: outer variable
-    :return: gradient like ``phi``, the objective's value, and the old adapted policies of each chunk
+    :param meta: meta-parameters
+    :return: gradient like ``meta.vector()``, the objective's value, and the old adapted policies of each chunk
     """
-
-    def of_chunk(chunk: MetaProblem) -> tuple[th.Tensor, float, _Old]:
-        leaf = phi.detach().requires_grad_()
-        distribution = chunk.adapted_distribution(leaf, create_graph=True)
-        old = _Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach())
-        objective = chunk.objective(leaf, distribution, old.log_prob).sum() / problem.n_tasks
-        return th.autograd.grad(objective, leaf)[0], float(objective.detach()), old
-
-    jobs = [partial(of_chunk, chunk) for chunk in problem.chunks()]
+    jobs = [partial(_gradient_of_chunk, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
     gradients, values, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
     return th.stack(gradients).sum(0), sum(values), list(old)
 
 
-def fisher_vector_product(problem: MetaProblem, phi: th.Tensor, damping: float = 0.0) -> Callable[[th.Tensor], th.Tensor]:
+def _gradient_of_chunk(chunk: MetaProblem, meta: MetaParameters, n_tasks: int) -> tuple[th.Tensor, float, _Old]:
+    leaf = meta.vector().detach().requires_grad_()
+    point = meta.with_vector(leaf)
+    distribution = chunk.adapted_distribution(point, create_graph=True)
+    old = _Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach())
+    objective = chunk.objective(point, distribution, old.log_prob).sum() / n_tasks
+    return th.autograd.grad(objective, leaf)[0], float(objective.detach()), old
+
+
+def fisher_vector_product(
+    problem: MetaProblem, meta: MetaParameters, damping: float = 0.0
+) -> Callable[[th.Tensor], th.Tensor]:
     """
-    Products with the Hessian at ``phi`` of the mean KL between old and new adapted policies, *through the inner step*.
+    Products with the Hessian at ``meta`` of the mean KL between old and new adapted policies, *through the inner step*.
 
     At the old parameters the gradient of the KL with respect to the distribution vanishes, so the Hessian is exactly
     Q^T M Q with Q the Jacobian of the adapted policies' distribution parameters and M their KL's own Hessian. Both
     products reuse graphs that are built once: no third derivatives.
 
-    :param phi: outer variable
+    :param meta: meta-parameters
     :param damping: added to the diagonal
-    :return: function from a vector like ``phi`` to the product
+    :return: function from a vector like ``meta.vector()`` to the product
     """
-    build = [partial(_fisher_factors, chunk, phi, problem.n_tasks) for chunk in problem.chunks()]
+    build = [partial(_fisher_factors, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
     factors = in_parallel(build, problem.n_threads)
 
     def product(vector: th.Tensor) -> th.Tensor:
@@ -287,10 +309,10 @@ def fisher_vector_product(problem: MetaProblem, phi: th.Tensor, damping: float =
     return product
 
 
-def _fisher_factors(problem: MetaProblem, phi: th.Tensor, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
-    """:return: the product for some of the tasks, from graphs that stay alive as long as the function does"""
-    leaf = phi.detach().requires_grad_()
-    outputs = problem.adapted_distribution(leaf, create_graph=True)
+def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
+    """Return the product for some of the tasks, from graphs that stay alive as long as the function does."""
+    leaf = meta.vector().detach().requires_grad_()
+    outputs = problem.adapted_distribution(meta.with_vector(leaf), create_graph=True)
     parameters = outputs.parameters
 
     # v -> Q v is the derivative of u -> Q^T u, which is linear: a backward pass through the backward pass
@@ -312,7 +334,7 @@ def _fisher_factors(problem: MetaProblem, phi: th.Tensor, n_tasks: int) -> Calla
 
 
 def conjugate_gradient(
-    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, tolerance: float = 1e-10
+    product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, *, tolerance: float = 1e-10
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Solve ``A x = b`` for a symmetric positive definite A. Unlike sb3-contrib's solver it starts at 0: no random numbers,
@@ -343,96 +365,107 @@ def conjugate_gradient(
     return x, image_of_x
 
 
-def _evaluate(problem: MetaProblem, phi: th.Tensor, old: list[_Old]) -> tuple[float, float]:
-    """:return: outer objective and mean KL of the adapted policies at ``phi``"""
-
-    @th.no_grad()
-    def of_chunk(chunk: MetaProblem, before: _Old) -> tuple[float, float]:
-        distribution = chunk.adapted_distribution(phi)
-        objective = chunk.objective(phi, distribution, before.log_prob).sum()
-        return float(objective), float(before.kl_to(distribution, chunk.post.weight).sum())
-
-    jobs = [partial(of_chunk, chunk, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
+def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> tuple[float, float]:
+    """Return outer objective and mean KL of the adapted policies at ``meta``."""
+    jobs = [partial(_evaluate_chunk, chunk, meta, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
     objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
     return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
 
 
 @th.no_grad()
-def _old_policies(problem: MetaProblem, phi: th.Tensor) -> _Old:
-    distribution = problem.adapted_distribution(phi)
+def _evaluate_chunk(chunk: MetaProblem, meta: MetaParameters, before: _Old) -> tuple[float, float]:
+    distribution = chunk.adapted_distribution(meta)
+    objective = chunk.objective(meta, distribution, before.log_prob).sum()
+    return float(objective), float(before.kl_to(distribution, chunk.post.weight).sum())
+
+
+@th.no_grad()
+def _old_policies(problem: MetaProblem, meta: MetaParameters) -> _Old:
+    distribution = problem.adapted_distribution(meta)
     return _Old(distribution, distribution.log_prob(problem.post.actions))
 
 
 def trust_region_step(
     problem: MetaProblem,
-    phi: th.Tensor,
+    meta: MetaParameters,
     *,
-    target_kl: float = 0.01,
-    cg_max_steps: int = 10,
-    cg_damping: float = 1e-5,
-    line_search_shrinking_factor: float = 0.8,
-    line_search_max_iter: int = 15,
-    sub_sampling_factor: int = 1,
-) -> tuple[th.Tensor, StepReport]:
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    line_search_shrinking_factor: float,
+    line_search_max_iter: int,
+    sub_sampling_factor: int,
+) -> tuple[MetaParameters, StepReport]:
     """
     TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
     first candidate which improves the objective within the KL bound.
 
-    :param phi: outer variable, at which the data was imagined
-    :return: the new outer variable (the old one if no candidate was good, or anything was not finite) and a report
+    :param meta: meta-parameters, at which the data was imagined
+    :param target_kl: the other parameters are documented at ``MBMPO``
+    :return: the new meta-parameters (the old ones if no candidate was good, or anything was not finite) and a report
     """
-    gradient, objective, old = meta_gradient(problem, phi)
-    product = fisher_vector_product(problem.subsample(sub_sampling_factor), phi, cg_damping)
+    gradient, objective, old = meta_gradient(problem, meta)
+    product = fisher_vector_product(problem.subsample(sub_sampling_factor), meta, cg_damping)
     direction, image = conjugate_gradient(product, gradient, cg_max_steps)
     curvature = direction @ image
     rejected = StepReport(0.0, 0.0, False, 0)
     if not (th.isfinite(direction).all() and curvature > 0):
-        return phi, rejected
+        return meta, rejected
     step = (2 * target_kl / curvature).sqrt() * direction
     for iteration in range(line_search_max_iter):
-        candidate = phi + line_search_shrinking_factor**iteration * step
+        candidate = meta.with_vector(meta.vector() + line_search_shrinking_factor**iteration * step)
         new_objective, kl = _evaluate(problem, candidate, old)
         if objective < new_objective < math.inf and kl <= target_kl and problem.is_usable(candidate):
             return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
-    return phi, rejected._replace(line_search_steps=line_search_max_iter)
+    return meta, rejected._replace(line_search_steps=line_search_max_iter)
 
 
 def proximal_step(
     problem: MetaProblem,
-    phi: th.Tensor,
+    meta: MetaParameters,
     *,
     learning_rate: float = 1e-3,
     n_epochs: int = 8,
     clip_range: float = 0.2,
-) -> tuple[th.Tensor, StepReport]:
+) -> tuple[MetaParameters, StepReport]:
     """
     PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
 
-    :param phi: outer variable, at which the data was imagined
-    :return: the new outer variable (the old one if that, or what its policies do, is not finite) and a report
+    :param meta: meta-parameters, at which the data was imagined
+    :return: the new meta-parameters (the old ones if that, or what its policies do, is not finite) and a report
     """
     chunks = problem.chunks()
-    old = in_parallel([partial(_old_policies, chunk, phi) for chunk in chunks], problem.n_threads)
-    objective, _ = _evaluate(problem, phi, old)
-    leaf = phi.detach().clone().requires_grad_()
-
-    def ascent_direction(chunk: MetaProblem, before: _Old) -> th.Tensor:
-        log_prob = chunk.adapted_distribution(leaf, create_graph=True).log_prob(chunk.post.actions)
-        ratio = th.exp(log_prob - before.log_prob)
-        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-        surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
-        total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(leaf)
-        return th.autograd.grad(total.sum() / problem.n_tasks, leaf)[0]
+    old = in_parallel([partial(_old_policies, chunk, meta) for chunk in chunks], problem.n_threads)
+    objective, _ = _evaluate(problem, meta, old)
+    leaf = meta.vector().detach().clone().requires_grad_()
 
     optimizer = th.optim.Adam([leaf], lr=learning_rate, maximize=True)
-    jobs = [partial(ascent_direction, chunk, before) for chunk, before in zip(chunks, old, strict=True)]
     for _ in range(n_epochs):
+        point = meta.with_vector(leaf.detach())
+        jobs = [
+            partial(_clipped_gradient_of_chunk, chunk, point, before, clip_range=clip_range, n_tasks=problem.n_tasks)
+            for chunk, before in zip(chunks, old, strict=True)
+        ]
         leaf.grad = th.stack(in_parallel(jobs, problem.n_threads)).sum(0)
         optimizer.step()
-    candidate = leaf.detach()
+    candidate = meta.with_vector(leaf.detach())
     if not problem.is_usable(candidate):
-        return phi, StepReport(0.0, 0.0, False, 0)
+        return meta, StepReport(0.0, 0.0, False, 0)
     new_objective, kl = _evaluate(problem, candidate, old)
     if not (math.isfinite(new_objective) and math.isfinite(kl)):
-        return phi, StepReport(0.0, 0.0, False, 0)
+        return meta, StepReport(0.0, 0.0, False, 0)
     return candidate, StepReport(new_objective - objective, kl, True, 0)
+
+
+def _clipped_gradient_of_chunk(
+    chunk: MetaProblem, meta: MetaParameters, before: _Old, *, clip_range: float, n_tasks: int
+) -> th.Tensor:
+    """Return gradient of PPO's surrogate, like ``meta.vector()``."""
+    leaf = meta.vector().detach().requires_grad_()
+    point = meta.with_vector(leaf)
+    log_prob = chunk.adapted_distribution(point, create_graph=True).log_prob(chunk.post.actions)
+    ratio = th.exp(log_prob - before.log_prob)
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
+    total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(point)
+    return th.autograd.grad(total.sum() / n_tasks, leaf)[0]

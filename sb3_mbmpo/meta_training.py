@@ -1,10 +1,10 @@
-"""Meta-training on a learned world: what is imagined when, and which parameters come out. Functions of values, no state.
+"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Values in, values out.
 
 Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
@@ -13,33 +13,33 @@ import torch as th
 
 from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.critic import Critic, CriticReport
-from sb3_mbmpo.imagination import ImaginedRollouts, World, imagine
+from sb3_mbmpo.imagination import ImaginedRollouts, ToPolicyInput, imagine
 from sb3_mbmpo.meta import (
     Actor,
+    MetaParameters,
     MetaProblem,
     StepReport,
     TaskBatch,
     adapt,
     is_usable,
     proximal_step,
-    split_outer,
     task_chunks,
     trust_region_step,
 )
+from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.threads import in_parallel
 
 Result = TypeVar("Result")
 # number of rows -> raw first observations (rows, O) of imagined rollouts
 SampleStarts = Callable[[int], th.Tensor]
 
-OUTER_STEPS: dict[str, Callable[..., tuple[th.Tensor, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
+OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
 
 
 class MetaSettings(NamedTuple):
     """
     The hyperparameters of meta-training; their meaning is documented at ``MBMPO``.
 
-    :param inner_lr: None if the inner step sizes are learned (they are then the second half of ``phi``)
     :param outer_kwargs: keyword arguments of the outer step
     """
 
@@ -47,7 +47,6 @@ class MetaSettings(NamedTuple):
     n_imagined_rollouts: int
     horizon: int
     n_inner_steps: int
-    inner_lr: float | None
     first_order: bool
     outer_optimizer: str
     outer_kwargs: Mapping[str, Any]
@@ -81,40 +80,138 @@ class MetaStep(NamedTuple):
     """
     One meta-step.
 
-    :param phi: the new outer variable
+    :param meta: the new meta-parameters
     :param pre: imagined under the meta-policy
     :param post: imagined under the adapted policies
     :param report: health of the outer step
     :param critic: what the critic learned; None without one
     """
 
-    phi: th.Tensor
+    meta: MetaParameters
     pre: ImaginedRollouts
     post: ImaginedRollouts
     report: StepReport
     critic: CriticReport | None = None
 
 
+class MetaTraining(NamedTuple):
+    """
+    The meta-training of one iteration.
+
+    :param meta: the new meta-parameters
+    :param adaptation: its adaptation to every task
+    :param steps: health of the meta-steps that were adopted
+    :param critic: what the critic learned in each of them; empty without one
+    :param inner_kl: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps
+    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    """
+
+    meta: MetaParameters
+    adaptation: Adaptation
+    steps: tuple[StepReport, ...]
+    critic: tuple[CriticReport, ...]
+    inner_kl: float
+    last_post: ImaginedRollouts | None
+
+    def explained_variance(self) -> float:
+        """Return share of the imagined returns' variance that the critic explained; 0 if it learned nothing."""
+        return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the logger records, by its key."""
+        rollouts = self.adaptation.rollouts
+        found = {
+            "imagined/ep_rew_mean": float(rollouts.returns().mean()),
+            "imagined/ep_len_mean": float(rollouts.lengths().float().mean()),
+            "imagined/rew_mean_step": float(rollouts.rewards.sum() / rollouts.alive.sum()),
+            "train/inner_kl": self.inner_kl,
+        }
+        if self.last_post is not None:
+            found |= {
+                "imagined/ep_rew_mean_adapted": float(self.last_post.returns().mean()),
+                "train/policy_objective": fmean(report.objective_gain for report in self.steps),
+                "train/kl_divergence": fmean(report.kl_divergence for report in self.steps),
+                "train/is_line_search_success": fmean(report.accepted for report in self.steps),
+                "train/line_search_steps": fmean(report.line_search_steps for report in self.steps),
+            }
+        if self.critic:
+            found |= {
+                "train/value_loss": fmean(report.value_loss for report in self.critic),
+                "train/explained_variance": self.explained_variance(),
+            }
+        return found
+
+
 class MetaTrainer(NamedTuple):
     """
     Everything that stays the same over the meta-steps of an iteration.
 
-    :param world: the learned environment
+    :param model_env: the learned environment
+    :param to_policy_input: standardises observations
     :param actor: the policy as a function of its parameters
     :param sample_starts: draws first observations
     :param settings: hyperparameters
     :param generator: samples imagined actions
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
+    :param adopt: called with the meta-parameters that the policy shall have from now on; returns them as the policy keeps
+        them, which may bound some
     :param critic: the value function of the baseline "critic"; None with the others
     """
 
-    world: World
+    model_env: ModelEnv
+    to_policy_input: ToPolicyInput
     actor: Actor
     sample_starts: SampleStarts
     settings: MetaSettings
     generator: th.Generator
     stopwatch: Callable[[str], Any]
+    adopt: Callable[[MetaParameters], MetaParameters]
     critic: Critic | None = None
+
+    def train(
+        self,
+        meta: MetaParameters,
+        *,
+        n_meta_steps: int,
+        stop_on_return_drop: bool = False,
+        on_step: Callable[[int, MetaStep], None] = lambda number, step: None,
+    ) -> MetaTraining:
+        """
+        Improve the meta-policy step by step, and adapt it to every task in the end.
+
+        :param meta: meta-parameters
+        :param n_meta_steps: outer steps
+        :param stop_on_return_drop: end when the imagined return falls, and go back to the best, see ``ReturnDrop``
+        :param on_step: called with the number of each step that was adopted, from 1 on, and the step
+        """
+        reports: list[StepReport] = []
+        critic_reports: list[CriticReport] = []
+        last_post: ImaginedRollouts | None = None
+        drop, fell = ReturnDrop(), False
+        for number in range(1, n_meta_steps + 1):
+            step = self.step(meta)
+            fell = stop_on_return_drop and drop.fell(meta, step.pre)
+            if fell:
+                break
+            meta = self.adopt(step.meta)
+            reports.append(step.report)
+            if step.critic is not None:
+                critic_reports.append(step.critic)
+            last_post = step.post
+            on_step(number, step)
+        meta = drop.best if fell else meta
+        adaptation = self.adapt(meta)
+        if stop_on_return_drop and not fell and drop.fell(meta, adaptation.rollouts):
+            meta = drop.best
+            adaptation = self.adapt(meta)
+        return MetaTraining(
+            meta=self.adopt(meta),
+            adaptation=adaptation,
+            steps=tuple(reports),
+            critic=tuple(critic_reports),
+            inner_kl=self.inner_kl(meta, adaptation),
+            last_post=last_post,
+        )
 
     def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, AdvantageEstimate]:
         """
@@ -127,11 +224,25 @@ class MetaTrainer(NamedTuple):
         with self.stopwatch("imagination"), th.no_grad():
             n_tasks = len(parameters)
             starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
-            rollouts = imagine(self.world, self.actor(parameters), starts, s.horizon, self.generator)
+            rollouts = imagine(
+                self.model_env,
+                self.actor(parameters),
+                starts,
+                to_policy_input=self.to_policy_input,
+                horizon=s.horizon,
+                generator=self.generator,
+            )
 
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, self.critic)
+            return estimate_advantages(
+                chosen,
+                gamma=s.gamma,
+                gae_lambda=s.gae_lambda,
+                baseline=s.baseline,
+                normalize=s.normalize_advantage,
+                critic=self.critic,
+            )
 
         parts = self._by_task(rollouts.rewards, advantages)
         return rollouts, AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
@@ -150,19 +261,18 @@ class MetaTrainer(NamedTuple):
     @property
     def n_threads(self) -> int:
         """How many threads work: as many as may imagine."""
-        return len(self.world.steps)
+        return len(self.model_env.steps)
 
-    def adapt(self, phi: th.Tensor, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
+    def adapt(self, meta: MetaParameters, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
         """
         Adapt the meta-policy to every task, by one or several inner steps.
 
-        :param phi: outer variable
+        :param meta: meta-parameters
         :param n_tasks: number of tasks, shared out among the models; by default that of the settings
         :param critic_learns: train the critic on what the meta-policy imagines
         """
-        theta, inner_lr = split_outer(phi, self.settings.inner_lr)
-        parameters = theta.expand(n_tasks or self.settings.n_tasks, -1)
-        failed = th.zeros(len(parameters), dtype=th.bool, device=theta.device)
+        parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
         for _ in range(self.settings.n_inner_steps):
@@ -174,11 +284,11 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, inner_lr)
+            adapted = self._one_inner_step(parameters, batch, meta.inner_lr)
             fails = ~is_usable(self.actor, adapted, batch.policy_input)
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
-        return Adaptation(parameters, tuple(batches), first_rollouts, failed, report)
+        return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:
@@ -186,34 +296,32 @@ class MetaTrainer(NamedTuple):
 
         return th.cat(self._by_task(batch.advantages, of_tasks))
 
-    def step(self, phi: th.Tensor) -> MetaStep:
+    def step(self, meta: MetaParameters) -> MetaStep:
         """
-        Imagine, adapt, imagine again, improve (steps 3a to 3e of the algorithm).
+        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 2).
 
-        :param phi: outer variable
+        :param meta: meta-parameters
         """
         s = self.settings
-        adaptation = self.adapt(phi, critic_learns=True)
+        adaptation = self.adapt(meta, critic_learns=True)
         post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
             actor=self.actor,
             pre=adaptation.batches,
             post=TaskBatch.from_rollouts(post_rollouts, estimate.advantages),
-            inner_lr=s.inner_lr,
             first_order=s.first_order,
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
             n_threads=self.n_threads,
         )
-        phi, report = OUTER_STEPS[s.outer_optimizer](problem, phi, **s.outer_kwargs)
-        return MetaStep(phi, adaptation.rollouts, post_rollouts, report, adaptation.critic)
+        meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
+        return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
 
-    def inner_kl(self, phi: th.Tensor, adaptation: Adaptation) -> float:
-        """:return: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps"""
-        theta, _ = split_outer(phi, self.settings.inner_lr)
+    def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
+        """Return mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps."""
         batch = adaptation.batches[0]
         with th.no_grad():
-            before = self.actor(theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
+            before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
             after = self.actor(adaptation.parameters)(batch.policy_input)
             return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
 
@@ -225,48 +333,25 @@ class ReturnDrop:
     A policy that has solved the task has nothing left to learn but noise, and a trust-region step is as long for noise as for
     a gradient.
 
-    :param best: the outer variable with the highest imagined return so far
+    :param best: the meta-parameters with the highest imagined return so far
     """
 
-    best: th.Tensor
+    best: MetaParameters
 
     def __init__(self) -> None:
         self._best_return = self._average = -math.inf
 
-    def fell(self, phi: th.Tensor, rollouts: ImaginedRollouts) -> bool:
+    def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
         """
-        :param phi: outer variable
+        Compare an imagined return with the rolling average so far.
+
+        :param meta: meta-parameters
         :param rollouts: imagined under its meta-policy
         :return: whether to stop, and go back to ``best``
         """
         imagined = float(rollouts.returns().mean())
         if imagined > self._best_return:
-            self.best, self._best_return = phi, imagined
+            self.best, self._best_return = meta, imagined
         before = self._average
         self._average = imagined if before == -math.inf else 0.8 * before + 0.2 * imagined
         return imagined < before
-
-
-def figures(adaptation: Adaptation, reports: Sequence[StepReport], last_post: ImaginedRollouts | None) -> dict[str, float]:
-    """
-    What the logger records of an iteration's meta-training.
-
-    :param adaptation: of the last outer variable
-    :param reports: of the meta-steps
-    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
-    :return: value by log key
-    """
-    found = {
-        "imagined/ep_rew_mean": float(adaptation.rollouts.returns().mean()),
-        "imagined/ep_len_mean": float(adaptation.rollouts.lengths().float().mean()),
-        "imagined/rew_mean_step": float(adaptation.rollouts.rewards.sum() / adaptation.rollouts.alive.sum()),
-    }
-    if last_post is not None:
-        found |= {
-            "imagined/ep_rew_mean_adapted": float(last_post.returns().mean()),
-            "train/policy_objective": fmean(report.objective_gain for report in reports),
-            "train/kl_divergence": fmean(report.kl_divergence for report in reports),
-            "train/is_line_search_success": fmean(report.accepted for report in reports),
-            "train/line_search_steps": fmean(report.line_search_steps for report in reports),
-        }
-    return found

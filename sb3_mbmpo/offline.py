@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.files import read_npz
+from sb3_mbmpo.save_util import read_npz
 
 # Minari's and Gymnasium's names, and those of D4RL's files that differ
 KEYS = ("observations", "actions", "next_observations", "rewards", "terminations")
@@ -72,6 +72,8 @@ def load_transitions(
 
 def load_minari(dataset: Any) -> OfflineData:
     """
+    Load a dataset of Minari.
+
     :param dataset: a ``minari.MinariDataset``, or the id of one that is on this computer ("mujoco/hopper/medium-v0")
     :return: its spaces, transitions and first observations
     :raises ImportError: if an id is given and Minari is not installed
@@ -103,7 +105,7 @@ def load_minari(dataset: Any) -> OfflineData:
 def _offline_data(
     arrays: Mapping[str, np.ndarray], observation_space: spaces.Box | None, action_space: spaces.Space[Any] | None
 ) -> OfflineData:
-    """:raises ValueError: if the arrays do not fit together or into the spaces"""
+    """Raise ``ValueError`` if the arrays do not fit together or into the spaces."""
     _check_arrays(arrays)
     obs, next_obs, actions = (np.asarray(arrays[name]) for name in ("observations", "next_observations", "actions"))
     if observation_space is None:
@@ -159,7 +161,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _space_of(actions: np.ndarray) -> spaces.Space[Any]:
-    """:return: the smallest space that holds the actions"""
+    """Return the smallest space that holds the actions."""
     if actions.dtype == bool and actions.ndim == 2:
         return spaces.MultiBinary(actions.shape[1])
     if np.issubdtype(actions.dtype, np.integer) and actions.ndim in (1, 2):
@@ -183,7 +185,7 @@ def _space_of(actions: np.ndarray) -> spaces.Space[Any]:
 
 
 def _check_actions(actions: np.ndarray, space: spaces.Space[Any]) -> None:
-    """:raises ValueError: if an action is not in the space, but for rounding"""
+    """Raise ``ValueError`` if an action is not in the space, but for rounding."""
     if actions.shape[1:] != space.shape:
         raise ValueError(f"`actions` have shape {actions.shape}: they are not of the action space {space}.")
     flat = actions.reshape(len(actions), -1)

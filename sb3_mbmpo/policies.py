@@ -5,7 +5,6 @@ Legend of shapes: ``T`` parameter sets (tasks), ``P`` actor parameters, ``B`` ro
 
 import copy
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,18 +16,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.func import functional_call, vmap
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.distributions import ActionDistribution, make_distribution
-from sb3_mbmpo.files import file_name, read_sealed, sealed
-from sb3_mbmpo.finite import LARGE_MEAN, in_float32, mean_tail, resolution
+from sb3_mbmpo.finite import in_float32, mean_tail, resolution
+from sb3_mbmpo.observations import Standardization
+from sb3_mbmpo.save_util import file_name, read_sealed, sealed
+from sb3_mbmpo.stacked_actor import Layer, StackedActor, StackedLayers, StackedModule, is_plain
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MetaPolicy")
 
 # Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
+# Widths of the hidden layers, unless told otherwise
+NET_ARCH = {"pi": [64, 64], "vf": [128, 128]}
 # Where actions are in [-1, 1]: without noise the real data would tell nothing new, and likelihoods become needles
 LOG_STD_MIN = -1.2
 
@@ -52,11 +53,11 @@ class ValueHead(nn.Linear):
         self.register_buffer("is_trained", th.zeros((), dtype=th.bool))
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        """:return: values in units of the targets (B, 1)"""
+        """Return values in units of the targets (B, 1)."""
         return self.in_units(super().forward(latent))
 
     def in_units(self, scaled: th.Tensor) -> th.Tensor:
-        """:return: what the linear layer puts out, in units of the targets"""
+        """Return what the linear layer puts out, in units of the targets."""
         return scaled * self.std + self.mean
 
     @th.no_grad()
@@ -122,7 +123,7 @@ class MetaPolicy(ActorCriticPolicy):
         if kwargs.get("use_sde") or kwargs.get("squash_output"):
             raise ValueError("MBMPO does not support gSDE (`use_sde`, `squash_output`): its actions are clipped Gaussians.")
         if net_arch is None:
-            net_arch = dict(pi=[64, 64], vf=[128, 128])
+            net_arch = copy.deepcopy(NET_ARCH)
         super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
         assert isinstance(observation_space, spaces.Box)
         self.normalize_observation = normalize_observation
@@ -173,22 +174,22 @@ class MetaPolicy(ActorCriticPolicy):
 
     def standardize(self, obs: th.Tensor) -> th.Tensor:
         """
+        Standardise observations by the statistics of the real data.
+
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
         :return: what the networks see (..., O), in the dtype of the policy
         """
-        mean, std = self.observation_mean, self.observation_std
-        if not obs.is_floating_point() and obs.element_size() >= 4:
-            obs = obs.double()  # counts
-        centred = obs.to(mean.dtype) - mean
-        if obs.dtype == th.float64:
-            # Rounding before the subtraction would leave little of a small change of large numbers
-            exactly = (obs - mean - self.observation_mean_tail).to(mean.dtype)
-            centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
-        return centred / std
+        return self.standardization()(obs)
+
+    def standardization(self) -> Standardization:
+        """Return ``standardize`` as a value, which follows the statistics."""
+        return Standardization(self.observation_mean, self.observation_mean_tail, self.observation_std)
 
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
         """
+        Take the statistics of observations as those that standardise.
+
         :param obs: observations as the policy receives them (B, O), floating; a constant dimension stays unscaled
         """
         if not self.normalize_observation:
@@ -203,7 +204,7 @@ class MetaPolicy(ActorCriticPolicy):
         return super().extract_features(self.standardize(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
-        # SB3 goes round ``extract_features`` of subclasses here
+        # SB3 bypasses an overridden ``extract_features`` here
         assert isinstance(obs, th.Tensor)
         return super().get_distribution(self.standardize(obs))
 
@@ -251,7 +252,7 @@ class MetaPolicy(ActorCriticPolicy):
         )
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """:return: the parameters of the value function, by name, in a fixed order"""
+        """Return the parameters of the value function, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(ACTOR_MODULES)}
 
     def values(self, policy_input: th.Tensor) -> th.Tensor:
@@ -263,12 +264,12 @@ class MetaPolicy(ActorCriticPolicy):
         """
         rows = policy_input.flatten(0, -2)
         network = self.mlp_extractor.value_net
-        if type(self.vf_features_extractor) is FlattenExtractor and _is_plain(network):
-            layers: list[_Layer] = [
+        if type(self.vf_features_extractor) is FlattenExtractor and is_plain(network):
+            layers: list[Layer] = [
                 (module.weight.T.unsqueeze(0), module.bias) if isinstance(module, nn.Linear) else module
                 for module in [*network, self.value_net]
             ]
-            value = self.value_net.in_units(_composed(layers)(rows.unsqueeze(0)))
+            value = self.value_net.in_units(StackedLayers.of(layers)(rows.unsqueeze(0)))
         else:
             value = self.value_net(self.mlp_extractor.forward_critic(self.vf_features_extractor(rows)))
         return value.view(policy_input.shape[:-1])
@@ -276,16 +277,18 @@ class MetaPolicy(ActorCriticPolicy):
     # ---------------------------------------------------------------- explicit parameter sets
 
     def actor_parameters(self) -> dict[str, nn.Parameter]:
-        """:return: the parameters that act and that are adapted, by name, in a fixed order"""
+        """Return the parameters that act and that are adapted, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(ACTOR_MODULES)}
 
     def actor_vector(self) -> th.Tensor:
-        """:return: a copy of the actor's parameters as one vector (P,)"""
+        """Return a copy of the actor's parameters as one vector (P,)."""
         return nn.utils.parameters_to_vector(self.actor_parameters().values()).detach().clone()
 
     @th.no_grad()
     def set_actor_vector(self, vector: th.Tensor) -> None:
         """
+        Set the actor's parameters.
+
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
         :raises ValueError: if one of them is NaN or infinite: so would be all actions
         """
@@ -299,6 +302,8 @@ class MetaPolicy(ActorCriticPolicy):
 
     def with_actor_vector(self, vector: th.Tensor) -> "MetaPolicy":
         """
+        Copy the policy with other parameters of the actor.
+
         :param vector: parameters (P,), for instance adapted ones
         :return: an independent policy with these parameters, to ``predict`` with or to save
         """
@@ -306,7 +311,7 @@ class MetaPolicy(ActorCriticPolicy):
         policy.set_actor_vector(vector)
         return policy
 
-    def actor(self, parameters: th.Tensor) -> Callable[[th.Tensor], ActionDistribution]:
+    def actor(self, parameters: th.Tensor) -> StackedActor:
         """
         The actor as a differentiable function of its parameters.
 
@@ -315,11 +320,11 @@ class MetaPolicy(ActorCriticPolicy):
         """
         named = self._unflatten(parameters)
         log_std = named.pop("log_std").unsqueeze(1) if "log_std" in named else None
-        output = self._stacked_mlp(named) if self._is_plain_mlp() else self._stacked_any(named)
-        return lambda policy_input: make_distribution(self.action_space, output(policy_input), log_std)
+        network = self._stacked_mlp(named) if self._is_plain_mlp() else self._stacked_any(named)
+        return StackedActor(self.action_space, network, log_std)
 
     def _unflatten(self, parameters: th.Tensor) -> dict[str, th.Tensor]:
-        """:return: views of the columns of (T, P) as stacked parameters (T, *shape), by name"""
+        """Return views of the columns of (T, P) as stacked parameters (T, *shape), by name."""
         shapes = {name: parameter.shape for name, parameter in self.actor_parameters().items()}
         columns = parameters.split([shape.numel() for shape in shapes.values()], dim=1)
         return {
@@ -328,77 +333,21 @@ class MetaPolicy(ActorCriticPolicy):
         }
 
     def _is_plain_mlp(self) -> bool:
-        return type(self.pi_features_extractor) is FlattenExtractor and _is_plain(self.mlp_extractor.policy_net)
+        return type(self.pi_features_extractor) is FlattenExtractor and is_plain(self.mlp_extractor.policy_net)
 
-    def _stacked_mlp(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
-        """One batched matmul a layer: several times faster than vmap over SB3's modules."""
+    def _stacked_mlp(self, named: dict[str, th.Tensor]) -> StackedLayers:
+        # Several times faster than vmap over SB3's modules
         modules = [(f"mlp_extractor.policy_net.{i}", module) for i, module in enumerate(self.mlp_extractor.policy_net)]
-        layers: list[_Layer] = []
+        layers: list[Layer] = []
         for name, module in [*modules, ("action_net", self.action_net)]:
             if isinstance(module, nn.Linear):
                 layers.append((named[f"{name}.weight"].transpose(1, 2), named[f"{name}.bias"].unsqueeze(1)))
             else:
                 layers.append(module)
-        return _composed(layers)
+        return StackedLayers.of(layers)
 
-    def _stacked_any(self, named: dict[str, th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
-        """Any architecture that SB3 can build, at vmap's price."""
-        actor = _ActorOutput(self)
-        prefixed = {f"policy.{name}": parameter for name, parameter in named.items()}
-
-        def one_task(task_parameters: dict[str, th.Tensor], policy_input: th.Tensor) -> th.Tensor:
-            # SB3 shares one features extractor under several names: tied, the swapped-in tensors would stay in the module
-            result: th.Tensor = functional_call(actor, task_parameters, (policy_input,), tie_weights=False)
-            return result
-
-        return lambda policy_input: vmap(one_task)(prefixed, policy_input)
-
-
-# Weight (T, in, out) and bias (T, 1, out), or an activation function
-_Layer = tuple[th.Tensor, th.Tensor] | Callable[[th.Tensor], th.Tensor]
-
-
-def _is_plain(network: nn.Sequential) -> bool:
-    """:return: whether only its linear layers have parameters"""
-    return all(isinstance(module, nn.Linear) or not list(module.parameters()) for module in network)
-
-
-def _composed(layers: list[_Layer]) -> Callable[[th.Tensor], th.Tensor]:
-    """:return: the function (T, B, in) -> (T, B, out) that the layers make one after the other"""
-    faster = _with_sigmoids(layers)
-
-    def output(inputs: th.Tensor) -> th.Tensor:
-        hidden = inputs
-        for layer in faster:
-            hidden = th.baddbmm(layer[1], hidden, layer[0]) if isinstance(layer, tuple) else layer(hidden)
-        return hidden
-
-    return output
-
-
-def _with_sigmoids(layers: list[_Layer]) -> list[_Layer]:
-    """
-    tanh(x) = 2 sigmoid(2 x) - 1, and on CPUs PyTorch's sigmoid takes a third of the time: scales and shift go to the weights.
-
-    :return: the same function
-    """
-
-    def is_replaced(i: int) -> bool:
-        between = 0 < i < len(layers) - 1 and isinstance(layers[i - 1], tuple) and isinstance(layers[i + 1], tuple)
-        return between and isinstance(layers[i], nn.Tanh)
-
-    faster: list[_Layer] = []
-    for i, layer in enumerate(layers):
-        if isinstance(layer, tuple):
-            weight, bias = layer
-            if is_replaced(i - 1):
-                weight, bias = 2 * weight, bias - weight.sum(1, keepdim=True)
-            if is_replaced(i + 1):
-                weight, bias = 2 * weight, 2 * bias
-            faster.append((weight, bias))
-        else:
-            faster.append(th.sigmoid if is_replaced(i) else layer)
-    return faster
+    def _stacked_any(self, named: dict[str, th.Tensor]) -> StackedModule:
+        return StackedModule(_ActorOutput(self), {f"policy.{name}": parameter for name, parameter in named.items()})
 
 
 class _ActorOutput(nn.Module):

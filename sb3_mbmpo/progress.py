@@ -15,7 +15,7 @@ LOG_FORMATS = ("stdout", "log", "json", "csv", "tensorboard")
 
 class StageProgressBar(ProgressBarCallback):
     """
-    SB3's progress bar with a second line: which stage of the iteration, which epoch or meta-step, and its figures.
+    SB3's progress bar with a second line: which stage of the iteration, which epoch or meta-step, and its metrics.
     """
 
     def _on_training_start(self) -> None:
@@ -37,18 +37,20 @@ class StageProgressBar(ProgressBarCallback):
         if hasattr(self, "pbar"):
             self.pbar.close()
 
-    def show(self, stage: str, done: int, total: int | None, figures: dict[str, float]) -> None:
+    def show(self, stage: str, done: int, total: int | None, metrics: dict[str, float]) -> None:
         """
+        Show how far a stage is.
+
         :param stage: name of the stage, with the unit of ``done``
         :param done: epochs or meta-steps so far
         :param total: how many there will be at most; None: they are not counted here
-        :param figures: name and value of what is worth watching
+        :param metrics: name and value of what is worth watching
         """
         if stage != self._stage:  # a new line, whose time begins now
             self._stage = stage
             self._lines.remove_task(self._line)
             self._line = self._lines.add_task("", total=total)
-        numbers = "".join(f" {name} {value:.3g}" for name, value in figures.items())
+        numbers = "".join(f" {name} {value:.3g}" for name, value in metrics.items())
         self._lines.update(self._line, description=f"{stage}:{numbers}", completed=done)
 
 
@@ -68,18 +70,18 @@ class Stopwatch:
 
 def dump_and_keep(algorithm: OffPolicyAlgorithm) -> None:
     """
-    Write the log, and leave its figures in the logger: callbacks look at them in the next rollout, as with PPO or SAC.
+    Write the log, and leave its metrics in the logger: callbacks look at them in the next rollout, as with PPO or SAC.
 
-    :param algorithm: has recorded the figures of an iteration
+    :param algorithm: has recorded the metrics of an iteration
     """
     logger = algorithm.logger
     values: Mapping[str, Any] = logger.name_to_value
-    figures = {
+    metrics = {
         key: value
         for key, value in values.items()
         # Those of the iteration before, if this one had none, are no longer true
         if isinstance(value, Real) and logger.name_to_excluded[key] != LOG_FORMATS
     }
     algorithm.dump_logs()
-    for key, value in figures.items():
+    for key, value in metrics.items():
         logger.record(key, value, exclude=LOG_FORMATS)  # written once is enough

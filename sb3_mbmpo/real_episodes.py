@@ -35,12 +35,12 @@ class Episode(NamedTuple):
 
 
 def to_policy_input(model: MBMPO, obs: np.ndarray) -> th.Tensor:
-    """:return: what the policy's networks see of raw observations (B, O)"""
+    """Return what the policy's networks see of raw observations (B, O)."""
     return model.policy.standardize(model._to_policy_units(th.as_tensor(as_floating(obs), device=model.device)))
 
 
 def meta_actor(model: MBMPO) -> Act:
-    """:return: the meta-policy's most likely action"""
+    """Return the meta-policy's most likely action."""
     actor = model.policy.actor(model.policy.actor_vector().unsqueeze(0))
 
     @th.no_grad()
@@ -52,7 +52,7 @@ def meta_actor(model: MBMPO) -> Act:
 
 
 def random_actor(action_space: gym.Space[Any], seed: int) -> Act:
-    """:return: uniformly random actions"""
+    """Return uniformly random actions."""
     space = copy.deepcopy(action_space)  # not the one that the model draws its own first actions from
     space.seed(seed)
     return lambda obs: np.stack([space.sample() for _ in obs])
@@ -60,6 +60,8 @@ def random_actor(action_space: gym.Space[Any], seed: int) -> Act:
 
 def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) -> list[Episode]:
     """
+    Play complete episodes.
+
     :param env: is reset
     :param act: who acts
     :param n_episodes: complete episodes
@@ -70,6 +72,8 @@ def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) 
 
 def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[[], None] = lambda: None) -> Episode:
     """
+    Play one complete episode.
+
     :param env: is reset
     :param act: who acts
     :param seed: of the reset

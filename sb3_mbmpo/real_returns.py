@@ -63,6 +63,6 @@ class DiscountedReturns:
             self._discount[i], self._sum[i], self._first_obs[i] = 1, 0, None
 
     def take(self) -> list[DiscountedEpisode]:
-        """:return: the episodes that ended since the last call"""
+        """Return the episodes that ended since the last call."""
         over, self._over = self._over, []
         return over

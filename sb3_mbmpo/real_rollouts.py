@@ -22,6 +22,7 @@ from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.env_faults import EnvFaults, leave_out_last_step
 from sb3_mbmpo.finite import as_floating, in_float32
+from sb3_mbmpo.observations import VecNormalizeScaling, unscaled
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.real_returns import DiscountedReturns
 from sb3_mbmpo.resumable import ResumableAlgorithm
@@ -66,7 +67,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
             raise ValueError("`env` must be an environment or its id, not None: its spaces decide what is built.")
-        # SB3 calls the steps of an n-step return `n_steps`, and would choose its replay buffer by it
+        # SB3 calls the steps of an n-step return `n_steps`: it would choose its replay buffer by it, or warn of the given one
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
         self.n_steps = n_steps
@@ -89,10 +90,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._check_wrappers()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_handed_out"]
+        return [*super()._excluded_save_params(), "_codec", "_handed_out"]
 
     def _check_wrappers(self) -> None:
-        """:raises ValueError: if another wrapper changes what VecNormalize shows: the raw observations would not be ours"""
+        """Raise ``ValueError`` if another wrapper changes what VecNormalize shows: the raw observations would not be ours."""
         normalizer = self._vec_normalize_env
         if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
             raise ValueError(
@@ -123,7 +124,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return result
 
     def _random_steps_left(self) -> int:
-        """:return: uniformly random real steps still to do before the first fit; none once there was one"""
+        """Return uniformly random real steps still to do before the first fit; none once there was one."""
         buffer = self.replay_buffer
         assert buffer is not None
         # A buffer that is shared out among environments may hold a few steps less than its size
@@ -132,7 +133,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return max(0, self.learning_starts - buffer.size() * self.n_envs)
 
     def _steps_to_collect(self, total_timesteps: int) -> int:
-        """:return: steps of every environment in the next rollout; real steps are dear, so never more than asked for"""
+        """Return steps of every environment in the next rollout; real steps are dear, so never more than asked for."""
         # Rounded up, all of them: a rest of fewer steps than environments would be an iteration of its own in the end
         left = total_timesteps - self.num_timesteps
         return -(-min(self._random_steps_left() or self.n_steps, left) // self.n_envs)
@@ -156,7 +157,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return rollout
 
     def _next_tasks(self, count: int) -> np.ndarray:
-        """:return: whose adapted policy acts next: one of another model each time, until every task has had its turn"""
+        """Return whose adapted policies act next: one of another model each time, until every task has had its turn."""
         order = np.arange(self.n_tasks).reshape(self.n_models, -1).T.reshape(-1)
         tasks_in_turn = order[(self._task_turn + np.arange(count)) % self.n_tasks]
         self._task_turn = (self._task_turn + count) % self.n_tasks
@@ -188,6 +189,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_policy(self, *answers: th.Tensor) -> None:
         """
+        Refuse answers of the policy that are no finite numbers.
+
         :param answers: of the policy to the last observations (n_envs, ...)
         :raises ValueError: before an action that is no number can be sent to the environment
         """
@@ -248,6 +251,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:
         """
+        Refuse numbers of the environment that are not finite.
+
         :param values: (n_envs, .) of the environment
         :raises ValueError: before a NaN or infinite number can enter the buffer
         """
@@ -260,7 +265,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
             )
 
     def _what_is_intact(self) -> str:
-        """:return: what can still be used after a number that is none, and what cannot"""
+        """Return what can still be used after a number that is none, and what cannot."""
         message = "The model and the buffer up to that step are intact: `save` and `save_replay_buffer` still work."
         normalizer = self._vec_normalize_env
         if normalizer is None:
@@ -275,7 +280,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         )
 
     def _raw_last_obs(self) -> np.ndarray:
-        """:return: the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)"""
+        """Return the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)."""
         raw = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
         assert isinstance(raw, np.ndarray)
         return raw
@@ -300,7 +305,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     # ---------------------------------------------------------------- real data
 
     def _transitions(self) -> Transitions:
-        """:return: all of the replay buffer from the oldest to the newest step, in raw units"""
+        """Return all of the replay buffer from the oldest to the newest step, in raw units."""
         buffer = self.replay_buffer
         assert buffer is not None
         rows = buffer.size()
@@ -311,24 +316,23 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
         terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
         return Transitions(
-            flat(as_floating(buffer.observations[:rows])),
-            flat(buffer.actions),
-            flat(as_floating(buffer.next_observations[:rows])),
-            flat(buffer.rewards),
-            flat(terminated),
+            obs=flat(as_floating(buffer.observations[:rows])),
+            action=flat(buffer.actions),
+            next_obs=flat(as_floating(buffer.next_observations[:rows])),
+            reward=flat(buffer.rewards),
+            terminated=flat(terminated),
         )
 
     def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:
-        """:return: raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one"""
+        """Return raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one."""
         return self._policy_units(obs.dtype)(obs)
 
     def _policy_units(self, dtype: th.dtype) -> Callable[[th.Tensor], th.Tensor]:
-        """:return: ``_to_policy_units`` of one dtype with the present statistics, which are on the device already"""
+        """Return ``_to_policy_units`` of one dtype with the present statistics, which are on the device already."""
         normalizer = self._vec_normalize_env
         if normalizer is None or not normalizer.norm_obs:
-            return lambda obs: obs
+            return unscaled
         statistics, clip_obs = normalizer.obs_rms, normalizer.clip_obs
         assert isinstance(statistics, RunningMeanStd)
         mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
-        std = (var + normalizer.epsilon).sqrt()
-        return lambda obs: ((obs - mean) / std).clamp(-clip_obs, clip_obs)
+        return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)

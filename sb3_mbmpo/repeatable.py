@@ -48,12 +48,14 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return result
 
     def so_far(self) -> EpisodeSoFar:
-        """:return: what ``repeat`` needs; the environment was reset before"""
+        """Return what ``repeat`` needs; the environment was reset before."""
         assert self._so_far is not None
         return self._so_far._replace(actions=list(self._so_far.actions))
 
     def repeat(self, episode: EpisodeSoFar) -> bool:
         """
+        Repeat the episode of another environment so far.
+
         :param episode: of an environment that was made alike
         :return: whether this one is now where that one was
         """
@@ -67,6 +69,6 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return np.array_equal(obs, episode.obs)
 
     def _random_state(self) -> dict[str, Any] | None:
-        """:return: None where an environment has random numbers of another kind"""
+        """Return the state of the random numbers; None where an environment has those of another kind."""
         generator = getattr(self.unwrapped, "np_random", None)
         return dict(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_mbmpo.files import TAKE_A_COPY, Path, file_name, opened, output
+from sb3_mbmpo.save_util import TAKE_A_COPY, Path, file_name, opened, output
 
 BUFFER_ARRAYS = ("observations", "actions", "next_observations", "rewards", "dones", "timeouts")
 # In a file only: the actions as the environment received them
@@ -43,6 +43,8 @@ class _Hashing:
 
 def save_buffer(path: Path, buffer: ReplayBuffer) -> None:
     """
+    Save a replay buffer.
+
     :param path: a file name (".pkl" is appended if it has no suffix) or a file
     :param buffer: with actions in units of the environment
     """
@@ -57,6 +59,8 @@ def save_buffer(path: Path, buffer: ReplayBuffer) -> None:
 
 def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
     """
+    Load a replay buffer.
+
     :param path: a file name, with or without ".pkl", or a file
     :param empty: of the spaces, the capacity and the number of environments that are wanted
     :return: ``empty``, filled. If it has room for less, with the newest steps
@@ -76,7 +80,7 @@ def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
 
 
 def _read(path: Path, name: str) -> Any:
-    """:return: what was pickled, once its checksum is right"""
+    """Return what was pickled, once its checksum is right."""
     with opened(path, "pkl") as file:
         start = file.tell()
         end = file.seek(0, io.SEEK_END)
@@ -119,7 +123,7 @@ def _check_task(stored: ReplayBuffer, empty: ReplayBuffer) -> None:
 
 
 def _check_position(stored: ReplayBuffer) -> None:
-    """:raises ValueError: if size and position are none that ``ReplayBuffer.add`` leaves"""
+    """Raise ``ValueError`` if size and position are none that ``ReplayBuffer.add`` leaves."""
     for name, low in (("n_envs", 1), ("buffer_size", 1), ("pos", 0)):
         value = getattr(stored, name, None)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
@@ -132,7 +136,7 @@ def _check_position(stored: ReplayBuffer) -> None:
 
 
 def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
-    """:return: its arrays, if they are such as ``ReplayBuffer.add`` leaves them"""
+    """Return its arrays, if they are such as ``ReplayBuffer.add`` leaves them."""
     _check_position(stored)
     one_row = ReplayBuffer(1, stored.observation_space, stored.action_space, "cpu", stored.n_envs)
     rows = stored.size()
@@ -165,7 +169,7 @@ def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
 
 
 def _env_actions(stored: ReplayBuffer, actions: np.ndarray) -> np.ndarray:
-    """:return: the actions as the environment received them (C, E, A)"""
+    """Return the actions as the environment received them (C, E, A)."""
     rows, space = stored.size(), stored.action_space
     ours = getattr(stored, ENV_ACTIONS, None)
     if isinstance(space, spaces.Box):
@@ -189,6 +193,8 @@ def _env_actions(stored: ReplayBuffer, actions: np.ndarray) -> np.ndarray:
 
 def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np.ndarray:
     """
+    Map actions from one interval to another.
+
     :param actions: (C, E, A)
     :param to_env: from [-1, 1] to the range of the environment, else the other way round
     :return: (C, E, A) of the same dtype; unchanged if they are choices
@@ -205,7 +211,7 @@ def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np
 
 
 def _filled(empty: ReplayBuffer, arrays: dict[str, np.ndarray], stored: ReplayBuffer) -> ReplayBuffer:
-    """:return: ``empty`` with the arrays of ``stored``: as they are where they fit exactly, else its newest steps in order"""
+    """Return ``empty`` with the arrays of ``stored``: as they are where they fit exactly, else its newest steps in order."""
     result = empty
     if (stored.n_envs, stored.buffer_size) == (result.n_envs, result.buffer_size):
         rows = stored.size()

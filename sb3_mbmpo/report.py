@@ -23,10 +23,10 @@ import sb3_mbmpo
 import sb3_mbmpo.envs
 from sb3_mbmpo.atomic import write_whole
 from sb3_mbmpo.diagnostics import ModelStudy, study_model
-from sb3_mbmpo.files import TAKE_A_COPY
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.real_episodes import FIRST_SEED
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_run, run_folder
+from sb3_mbmpo.save_util import TAKE_A_COPY
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 
@@ -40,7 +40,7 @@ SAFE_WRAPPERS = (
     "gymnasium.wrappers.common:",
     *(f"gymnasium.wrappers.{how}_{kind}:" for how in ("stateful", "transform") for kind in _KINDS),
 )
-# Arguments of MBMPO that are objects of its own, or no matter of what is learned
+# Arguments of MBMPO that are not shown in the table of hyperparameters: objects, and what does not change what is learned
 NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 
 
@@ -49,6 +49,8 @@ NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_
 
 def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     """
+    Find out how to make the real environment.
+
     :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
     :param model: loaded
     :param trust: whether what the file names may be imported and called, whatever it is
@@ -68,7 +70,7 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
 
 
 def _check_registered(spec: EnvSpec) -> None:
-    """:raises ValueError: if making it would import or call what only the file names"""
+    """Raise ``ValueError`` if making it would import or call what only the file names."""
     known = gym.registry.get(spec.id)
     # Shimmy's environments make whatever their arguments name
     if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
@@ -86,6 +88,8 @@ def _check_registered(spec: EnvSpec) -> None:
 
 def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[MBMPO, MakeEnv]:
     """
+    Load the model of a run and its real environment.
+
     :param files: of the run
     :param env_id: overrides what the model's file says, and vouches for the functions that it names
     :param trust: whether what the file names may be imported and called, whatever it is
@@ -119,7 +123,7 @@ def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[
 
 
 def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
-    """:return: name, value and default of every argument of ``MBMPO`` that decides what is learned"""
+    """Return name, value and default of every argument of ``MBMPO`` that decides what is learned."""
     values = {**vars(model), "policy": model.policy_class.__name__, "stats_window_size": model._stats_window_size}
     return [
         (name, values[name], "" if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -129,7 +133,7 @@ def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
 
 
 def hyperparameter_table(model: MBMPO) -> str:
-    """:return: HTML; what is not the default is bold"""
+    """Return the table as HTML; what is not the default is bold."""
     lines = ["<tr><th>argument</th><th>value</th><th>default</th></tr>"]
     for name, value, default in hyperparameters(model):
         # An empty dictionary is what None becomes
@@ -140,7 +144,7 @@ def hyperparameter_table(model: MBMPO) -> str:
 
 
 def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files: RunFiles) -> str:
-    """:return: HTML: what was trained, for how long, how good it is"""
+    """Return HTML: what was trained, for how long, how good it is."""
     rows = {
         "model": files.model.name,
         "environment": "" if env.spec is None else env.spec.id,
@@ -156,13 +160,13 @@ def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files:
 
 
 def embedded(data: bytes, mime: str, alternative: str) -> str:
-    """:return: HTML of an image that is part of the page"""
+    """Return HTML of an image that is part of the page."""
     return f"<img alt='{html.escape(alternative)}' src='data:{mime};base64,{base64.b64encode(data).decode()}'>"
 
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
-    """:return: HTML: the film, which also goes to ``folder``, or why there is none"""
-    from sb3_mbmpo.films import NoFilmError, film
+    """Return HTML: the film, which also goes to ``folder``, or why there is none."""
+    from sb3_mbmpo.video import NoFilmError, film
 
     title = "Film"
     try:
@@ -181,7 +185,7 @@ def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> st
 
 
 def section(title: str, content: str, caption: str) -> str:
-    """:return: HTML"""
+    """Return the section as HTML."""
     return f"<h2>{html.escape(title)}</h2><figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
@@ -189,6 +193,8 @@ def write_report(
     run: RunLog, files: RunFiles, make_env: MakeEnv, folder: Path, n_episodes: int = 5, seed: int = 0, video: bool = True
 ) -> Path:
     """
+    Write the report on a run.
+
     :param run: the model and its log
     :param files: of the run
     :param make_env: makes the real environment; takes the arguments of ``gymnasium.make``
@@ -199,7 +205,7 @@ def write_report(
     :return: the HTML file
     :raises ImportError: without matplotlib
     """
-    from sb3_mbmpo.figures import draw_expectations, draw_learning_curve, draw_times, model_pictures
+    from sb3_mbmpo.plots import draw_expectations, draw_learning_curve, draw_times, model_pictures
 
     env = make_env()
     study = study_model(run.model, env, n_episodes, seed)
@@ -242,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
     try:
-        import sb3_mbmpo.figures  # noqa: F401 - before the work, not after it
+        import sb3_mbmpo.plots  # noqa: F401 - before the work, not after it
 
         files = find_run(arguments.run)
         model, make_env = load_run(files, arguments.env, arguments.trust)

@@ -19,9 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.arguments import check_keywords
 from sb3_mbmpo.env_reading import ask, env_spec_json
-from sb3_mbmpo.files import Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 from sb3_mbmpo.replay_files import load_buffer, save_buffer
-from sb3_mbmpo.tasks import PathInFile
+from sb3_mbmpo.rewards.resolve import PathInFile
+from sb3_mbmpo.save_util import Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 

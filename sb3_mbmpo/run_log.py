@@ -20,8 +20,8 @@ from stable_baselines3.common.logger import (
 )
 
 from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.files import read_npz
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.save_util import read_npz
 
 # The logger's key of the real steps so far
 STEPS = "time/total_timesteps"
@@ -33,6 +33,8 @@ PARTIAL_MODELS = ("best_model.zip", "rl_model_*_steps.zip")
 
 def run_folder(model: Path) -> Path:
     """
+    Name the folder of a run's other files.
+
     :param model: its file
     :return: the folder of a run's other files. Only ".zip" comes off the name: "lr0.001.zip" and "lr0.003.zip" have one each
     """
@@ -42,6 +44,8 @@ def run_folder(model: Path) -> Path:
 
 class RunFiles(NamedTuple):
     """
+    The files of a run.
+
     :param model: the zip file
     :param progress: progress.csv, as SB3's logger writes it
     :param evaluations: evaluations.npz, as SB3's ``EvalCallback`` writes it
@@ -56,6 +60,8 @@ class RunFiles(NamedTuple):
 
 def find_run(path: Path) -> RunFiles:
     """
+    Find the files of a run.
+
     :param path: a model, or the folder of a run: ``python -m sb3_mbmpo train``'s, rl_zoo3's, or any with one model in it
     :return: the model, and what lies beside it or in the folder of its name
     :raises ValueError: if there is no model, or no telling which
@@ -106,6 +112,8 @@ class RunLog(NamedTuple):
 
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """
+        Select the rows of the log that have a value.
+
         :param key: of the logger
         :return: real steps and values of the rows that have both
         """
@@ -116,16 +124,18 @@ class RunLog(NamedTuple):
         return steps[known], values[known]
 
     def evaluation(self) -> tuple[np.ndarray, np.ndarray]:
-        """:return: real steps and mean returns of evaluations in the course of the run"""
+        """Return real steps and mean returns of evaluations in the course of the run."""
         return self.evaluations if len(self.evaluations[0]) > 0 else self.column("eval/mean_reward")
 
     def has_imagined_returns(self) -> bool:
-        """:return: whether the log has the returns of imagined rollouts"""
+        """Tell whether the log has the returns of imagined rollouts."""
         return len(self.column("imagined/ep_rew_mean")[0]) > 0
 
 
 def read_run(files: RunFiles, model: MBMPO) -> RunLog:
     """
+    Read the log of a run.
+
     :param files: of the run
     :param model: loaded from them
     :raises ValueError: if the log or the evaluations are damaged
@@ -137,6 +147,8 @@ def read_run(files: RunFiles, model: MBMPO) -> RunLog:
 
 def read_evaluations(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
+    Read what ``EvalCallback`` has written.
+
     :param path: evaluations.npz, as SB3's ``EvalCallback`` writes it
     :return: real steps (E,) and mean returns (E,)
     :raises ValueError: if it is something else, or damaged
@@ -156,7 +168,7 @@ CHECKSUM = "checksum"
 
 
 def _checksum(cells: Mapping[str, str]) -> str:
-    """:return: of the cells of a row that say something: a new column does not change it"""
+    """Return a hash of the cells of a row that say something: a new column does not change it."""
     text = json.dumps(sorted((key, cell) for key, cell in cells.items() if cell != "" and key != CHECKSUM))
     return f"{zlib.crc32(text.encode()):08x}"
 
@@ -194,6 +206,8 @@ class RunLogFile(KVWriter):
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """
+    Read the rows of a log, and leave out torn ones.
+
     :return: the cells of each row, without its checksum
     :raises ValueError: if a row is not what its checksum says, or the file is no table
     """
@@ -218,6 +232,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def read_progress(path: Path) -> dict[str, np.ndarray]:
     """
+    Read a log.
+
     :param path: progress.csv, of this command line or of SB3's logger
     :return: a column a key, NaN where a row has no number
     :raises ValueError: if it is damaged

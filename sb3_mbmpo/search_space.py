@@ -57,6 +57,8 @@ DEFAULTS: dict[str, Any] = {
 
 def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, BaseDistribution]:
     """
+    Select some dimensions of the search space.
+
     :param names: the dimensions to search
     :param n_policy_steps: real steps of a training after its random ones. An iteration that wants more than these gets just
         these: such choices would be several names for one training
@@ -72,7 +74,7 @@ def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, Base
 
 
 def is_given(name: str, arguments: Mapping[str, Any]) -> bool:
-    """:return: whether arguments of MBMPO say what a dimension of the space is, or one half of a pair"""
+    """Tell whether arguments of MBMPO say what a dimension of the space is, or one half of a pair."""
     if name == "n_models-n_tasks":
         return not arguments.keys().isdisjoint(name.split("-"))
     argument, _, entry = name.partition(".")
@@ -83,6 +85,8 @@ def suggest(
     trial: optuna.Trial, names: Collection[str] = tuple(SPACE), space: Mapping[str, BaseDistribution] = SPACE
 ) -> dict[str, Any]:
     """
+    Draw a point of the search space.
+
     :param trial: asks the sampler
     :param names: the dimensions to search
     :param space: their distributions
@@ -103,12 +107,14 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 def as_trained(value: Any) -> Any:
-    """:return: a number with the digits that mean something, so that a configuration file says exactly what was trained"""
+    """Return a number with the digits that mean something, so that a configuration file says exactly what was trained."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
+    Turn a point of the search space into arguments.
+
     :param params: a point of the space, as Optuna stores it
     :return: arguments of MBMPO, plain enough for YAML
     """
@@ -142,7 +148,7 @@ def nearest_point(
 
 
 def _stored(arguments: Mapping[str, Any], name: str) -> Any:
-    """:return: the value of a dimension of the space as Optuna stores it, if it could"""
+    """Return the value of a dimension of the space as Optuna stores it, if it could."""
     if name == "n_models-n_tasks":
         return f"{arguments['n_models']}-{arguments['n_tasks']}"
     argument, _, entry = name.partition(".")
@@ -152,7 +158,7 @@ def _stored(arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def _nearest(value: Any, distribution: BaseDistribution) -> Any:
-    """:return: the value's nearest in the distribution, None if nothing is near"""
+    """Return the value's nearest in the distribution, None if nothing is near."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return value if value in choices else None

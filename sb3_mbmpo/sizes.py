@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sb3_mbmpo import policies
 from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.dynamics import ensemble as dynamics
 
 FLOAT = 4  # bytes of a number in single precision
 ROW_NUMBER = 8
@@ -18,6 +20,8 @@ TRAINED = 5
 
 def check_memory(arguments: Mapping[str, Any]) -> None:
     """
+    Refuse sizes that this machine has no memory for.
+
     :param arguments: MBMPO's by name, already checked one by one, and its spaces
     :raises ValueError: for the first part that this machine cannot hold, naming the arguments that decide its size
     """
@@ -32,7 +36,7 @@ def check_memory(arguments: Mapping[str, Any]) -> None:
 
 
 def machine_memory() -> float:
-    """:return: bytes; infinite where the system does not tell"""
+    """Return the memory of this machine in bytes; infinite where the system does not tell."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -40,13 +44,12 @@ def machine_memory() -> float:
 
 
 def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
-    """:return: bytes, at the least, by the names of the arguments that decide"""
+    """Return the bytes that are needed at the least, by the names of the arguments that decide."""
     space, codec = arguments["observation_space"], ActionCodec(arguments["action_space"])
     obs, action, encoded = math.prod(space.shape), codec.sample_dim, codec.dynamics_dim
-    dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", [200])
-    arch = arguments["policy_kwargs"].get("net_arch")
-    if arch is None:
-        arch = {"pi": [64, 64], "vf": [128, 128]}  # as MlpPolicy has it
+    dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", dynamics.NET_ARCH)
+    given_arch = arguments["policy_kwargs"].get("net_arch")
+    arch = policies.NET_ARCH if given_arch is None else given_arch
     actor_arch, critic_arch = (arch.get(name, []) if isinstance(arch, Mapping) else arch for name in ("pi", "vf"))
     n_policy = _n_weights([obs, *actor_arch, action])
     # Every inner step keeps what it has learned from

@@ -8,6 +8,8 @@ from gymnasium import spaces
 
 def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     """
+    Describe a space in plain values.
+
     :param space: Box, Discrete, MultiDiscrete or MultiBinary
     :return: what ``space_from_dict`` makes an equal one of, in lists, numbers and strings
     :raises ValueError: if it is of another kind
@@ -30,6 +32,8 @@ def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
 
 def space_from_dict(entry: dict[str, Any]) -> spaces.Space[Any]:
     """
+    Make a space from its description.
+
     :param entry: from ``space_to_dict``
     :return: the space
     :raises ValueError: if it says something else

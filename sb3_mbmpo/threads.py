@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 def worker_threads(device: th.device) -> int:
     """
+    Tell how many threads may work at a time.
+
     :param device: where the tensors live
     :return: how many threads may work at a time: ``torch.get_num_threads()`` (which ``OMP_NUM_THREADS`` sets), but never more
         than the CPUs this process may use, by its affinity or its container's quota; 1 on GPUs, which are parallel themselves
@@ -40,8 +42,10 @@ def _usable_cpus() -> int:
 
 def worthwhile_threads(work: float, cost: float) -> int:
     """
-    Python serves one thread at a time: between operations they wait for one another. ``n`` threads take work / n + n cost,
-    which is least where ``n`` is the root of work / cost. It is rounded down: a thread that gains nothing may harm others.
+    Choose how many threads share some work.
+
+    Because of the GIL, threads wait for one another between operations: ``n`` of them take work / n + n cost, which is least
+    where ``n`` is the root of work / cost. It is rounded down: a thread that gains nothing may slow down others.
 
     :param work: of one thread alone, between two points at which threads may wait for one another
     :param cost: what each further thread costs all others there, in the same unit
@@ -50,7 +54,7 @@ def worthwhile_threads(work: float, cost: float) -> int:
 
 
 def even_shares(number: int, n_shares: int) -> list[slice]:
-    """:return: the parts of ``number`` things in a row, as equally many in each as can be"""
+    """Split ``range(number)`` into slices whose sizes differ by at most one."""
     return [slice(*bounds) for bounds in pairwise(i * number // n_shares for i in range(n_shares + 1))]
 
 

@@ -38,7 +38,7 @@ class RandomPolicy(BasePolicy):
         raise NotImplementedError("predict() samples the action space")
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
-        """:return: one random action an environment"""
+        """Return one random action an environment."""
         return np.array([self.action_space.sample() for _ in range(len(observation))]), None
 
 
@@ -71,7 +71,7 @@ class Checkpoints(BaseCallback):
             self.save()
 
     def seconds(self) -> float:
-        """:return: of training, in all processes of the run"""
+        """Return the seconds of training, in all processes of the run."""
         return self.seconds_before + time.perf_counter() - self.start
 
     def save(self) -> None:
@@ -210,7 +210,7 @@ class TrainingRun:
         print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{np.mean(mean):>12.1f}{np.mean(std):>10.1f}", flush=True)
 
     def state(self) -> str:
-        """:return: what is left of the run if it ends now"""
+        """Return what is left of the run if it ends now."""
         if self.model is not None and self.model._progress is not None:
             self.model._progress.close()
         if self.checkpoints.saved_steps is None:
@@ -222,7 +222,7 @@ class TrainingRun:
 
 
 def model_path(arguments: argparse.Namespace) -> Path:
-    """:return: of the model, with ".zip" at its end, whatever other dots there are in its name"""
+    """Return the path of the model, with ".zip" at its end, whatever other dots there are in its name."""
     path: Path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}"
     return path if path.suffix == ".zip" else path.with_name(f"{path.name}.zip")
 

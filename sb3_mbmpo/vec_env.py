@@ -12,10 +12,10 @@ from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_mbmpo.arguments import CLIP_MARGIN, check_choice, check_integer, check_number
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, output_bias_array, perturbed_step_fns
-from sb3_mbmpo.finite import check_rewards
-from sb3_mbmpo.tasks import CheckedFn, RewardFn, TerminationFn
+from sb3_mbmpo.checks import check_choice, check_integer, check_number
+from sb3_mbmpo.dynamics import CLIP_MARGIN, DynamicsEnsemble, Prediction, output_bias_array
+from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.rewards.resolve import CheckedFn, RewardFn, TerminationFn, never_terminates
 
 RESAMPLE_MODEL = ("episode", "step")
 
@@ -57,6 +57,7 @@ class ModelVecEnv(VecEnv):
         termination_fn: TerminationFn | None = None,
         n_envs: int = 64,
         horizon: int = 200,
+        *,
         model_index: int | None = None,
         clip_margin: float | None = CLIP_MARGIN,
         seed: int | None = None,
@@ -76,10 +77,12 @@ class ModelVecEnv(VecEnv):
             raise ValueError("The ensemble has learned no reward: pass `reward_fn`, or one made with `learned_reward=True`.")
         super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
         self.horizon = horizon
-        self._codec, self._device = dynamics.codec, dynamics.device
+        self._device = dynamics.device
         self._start_obs = self._checked_starts(start_obs, dynamics)
-        self._reward_fn = None if reward_fn is None else CheckedFn(reward_fn, "reward_fn", is_reward=True)
-        self._termination_fn = None if termination_fn is None else CheckedFn(termination_fn, "termination_fn", is_reward=False)
+        if reward_fn is not None:
+            reward_fn = CheckedFn(reward_fn, "reward_fn", is_reward=True)
+        if termination_fn is not None and termination_fn is not never_terminates:
+            termination_fn = CheckedFn(termination_fn, "termination_fn", is_reward=False)
 
         self._noise = th.Generator(self._device)
         self._reseed(seed)
@@ -88,8 +91,16 @@ class ModelVecEnv(VecEnv):
         self._resamples_every_step = resample_model == "step"
         # From a generator of its own: members and first observations stay the same with and without a bias
         draws = np.random.default_rng(seed).standard_normal((dynamics.n_models, dynamics.observation_dim))
-        bias = output_bias_array(output_bias, draws)
-        (self._step_fn,) = perturbed_step_fns(dynamics, [self._noise], clip_margin, self._members.tolist(), bias, output_noise)
+        self._model_env = ModelEnv.of(
+            dynamics,
+            reward_fn=reward_fn,
+            termination_fn=termination_fn,
+            clip_margin=clip_margin,
+            generators=[self._noise],
+            members=self._members.tolist(),
+            output_bias=output_bias_array(output_bias, draws),
+            output_noise=output_noise,
+        )
 
         self._obs = self._start_obs[:0]  # (E, O) from the first reset on
         self._actions = th.empty(0)
@@ -127,6 +138,8 @@ class ModelVecEnv(VecEnv):
 
     def _begin_episodes(self, envs: np.ndarray) -> None:
         """
+        Begin new episodes in some environments.
+
         :param envs: indices of the environments to reset
         """
         self._obs[envs] = self._start_obs[self._rng.integers(len(self._start_obs), size=len(envs))]
@@ -137,6 +150,8 @@ class ModelVecEnv(VecEnv):
 
     def _draw_members(self, envs: np.ndarray) -> None:
         """
+        Move some environments to other members.
+
         :param envs: indices of the environments that move to another member
         """
         self._member[envs] = self._rng.integers(len(self._members), size=len(envs))
@@ -149,6 +164,8 @@ class ModelVecEnv(VecEnv):
 
     def _to_members(self, values: th.Tensor) -> th.Tensor:
         """
+        Sort rows of the environments by member.
+
         :param values: (E, .)
         :return: the same by member, zeros in the padding (M, rows, .)
         """
@@ -158,6 +175,8 @@ class ModelVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
+        Take the actions of the next step.
+
         :param actions: (E, ``*action_space.shape``) in the environment's units; those of a Box are clipped to its bounds
         :raises ValueError: if the shape is another
         """
@@ -166,17 +185,19 @@ class ModelVecEnv(VecEnv):
             raise ValueError(f"`actions` must have shape {shape}, one action an environment, not {actions.shape}.")
         if isinstance(self.action_space, gym.spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        self._actions = self._codec.from_numpy(actions, self._device)
+        self._actions = self._model_env.codec.from_numpy(actions, self._device)
 
     @th.no_grad()
     def step_wait(self) -> VecEnvStepReturn:
         """
+        Do the step.
+
         :return: observations (E, O), of the next episode where one is over, rewards (E,), dones (E,) and infos
         """
         if len(self._obs) == 0:
             raise ResetNeeded("Call `reset` before the first `step`.")
-        encoded = self._codec.to_dynamics(self._actions)
-        by_member = self._step_fn(self._to_members(self._obs), self._to_members(encoded))
+        encoded = self._model_env.codec.to_dynamics(self._actions)
+        by_member = self._model_env.step(self._to_members(self._obs), self._to_members(encoded))
         next_obs = by_member.next_obs[self._place]
         # Copied before the resets write to `next_obs`, of which a reward function may return a view
         rewards = self._rewards(by_member, next_obs).cpu().numpy().astype(np.float32)
@@ -202,25 +223,20 @@ class ModelVecEnv(VecEnv):
         return obs, rewards, dones, infos
 
     def _rewards(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """:return: rewards of the step from ``self._obs`` to ``next_obs`` (E,)"""
-        if self._reward_fn is not None:
-            actions = self._codec.to_reward(self._actions)
-            rewards = self._reward_fn(self._obs, actions, next_obs)
-            check_rewards("`reward_fn`", rewards, self._obs, actions, next_obs)
-            return rewards
-        assert by_member.reward is not None
-        return by_member.reward[self._place]
+        """Return rewards of the step from ``self._obs`` to ``next_obs`` (E,)."""
+        predicted = None if by_member.reward is None else by_member.reward[self._place]
+        rewards = self._model_env.reward(self._obs, self._actions, next_obs, predicted)
+        self._model_env.check_rewards(rewards, obs=self._obs, action=self._actions, next_obs=next_obs)
+        return rewards
 
     def _terminated(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """:return: which episodes end with this step for good (E,) bool"""
-        if self._termination_fn is not None:
-            return self._termination_fn(next_obs)
-        if by_member.termination_logit is not None:
-            return by_member.termination_logit[self._place] > 0
-        return th.zeros(self.num_envs, dtype=th.bool)
+        """Tell which episodes end with this step for good (E,) bool."""
+        logit = None if by_member.termination_logit is None else by_member.termination_logit[self._place]
+        terminated = self._model_env.terminated(next_obs, logit)
+        return th.zeros(self.num_envs, dtype=th.bool) if terminated is None else terminated
 
     def _to_numpy(self, obs: th.Tensor) -> np.ndarray:
-        """:return: a copy in the dtype of the observation space (E, O)"""
+        """Return a copy in the dtype of the observation space (E, O)."""
         space, array = self.observation_space, obs.cpu().numpy()
         assert isinstance(space, gym.spaces.Box)
         if np.issubdtype(space.dtype, np.integer):

@@ -23,7 +23,7 @@ ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
 
 
 def config_file() -> Path:
-    """:return: the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package"""
+    """Return the path of the shipped hyperparameters: in the source tree's ``zoo_configs``, or in the installed package."""
     package = Path(__file__).parent
     in_source_tree = package.parent / "zoo_configs" / "mbmpo.yml"
     return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
@@ -31,6 +31,8 @@ def config_file() -> Path:
 
 def read_config(name: str) -> dict[str, Any]:
     """
+    Read the hyperparameters of an environment from a configuration file.
+
     :param name: an entry of the configuration file, usually an environment id
     :return: its hyperparameters, or those of ``default``
     :raises ValueError: if the file is damaged
@@ -59,6 +61,8 @@ def register() -> None:
 
 def extend(module: ModuleType) -> None:
     """
+    Add MBMPO to a module of rl_zoo3.
+
     :param module: rl_zoo3, or a module of it that knows which algorithms there are
     """
     EXTENSIONS[module.__name__](module)

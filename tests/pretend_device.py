@@ -166,29 +166,29 @@ def noted(found: dict[str, Any]):
     """Note waits of the hot loop, and the numbers of the first meta-step, which are compared with the CPU's."""
     inside, step = imagination._imagine_share, meta_training.MetaTrainer.step
 
-    def counting(world, *args):
+    def counting(model_env, *args, **kwargs):
         before = waits.total()
-        length = inside(world, *args)
+        length = inside(model_env, *args, **kwargs)
         found["waits_in_the_loop"] = max(found.get("waits_in_the_loop", 0), waits.total() - before)
         return length
 
-    def noting(trainer, phi):
+    def noting(trainer, meta):
         if "meta-gradient" not in found["numbers"]:
             s = trainer.settings
-            if s.inner_lr is not None:
-                adaptation = trainer.adapt(phi)
+            if not isinstance(meta.inner_lr, th.Tensor):
+                adaptation = trainer.adapt(meta)
                 rollouts, estimate = trainer.imagine(adaptation.parameters)
                 post = TaskBatch.from_rollouts(rollouts, estimate.advantages)
-                problem = MetaProblem(trainer.actor, adaptation.batches, post, s.inner_lr, chunk_size=s.chunk_size)
-                gradient, *_ = meta_gradient(problem, phi)
+                problem = MetaProblem(trainer.actor, adaptation.batches, post, chunk_size=s.chunk_size)
+                gradient, *_ = meta_gradient(problem, meta)
                 found["numbers"] |= {
                     "imagined observations": rollouts.policy_input.flatten().cpu().tolist(),
                     "imagined rewards": rollouts.rewards.flatten().cpu().tolist(),
                     "adapted parameters": adaptation.parameters.flatten().cpu().tolist(),
                     "meta-gradient": gradient.cpu().tolist(),
-                    "Fisher product": fisher_vector_product(problem, phi)(gradient).cpu().tolist(),
+                    "Fisher product": fisher_vector_product(problem, meta)(gradient).cpu().tolist(),
                 }
-        return step(trainer, phi)
+        return step(trainer, meta)
 
     imagination._imagine_share, meta_training.MetaTrainer.step = counting, noting
     try:

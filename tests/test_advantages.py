@@ -67,8 +67,8 @@ def test_discounted_returns_by_hand():
 
 @pytest.mark.parametrize("gae_lambda", ADVANTAGES)
 def test_generalized_advantages_by_hand(gae_lambda):
-    masks = by_rollout(ALIVE, th.bool), by_rollout(TERMINATED, th.bool)
-    advantages = generalized_advantages(by_rollout(REWARDS), by_rollout(VALUES), *masks, GAMMA, gae_lambda)
+    masks = dict(alive=by_rollout(ALIVE, th.bool), terminated=by_rollout(TERMINATED, th.bool))
+    advantages = generalized_advantages(by_rollout(REWARDS), by_rollout(VALUES), **masks, gamma=GAMMA, gae_lambda=gae_lambda)
     th.testing.assert_close(advantages, by_rollout(ADVANTAGES[gae_lambda]))
 
 
@@ -154,7 +154,8 @@ def test_what_follows_a_termination_changes_nothing(baseline, normalize):
     garbage = rollouts._replace(
         rewards=rollouts.rewards.masked_fill(dead, 1e4), policy_input=rollouts.policy_input.masked_fill(dead[..., None], -1e4)
     )
-    clean, dirty = (estimate_advantages(x, 0.99, 0.95, baseline, normalize, value) for x in (rollouts, garbage))
+    options = dict(gamma=0.99, gae_lambda=0.95, baseline=baseline, normalize=normalize, critic=value)
+    clean, dirty = (estimate_advantages(x, **options) for x in (rollouts, garbage))
     for ours, theirs in zip(dirty, clean, strict=True):
         th.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert (theirs[dead] == 0).all()
@@ -199,24 +200,28 @@ def test_the_estimate_puts_the_parts_together(gae_lambda):
     returns = discounted_returns(rollouts.rewards, rollouts.alive, 0.9)
     values = linear_baseline(rollouts.policy_input, returns, rollouts.alive)
     with_end = th.cat([values, th.zeros_like(values[:, :1])], dim=1)  # the horizon is part of the task
-    raw = generalized_advantages(rollouts.rewards, with_end, rollouts.alive, rollouts.terminated, 0.9, gae_lambda)
-    estimate = estimate_advantages(rollouts, 0.9, gae_lambda, normalize=False)
+    masks, options = dict(alive=rollouts.alive, terminated=rollouts.terminated), dict(gamma=0.9, gae_lambda=gae_lambda)
+    raw = generalized_advantages(rollouts.rewards, with_end, **masks, **options)
+    estimate = estimate_advantages(rollouts, **options, baseline="linear", normalize=False)
     assert th.equal(estimate.advantages, raw)
     th.testing.assert_close(estimate.values, values * rollouts.alive)
     th.testing.assert_close(estimate.returns, raw + values * rollouts.alive)
-    assert th.equal(estimate_advantages(rollouts, 0.9, gae_lambda).advantages, standardize(raw, rollouts.alive))
+    standardized = estimate_advantages(rollouts, **options, baseline="linear", normalize=True).advantages
+    assert th.equal(standardized, standardize(raw, rollouts.alive))
 
 
 def test_without_a_baseline_advantages_are_discounted_returns():
     rollouts = random_rollouts()
-    advantages = estimate_advantages(rollouts, 0.9, 1.0, baseline="zero", normalize=False).advantages
+    advantages = estimate_advantages(rollouts, gamma=0.9, gae_lambda=1.0, baseline="zero", normalize=False).advantages
     th.testing.assert_close(advantages, discounted_returns(rollouts.rewards, rollouts.alive, 0.9))
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
 def test_the_critic_bootstraps_at_the_horizon_and_nowhere_after_a_termination(gae_lambda):
     rollouts, gamma = random_rollouts(), 0.9
-    estimate = estimate_advantages(rollouts, gamma, gae_lambda, "critic", normalize=False, critic=value)
+    estimate = estimate_advantages(
+        rollouts, gamma=gamma, gae_lambda=gae_lambda, baseline="critic", normalize=False, critic=value
+    )
     # In plain Python, rollout by rollout, from the end: the lambda-return, whose difference from the value is the advantage
     for task, rollout in np.ndindex(rollouts.rewards.shape[0], rollouts.rewards.shape[2]):
         n_steps = int(rollouts.alive[task, :, rollout].sum())
@@ -247,7 +252,7 @@ def test_with_the_true_values_of_a_chain_advantages_are_the_analytic_ones():
         final_input=states[:, -1:, :, None],
     )
     critic = lambda policy_input: policy_input[..., 0] / (1 - gamma)  # noqa: E731
-    estimate = estimate_advantages(rollouts, gamma, 0.0, "critic", normalize=False, critic=critic)
+    estimate = estimate_advantages(rollouts, gamma=gamma, gae_lambda=0.0, baseline="critic", normalize=False, critic=critic)
     th.testing.assert_close(estimate.advantages, gamma * actions / (1 - gamma))
 
 

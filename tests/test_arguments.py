@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from tiny import SETTINGS, Drift, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble
-from sb3_mbmpo.arguments import ENSEMBLE_OPTIONS, FIT_OPTIONS
+from sb3_mbmpo.dynamics.options import ENSEMBLE_OPTIONS, FIT_OPTIONS
 
 INTEGERS_FROM_1 = (
     "n_steps",

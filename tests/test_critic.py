@@ -250,7 +250,7 @@ def test_the_value_of_a_cut_real_episode_is_that_of_its_last_observation():
     env = tiny.DummyVecEnv([lambda length=length: tiny.Drift(length=length, random_start=False) for length in (3, 5)])
     policy = make_policy()
     act = policy.actor(policy.actor_vector().unsqueeze(0))
-    episodes = collect_episodes(env, act, policy, 2, th.Generator().manual_seed(0))
+    episodes = collect_episodes(env, act, policy, n_episodes=2, generator=th.Generator().manual_seed(0))
     values = baseline_values(episodes, 0.9, "critic", policy.values)[0]
     assert episodes.alive.sum(1).tolist() == [[3, 5]]
     assert not episodes.terminated.any()

@@ -10,6 +10,7 @@ from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_
 from sb3_mbmpo import diagnostics, real_episodes
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.dynamics import Prediction
+from sb3_mbmpo.model_env import ModelEnv
 
 GROWTH = 1.1  # of a distance, in a step of Drift
 
@@ -21,23 +22,31 @@ class Simulator:
 
     def __init__(self, biases, env):
         self.biases = th.tensor(biases).view(-1, 1, 1)
-        self.n_models, self.device = len(biases), th.device("cpu")
+        self.n_models, self.device, self.flops = len(biases), th.device("cpu"), 0
         self.codec = ActionCodec(env.action_space)
         self.observation_dim = env.observation_space.shape[0]
         self.observation_std = th.tensor([0.5, 2.0])
         self.target_std = th.tensor([0.25, 0.0])
         self.observation_low, self.observation_high = th.tensor([-2.0, -2.0]), th.tensor([2.0, 2.0])
 
-    def step_fn(self, clip_margin=None, generator=None, members=None):
-        biases = self.biases if members is None else self.biases[members]
-
+    def step_fns(self, generators, *, clip_margin=None, members=None):
         def step(obs, action):
-            return Prediction(GROWTH * obs + 0.1 * (action.mean(-1, keepdim=True) - 0.5) + biases, None, None)
+            return Prediction(GROWTH * obs + 0.1 * (action.mean(-1, keepdim=True) - 0.5) + self.biases, None, None)
 
-        return step
+        return [step for _ in generators]
 
     def predict(self, obs, action):
-        return diagnostics.open_loop(self, obs, action[:, None], None)[:, :, 0]
+        return diagnostics.open_loop(model_env(self), obs, action[:, None])[:, :, 0]
+
+
+def model_env(dynamics, clip_margin=None):
+    functions = dict(reward_fn=None, termination_fn=None)
+    return ModelEnv.of(dynamics, **functions, clip_margin=clip_margin, generators=[None])
+
+
+def horizon_errors(simulator, episodes, horizon):
+    scale = simulator.observation_std.numpy()
+    return diagnostics.horizon_errors(model_env(simulator), episodes, horizon=horizon, scale=scale)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def test_an_exact_model_has_no_error(name):
     space = ACTION_SPACES[name]
     episodes = random_episodes(action_space=space)
     simulator = Simulator([0.0], Drift(space))
-    errors = diagnostics.horizon_errors(simulator, episodes, 10, None)
+    errors = horizon_errors(simulator, episodes, horizon=10)
     assert errors.members.shape == (1, 4, 2)
     assert errors.members.max() < 1e-5
     assert diagnostics.one_step_errors(simulator, episodes)[0, 0] < 1e-5
@@ -108,7 +117,7 @@ def test_an_exact_model_has_no_error(name):
 def test_a_constant_bias_adds_up_as_the_task_lets_it_grow():
     bias = 0.03
     simulator = Simulator([0.0, bias], Drift())
-    errors = diagnostics.horizon_errors(simulator, random_episodes(), 10, None)
+    errors = horizon_errors(simulator, random_episodes(), horizon=10)
     ahead = np.arange(1, errors.members.shape[1] + 1)
     expected = bias * (GROWTH**ahead - 1) / (GROWTH - 1)
     np.testing.assert_allclose(errors.members[1], expected[:, None] / [0.5, 2.0], rtol=1e-3)
@@ -122,7 +131,7 @@ def test_one_step_errors_are_in_units_of_the_changes_and_nan_where_nothing_chang
 
 def test_the_forecast_that_nothing_changes():
     episodes = random_episodes(n=1)
-    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), episodes, 3, None)
+    errors = horizon_errors(Simulator([0.0], Drift()), episodes, horizon=3)
     obs = episodes[0].obs
     for k in (1, 2, 3):
         pairs = [obs[t + k] - obs[t] for t in range(len(obs) - 3)]
@@ -133,7 +142,7 @@ def test_the_forecast_that_nothing_changes():
 def test_how_far_ahead(horizon, longest, expected):
     obs = np.zeros((longest + 1, 2), np.float32)
     episode = real_episodes.Episode(obs, np.zeros((longest, 2), np.float32), np.zeros(longest))
-    errors = diagnostics.horizon_errors(Simulator([0.0], Drift()), [episode], horizon, None)
+    errors = horizon_errors(Simulator([0.0], Drift()), [episode], horizon=horizon)
     assert errors.members.shape == (1, expected, 2)
 
 
@@ -151,7 +160,7 @@ def test_windows_stay_within_episodes_and_are_few():
 
 def test_predictions_use_the_clipping_of_the_imagination(trained):
     obs, actions = np.full((1, 2), 100, np.float32), np.zeros((1, 1, 2), np.float32)
-    predicted = diagnostics.open_loop(trained.dynamics, obs, actions, 0.0)
+    predicted = diagnostics.open_loop(model_env(trained.dynamics, 0.0), obs, actions)
     np.testing.assert_allclose(predicted[:, 0, 0], trained.dynamics.observation_high.expand(2, -1), rtol=1e-6)
 
 
@@ -175,7 +184,7 @@ def test_the_policy_acts_on_what_a_member_imagines():
     model = tiny_model(Drift()).learn(40)
     episode = real_episodes.play_episodes(Drift(), real_episodes.meta_actor(model), 1, seed=0)[0]
     played = diagnostics.play(model, episode)
-    step = model.dynamics.step_fn(model._clip_margin)
+    step = model.dynamics.step_fn(model._dynamics_options.clip_margin)
     obs = th.as_tensor(played.imagined[1, 0])
     for imagined in played.imagined[1, 1:]:
         action, _ = model.predict(obs.numpy(), deterministic=True)
@@ -281,7 +290,7 @@ def test_a_study_changes_nothing_of_the_model(trained):
 def test_figures_of_a_study_are_over_members_and_dimensions(trained):
     study = diagnostics.study_model(trained, Drift(), n_episodes=2)
     actor = study.actors["meta-policy"]
-    found = study.figures()
+    found = study.metrics()
     assert found["one_step_rmse"] == pytest.approx(np.sqrt(np.square(actor.one_step).mean()))
     assert found["horizon_rmse"] == pytest.approx(np.sqrt(np.square(actor.horizon_errors.members[:, -1]).mean()))
     np.testing.assert_allclose(study.returns(), [episode.rewards.sum() for episode in actor.episodes])

@@ -13,8 +13,8 @@ from tiny import Drift, Unknown, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.env_reading import ask, attribute, env_id, env_spec_json
-from sb3_mbmpo.known_tasks import pendulum_reward
-from sb3_mbmpo.tasks import known_task
+from sb3_mbmpo.rewards.known import pendulum_reward
+from sb3_mbmpo.rewards.resolve import known_functions
 from sb3_mbmpo.zoo import _survive_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -163,7 +163,7 @@ def test_closing_workers_that_have_ended(end):
 def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
     env = vec_env(copied_pendulum)
     assert ask(env, env_id) == "Pendulum-v1"
-    assert known_task(env).reward_fn is pendulum_reward
+    assert known_functions(env).reward_fn is pendulum_reward
     assert ask(env, env_spec_json) is None
     for reward_fn in ("auto", "learned"):
         tiny_model(env, reward_fn=reward_fn).learn(20).save(tmp_path / "model")
@@ -176,7 +176,7 @@ def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
 def test_a_spec_that_is_none(spec, vec_env, tmp_path):
     env = vec_env(lambda: Spec(spec))
     model = tiny_model(env)
-    assert (model._task.reward.source, model.env_spec) == ("learned", None)
+    assert (model._functions.reward.source, model.env_spec) == ("learned", None)
     model.learn(10).save(tmp_path / "model")
     env.close()
 
@@ -186,7 +186,7 @@ def test_a_spec_that_is_none(spec, vec_env, tmp_path):
 def test_attributes_that_cannot_be_read_or_written(env_class, vec_env):
     env = vec_env(env_class)
     model = tiny_model(env)
-    assert (model._task.reward.source == "learned") == (env_class is AfterReset or isinstance(env, SubprocVecEnv))
+    assert (model._functions.reward.source == "learned") == (env_class is AfterReset or isinstance(env, SubprocVecEnv))
     model.learn(10)
     env.close()
 

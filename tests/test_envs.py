@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbmpo.envs import Point2D
-from sb3_mbmpo.tasks import TaskFunctions
+from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions
 
 ID = "sb3_mbmpo.envs:Point2D-v0"
 
@@ -42,7 +42,7 @@ def test_lasts_50_steps():
 
 def test_mbmpo_finds_its_reward_and_that_it_has_no_end():
     env = make_vec_env(ID, seed=0)
-    task = TaskFunctions("auto", "auto", env)
+    task = CheckedEnvFunctions("auto", "auto", env)
     assert (task.reward.source, task.termination.source) == ("env.reward", "env.done")
     obs = env.reset()
     for _ in range(10):

@@ -88,7 +88,7 @@ def test_a_reward_that_is_not_finite_at_imagined_states_only_is_named(name, valu
 
 def test_an_imagined_environment_names_it_too():
     model = tiny_model(vec_drift()).learn(20)
-    model._task.reward = model._task.reward._replace(fn=root_of(-100.0))
+    model._functions.reward = model._functions.reward._replace(fn=root_of(-100.0))
     env = model.imagined_env(n_envs=3)
     env.reset()
     with pytest.raises(ValueError, match="`reward_fn` gave the reward nan"):

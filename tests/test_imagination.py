@@ -10,7 +10,9 @@ from gymnasium import spaces
 from sb3_mbmpo.actions import ActionCodec
 from sb3_mbmpo.distributions import Categoricals, DiagGaussian
 from sb3_mbmpo.dynamics import Prediction
-from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, World, forked, imagine
+from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
+from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.rewards.known import never_terminates
 
 M, T, N = 2, 4, 3
 ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4
@@ -38,15 +40,27 @@ def never(next_obs):
     return th.zeros(len(next_obs), dtype=th.bool)
 
 
-LINEAR = World([linear_step], telling_reward, None, ActionCodec(ACT), lambda obs: (obs - 3) / 2, M, flops=0)
+def model_env(step, reward_fn=None, termination_fn=None, action_space=ACT, n_models=M):
+    return ModelEnv([step], reward_fn, termination_fn, ActionCodec(action_space), n_models, flops=0, device=th.device("cpu"))
+
+
+def imagined(model_env, act, start, to_policy_input=lambda obs: (obs - 3) / 2, **kwargs):
+    return imagine(model_env, act, start, to_policy_input=to_policy_input, **kwargs)
+
+
+LINEAR = model_env(linear_step, telling_reward)
 START = th.randn(T, N, 2, generator=seeded())
 WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # of the policy of each task
 STD = 0.8
 
 
-def linear_policies(policy_input):
+def linear_policies(policy_input, std=STD):
     mean = (policy_input @ WEIGHTS.unsqueeze(-1)).requires_grad_()
-    return DiagGaussian(mean, th.full((T, 1, 1), STD).log())
+    return DiagGaussian(mean, th.full((T, 1, 1), std).log())
+
+
+def without_noise(policy_input):
+    return linear_policies(policy_input, std=0.0)
 
 
 def simulate(task, rollout, noise):
@@ -68,16 +82,17 @@ def simulate(task, rollout, noise):
 @pytest.mark.parametrize("termination_fn", [None, never])
 def test_rollouts_equal_a_simulation_task_by_task(deterministic, horizon, termination_fn):
     world = LINEAR._replace(termination_fn=termination_fn)
-    rollouts = imagine(world, linear_policies, START, horizon, seeded(1), deterministic)
+    policies = without_noise if deterministic else linear_policies
+    rollouts = imagined(world, policies, START, horizon=horizon, generator=seeded(1))
     generator = seeded(1)
     noise = th.stack([th.randn(T, N, 1, generator=generator) for _ in range(horizon)], dim=2).squeeze(-1)
     noise = noise * (not deterministic)
     for task in range(T):
         for rollout in range(N):
             simulated = simulate(task, rollout, noise[task, rollout].tolist())
-            for imagined, expected in zip(rollouts[:3], simulated, strict=True):
+            for ours, expected in zip(rollouts[:3], simulated, strict=True):
                 # Rewards are hundreds, and float32
-                np.testing.assert_allclose(imagined[task, :, rollout], expected, rtol=1e-5, atol=1e-4)
+                np.testing.assert_allclose(ours[task, :, rollout], expected, rtol=1e-5, atol=1e-4)
     assert rollouts.alive.all()
     assert not rollouts.terminated.any()
     assert (rollouts.lengths() == horizon).all()
@@ -87,7 +102,7 @@ def test_rollouts_equal_a_simulation_task_by_task(deterministic, horizon, termin
 
 def test_actions_are_unclipped_samples_and_rewards_are_of_clipped_ones():
     world = LINEAR._replace(reward_fn=lambda obs, action, next_obs: action[:, 0])
-    rollouts = imagine(world, linear_policies, START, 20, seeded())
+    rollouts = imagined(world, linear_policies, START, horizon=20, generator=seeded())
     actions = rollouts.actions.squeeze(-1)
     assert actions.min() < -1
     assert actions.max() > 1
@@ -95,11 +110,9 @@ def test_actions_are_unclipped_samples_and_rewards_are_of_clipped_ones():
 
 
 def test_the_generator_decides_everything():
-    first, same, other = (imagine(LINEAR, linear_policies, START, 3, seeded(seed)) for seed in (0, 0, 1))
+    first, same, other = (imagined(LINEAR, linear_policies, START, horizon=3, generator=seeded(seed)) for seed in (0, 0, 1))
     assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
     assert not th.equal(first.actions, other.actions)
-    modes = [imagine(LINEAR, linear_policies, START, 3, seeded(seed), deterministic=True) for seed in (0, 1)]
-    assert th.equal(modes[0].actions, modes[1].actions)
 
 
 @pytest.mark.parametrize("n_threads", [2, 3])
@@ -107,13 +120,11 @@ def test_the_generator_decides_everything():
 def test_threads_imagine_what_one_would(n_threads, termination_fn):
     alone = LINEAR._replace(termination_fn=termination_fn)
     shared = alone._replace(steps=[linear_step] * n_threads, flops=int(1e9))
-    expected, rollouts = (
-        imagine(world, linear_policies, START, 40, seeded(), deterministic=True) for world in (alone, shared)
-    )
+    expected, rollouts = (imagined(world, without_noise, START, horizon=40, generator=seeded()) for world in (alone, shared))
     for ours, theirs in zip(rollouts, expected, strict=True):
         th.testing.assert_close(ours, theirs)
     # Each thread has random numbers of its own, which the generator decides
-    first, same = (imagine(shared, linear_policies, START, 3, seeded()) for _ in range(2))
+    first, same = (imagined(shared, linear_policies, START, horizon=3, generator=seeded()) for _ in range(2))
     assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
     noise = first.actions[:, 0] - expected.actions[:, 0]
     assert len(noise.unique()) == noise.numel()
@@ -131,7 +142,8 @@ def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
 
     world = LINEAR._replace(steps=[noting] * 7, flops=int(work * FLOPS_PER_THREAD / (T * 100)))
     starts = th.zeros(T, 100, 2)
-    imagine(world, lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(T, 1, 1)), starts, 3, seeded())
+    policies = lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(T, 1, 1))  # noqa: E731
+    imagined(world, policies, starts, horizon=3, generator=seeded())
     assert len(callers) == n_threads
 
 
@@ -147,14 +159,14 @@ def test_forked_generators_leave_the_same_stream_behind(number):
 
 def test_starts_need_not_be_contiguous():
     transposed = START.transpose(0, 1).contiguous().transpose(0, 1)
-    expected = imagine(LINEAR, linear_policies, START, 3, seeded())
-    assert th.equal(imagine(LINEAR, linear_policies, transposed, 3, seeded()).rewards, expected.rewards)
+    expected = imagined(LINEAR, linear_policies, START, horizon=3, generator=seeded())
+    assert th.equal(imagined(LINEAR, linear_policies, transposed, horizon=3, generator=seeded()).rewards, expected.rewards)
 
 
 @pytest.mark.parametrize("n_tasks", [1, 3])
 def test_tasks_that_cannot_be_shared_out_are_refused(n_tasks):
     with pytest.raises(ValueError, match=f"{n_tasks} tasks .* among 2 models"):
-        imagine(LINEAR, linear_policies, th.zeros(n_tasks, N, 2), 3, seeded())
+        imagined(LINEAR, linear_policies, th.zeros(n_tasks, N, 2), horizon=3, generator=seeded())
 
 
 def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
@@ -173,8 +185,8 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
         logits[th.arange(T), :, th.arange(T) % 3] = 0
         return Categoricals(logits, (3,))
 
-    world = World([step], reward_fn, None, ActionCodec(spaces.Discrete(3)), lambda obs: obs, M, flops=0)
-    rollouts = imagine(world, act, START, 2, seeded())
+    world = model_env(step, reward_fn, action_space=spaces.Discrete(3))
+    rollouts = imagined(world, act, START, horizon=2, generator=seeded())
     choices = th.tensor([0, 1, 2, 0]).view(T, 1, 1, 1).expand(T, 2, N, 1)
     assert rollouts.actions.dtype == th.long
     assert th.equal(rollouts.actions, choices)
@@ -213,18 +225,15 @@ class Clock:
         )
 
     def imagine(self, horizon):
-        world = World(
-            [self.step],
+        world = model_env(
+            self.step,
             None if self.learned_reward else lambda obs, action, next_obs: next_obs[:, 1],
             None if self.learned_termination else lambda next_obs: next_obs[:, 0] >= 0,
-            ActionCodec(ACT),
-            to_policy_input=lambda obs: obs,
             n_models=2,
-            flops=0,
         )
         start = th.stack([-self.lengths, th.zeros_like(self.lengths)], dim=-1).float()
         standard_normal = DiagGaussian(th.zeros(2, 2, 1), th.zeros(2, 1, 1))
-        return imagine(world, lambda policy_input: standard_normal, start, horizon, seeded())
+        return imagined(world, lambda policy_input: standard_normal, start, horizon=horizon, generator=seeded())
 
 
 @pytest.mark.parametrize("learned_reward", [False, True])
@@ -262,3 +271,17 @@ def test_imagination_ends_soon_after_everything_has(longest, horizon, n_steps):
     assert [x.shape for x in rollouts] == [(2, n_steps, 2, 2), (2, n_steps, 2, 1), *[(2, n_steps, 2)] * 3, (2, 1, 2, 2)]
     assert all(x.is_contiguous() for x in rollouts)
     assert rollouts.lengths().tolist() == [[1, 1], [1, min(longest, horizon)]]
+
+
+@pytest.mark.parametrize(
+    ("termination_fn", "logit", "expected"),
+    [
+        (never_terminates, th.ones(3), None),  # episodes have no end, whatever the models think
+        (None, None, None),
+        (None, th.tensor([-1.0, 0.0, 1.0]), [False, False, True]),
+        (lambda next_obs: next_obs[:, 0] > 1, th.ones(3), [False, False, True]),
+    ],
+)
+def test_what_ends_a_step(termination_fn, logit, expected):
+    found = model_env(linear_step, termination_fn=termination_fn).terminated(th.arange(3.0).unsqueeze(1), logit)
+    assert (found if found is None else found.tolist()) == expected

@@ -110,9 +110,9 @@ def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_noth
     whole = tiny_model(**settings).learn(40)
     n_tasks_at_a_time = []
 
-    def recorded(actor, theta, batches, *args):
+    def recorded(actor, theta, batches, *args, **kwargs):
         n_tasks_at_a_time.append(len(batches[0].policy_input))
-        return adapt(actor, theta, batches, *args)
+        return adapt(actor, theta, batches, *args, **kwargs)
 
     monkeypatch.setattr("sb3_mbmpo.meta.adapt", recorded)
     monkeypatch.setattr("sb3_mbmpo.meta_training.adapt", recorded)
@@ -351,10 +351,10 @@ def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
     # Every reset of this environment is the same, so that adaptations differ in nothing but what they are given
     env = vec_drift(random_start=False)
     model = tiny_model(env, learn_inner_lr=learned).learn(20)
-    trained = model._outer_variable()
+    trained = model._meta_parameters()
 
     def step(**kwargs):
-        model._set_outer_variable(trained)
+        model._adopt(trained)
         return model.adapt(**how, **kwargs).actor_vector() - model.policy.actor_vector()
 
     th.testing.assert_close(step(inner_lr=0.02), 2 * step(inner_lr=0.01), rtol=1e-4, atol=1e-6)

@@ -8,17 +8,13 @@ from gymnasium import spaces
 from sb3_mbmpo import MlpPolicy, meta
 from sb3_mbmpo.imagination import ImaginedRollouts
 from sb3_mbmpo.meta import (
+    MetaParameters,
     MetaProblem,
     StepReport,
     TaskBatch,
     adapt,
     conjugate_gradient,
-    fisher_vector_product,
-    meta_gradient,
-    proximal_step,
-    split_outer,
     task_chunks,
-    trust_region_step,
 )
 
 ACTION_SPACES = {
@@ -27,8 +23,43 @@ ACTION_SPACES = {
     "bernoulli": spaces.MultiBinary(2),
 }
 N_TASKS, N_ROWS = 3, 12
+TRPO = dict(
+    target_kl=0.01,
+    cg_max_steps=10,
+    cg_damping=1e-5,
+    line_search_shrinking_factor=0.8,
+    line_search_max_iter=15,
+    sub_sampling_factor=1,
+)
 # Large enough that the second order matters, see test_the_second_order_matters
 INNER_LR = 0.5
+
+
+# The tests move along vectors phi: theta, or theta and as many step sizes
+
+
+def at(problem, phi):
+    is_learned = len(phi) > len(problem.actor.__self__.actor_vector())
+    return MetaParameters(*phi.chunk(2)) if is_learned else MetaParameters(phi, INNER_LR)
+
+
+def meta_gradient(problem, phi):
+    return meta.meta_gradient(problem, at(problem, phi))
+
+
+def fisher_vector_product(problem, phi, damping=0.0):
+    return meta.fisher_vector_product(problem, at(problem, phi), damping)
+
+
+def trust_region_step(problem, phi, **kwargs):
+    new, report = meta.trust_region_step(problem, at(problem, phi), **{**TRPO, **kwargs})
+    return new.vector(), report
+
+
+def proximal_step(problem, phi, **kwargs):
+    new, report = meta.proximal_step(problem, at(problem, phi), **kwargs)
+    return new.vector(), report
+
 
 all_families = pytest.mark.parametrize("family", ACTION_SPACES)
 inner_steps = pytest.mark.parametrize("n_inner_steps", [1, 2, 3])
@@ -77,7 +108,7 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
         pre.append(random_batch(policy.actor, parameters, draw))
         parameters = adapt(policy.actor, parameters, pre[-1:], learned if learned_lr else INNER_LR)
     post = random_batch(policy.actor, parameters, draw)
-    problem = MetaProblem(policy.actor, tuple(pre), post, None if learned_lr else INNER_LR, **kwargs)
+    problem = MetaProblem(policy.actor, tuple(pre), post, **{"chunk_size": 16_384, **kwargs})
     return problem, th.cat([theta, learned]) if learned_lr else theta
 
 
@@ -86,7 +117,7 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
 
 def inner_gradients(problem, phi):
     """The gradient of each inner step (steps, T, P) as constants."""
-    theta, lr = split_outer(phi, problem.inner_lr)
+    theta, lr = at(problem, phi)
     parameters, gradients = theta.expand(N_TASKS, -1), []
     for batch in problem.pre:
         point = parameters.detach().requires_grad_()
@@ -98,7 +129,7 @@ def inner_gradients(problem, phi):
 
 def post_distribution(problem, phi, frozen=None):
     """The adapted policies; ``frozen`` inner gradients make it the first-order approximation."""
-    theta, lr = split_outer(phi, problem.inner_lr)
+    theta, lr = at(problem, phi)
     gradients = inner_gradients(problem, phi) if frozen is None else frozen
     return problem.actor(theta + lr * gradients.sum(0))(problem.post.policy_input)
 
@@ -108,7 +139,7 @@ def outer_objective(problem, phi, old_phi, frozen=None):
     post, pre = problem.post, problem.pre[0]
     old, new = (post_distribution(problem, x, frozen).log_prob(post.actions) for x in (old_phi, phi))
     surrogate = (post.weight * post.advantages * th.exp(new - old)).sum(1)
-    theta, _ = split_outer(phi, problem.inner_lr)
+    theta, _ = at(problem, phi)
     entropy = problem.actor(theta.expand(N_TASKS, -1))(pre.policy_input).entropy()
     return float((surrogate + problem.ent_coef * (pre.weight * entropy).sum(1)).mean())
 
@@ -163,10 +194,10 @@ def test_the_second_order_matters(family, n_inner_steps):
 @all_variants
 def test_the_adaptation_is_one_policy_gradient_step_a_batch(family, variant):
     problem, phi = make_problem(family, n_inner_steps=2, **variant)
-    theta, lr = split_outer(phi, problem.inner_lr)
+    theta, lr = at(problem, phi)
     adapted = theta + lr * inner_gradients(problem, phi).sum(0)
-    th.testing.assert_close(problem.adapted(phi), adapted)
-    th.testing.assert_close(problem.adapted(phi.clone().requires_grad_(), create_graph=True), adapted)
+    th.testing.assert_close(problem.adapted(at(problem, phi)), adapted)
+    th.testing.assert_close(problem.adapted(at(problem, phi.clone().requires_grad_()), create_graph=True), adapted)
     # From the parameters of the first step, as they are when the second batch is imagined
     first = adapt(problem.actor, theta, problem.pre[:1], lr)
     th.testing.assert_close(adapt(problem.actor, first, problem.pre[1:], lr), adapted)
@@ -268,10 +299,10 @@ def test_subsampling_uses_every_kth_row(factor, rows):
 @all_variants
 def test_the_fisher_product_is_the_hessian_of_the_kl_through_the_inner_step(family, n_inner_steps, variant):
     problem, phi = make_problem(family, n_inner_steps, **variant)
-    old = problem.adapted_distribution(phi).detach()
+    old = problem.adapted_distribution(at(problem, phi)).detach()
 
     def kl(x):
-        divergence = old.kl_divergence(problem.adapted_distribution(x, create_graph=True))
+        divergence = old.kl_divergence(problem.adapted_distribution(at(problem, x), create_graph=True))
         return (problem.post.weight * divergence).sum(1).mean()
 
     hessian = th.autograd.functional.hessian(kl, phi)
@@ -469,7 +500,7 @@ def test_meta_steps_improve_the_adapted_policies(step):
     for _ in range(20):
         pre, _ = act(theta.expand(len(goals), -1))
         post, post_return = act(adapt(policy.actor, theta, [pre], 0.1))
-        problem = MetaProblem(policy.actor, (pre,), post, inner_lr=0.1)
+        problem = MetaProblem(policy.actor, (pre,), post, chunk_size=16_384)
         returns.append(post_return)
         theta, report = step(problem, theta, **({"target_kl": 0.05} if step is trust_region_step else {"learning_rate": 0.02}))
         assert report.accepted

@@ -1,11 +1,17 @@
 """The authors' early stop of the meta-steps. The steps themselves are tested in test_meta and test_imagination."""
 
+import itertools
+
 import pytest
-import tiny
 import torch as th
 
 from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.meta_training import MetaTrainer, ReturnDrop
+from sb3_mbmpo.meta import MetaParameters, StepReport
+from sb3_mbmpo.meta_training import Adaptation, MetaStep, MetaTrainer, ReturnDrop
+
+
+def meta(*theta: float) -> MetaParameters:
+    return MetaParameters(th.tensor(theta), inner_lr=0.1)
 
 
 def rollouts(imagined_return: float) -> ImaginedRollouts:
@@ -32,9 +38,9 @@ def rollouts(imagined_return: float) -> ImaginedRollouts:
     ],
 )
 def test_a_return_below_the_rolling_average_is_a_drop(returns, falls, best):
-    drop, phis = ReturnDrop(), [th.tensor([float(i)]) for i in range(len(returns))]
-    assert [drop.fell(phi, rollouts(value)) for phi, value in zip(phis, returns, strict=True)] == falls
-    assert drop.best is phis[best]
+    drop, metas = ReturnDrop(), [meta(float(i)) for i in range(len(returns))]
+    assert [drop.fell(x, rollouts(value)) for x, value in zip(metas, returns, strict=True)] == falls
+    assert drop.best is metas[best]
 
 
 @pytest.mark.parametrize(
@@ -45,22 +51,50 @@ def test_a_return_below_the_rolling_average_is_a_drop(returns, falls, best):
         ([1.0, 2.0, 3.0, 4.0], 3),  # never falls
     ],
 )
-def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept, monkeypatch):
-    model = tiny.tiny_model(n_meta_steps=3, stop_on_return_drop=True)
-    found, imagine = iter(returns), MetaTrainer.adapt
+def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept):
+    trainer = scripted(returns)
+    training = trainer.train(meta(0.0, 0.0), n_meta_steps=3, stop_on_return_drop=True)
+    assert th.equal(training.meta.theta, th.full((2,), float(steps_kept)))
+    assert th.equal(training.adaptation.parameters, training.meta.theta.expand(1, -1)), "the policies that act descend from it"
 
-    def adapt_with_given_return(trainer, phi, n_tasks=None, critic_learns=False):
-        adaptation = imagine(trainer, phi, n_tasks, critic_learns)
-        mean = next(found, returns[-1]) / float(adaptation.rollouts.alive.sum(1).float().mean())
-        return adaptation._replace(rollouts=adaptation.rollouts._replace(rewards=mean * adaptation.rollouts.alive.float()))
 
-    def step(trainer, phi):
-        taken = original_step(trainer, phi)
-        return taken._replace(phi=phi + 1)
+def test_every_step_is_adopted_and_shown():
+    adopted, shown = [], []
 
-    original_step = MetaTrainer.step
-    monkeypatch.setattr(MetaTrainer, "adapt", adapt_with_given_return)
-    monkeypatch.setattr(MetaTrainer, "step", step)
-    before = model.policy.actor_vector()
-    model.learn(model.learning_starts)
-    assert th.allclose(model.policy.actor_vector() - before, th.full_like(before, float(steps_kept)), atol=1e-5)
+    def bounded(meta):
+        adopted.append(meta.theta.tolist())
+        return meta._replace(theta=meta.theta.clamp(max=1.5))
+
+    trainer = scripted([1.0, 2.0, 0.0], adopt=bounded)
+    training = trainer.train(meta(0.0), n_meta_steps=2, on_step=lambda *args: shown.append(args))
+    assert adopted == [[1.0], [2.0], [1.5]], "the last one is what the meta-policy ends with"
+    assert [(number, step.meta.theta.item()) for number, step in shown] == [(1, 1.0), (2, 2.0)]
+    assert training.meta.theta.item() == 1.5, "what the policy makes of it goes on"
+    assert training.metrics()["train/kl_divergence"] == pytest.approx(0.1)
+    assert training.metrics()["imagined/ep_rew_mean"] == 0.0
+
+
+def test_without_meta_steps_the_policy_is_only_adapted():
+    training = scripted([4.0]).train(meta(0.0), n_meta_steps=0)
+    assert (training.meta.theta.item(), training.steps, training.last_post) == (0.0, (), None)
+    assert training.metrics()["imagined/ep_rew_mean"] == 4.0
+    assert not any(key.startswith("train/kl") for key in training.metrics())
+
+
+class Scripted(MetaTrainer):
+    """Imagines rollouts of the given returns, one after the other; each step adds 1 to the outer variable."""
+
+    def adapt(self, meta, **options):
+        return Adaptation(meta.theta.expand(1, -1), (), rollouts(next(self.settings)), th.zeros(1, dtype=th.bool))
+
+    def step(self, meta):
+        pre = self.adapt(meta).rollouts
+        return MetaStep(meta._replace(theta=meta.theta + 1), pre, pre, StepReport(0.5, 0.1, True, 1))
+
+    def inner_kl(self, meta, adaptation):
+        return 0.0
+
+
+def scripted(returns, adopt=lambda meta: meta):
+    found = itertools.chain(returns, itertools.repeat(returns[-1]))
+    return Scripted(*[None] * 4, settings=found, generator=None, stopwatch=None, adopt=adopt)

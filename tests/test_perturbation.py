@@ -30,7 +30,8 @@ def batch(members=M):
 
 
 def perturbed_step_fn(dynamics, clip_margin, generator, members, output_bias, output_noise):
-    (step,) = perturbed_step_fns(dynamics, [generator], clip_margin, members, output_bias, output_noise)
+    options = dict(clip_margin=clip_margin, members=members, output_bias=output_bias, output_noise=output_noise)
+    (step,) = perturbed_step_fns(dynamics, [generator], **options)
     return step
 
 
@@ -41,7 +42,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("members", [None, [1], [2, 0]])
 def test_bias_is_added_to_the_member_it_belongs_to(members):
     dynamics, (obs, action) = ensemble(learned_reward=True), batch(M if members is None else len(members))
-    exact = dynamics.step_fn(None, generator(), members)(obs, action)
+    exact = dynamics.step_fn(generator=generator(), members=members)(obs, action)
     biased = perturbed_step_fn(dynamics, None, generator(), members, BIAS, 0.0)(obs, action)
     expected = exact.next_obs + (th.as_tensor(BIAS[members or range(M)]).float() * UNIT).unsqueeze(1)
     th.testing.assert_close(biased.next_obs, expected, rtol=1e-6, atol=1e-6)
@@ -69,13 +70,14 @@ def test_without_errors_it_is_the_step_function():
     dynamics, (obs, action) = ensemble(probabilistic=True), batch()
     one, other = generator(), generator()
     step = perturbed_step_fn(dynamics, 0.1, one, None, np.zeros((M, D)), 0.0)
-    assert th.equal(step(obs, action).next_obs, dynamics.step_fn(0.1, other)(obs, action).next_obs)
+    assert th.equal(step(obs, action).next_obs, dynamics.step_fn(0.1, generator=other)(obs, action).next_obs)
     assert th.equal(one.get_state(), other.get_state()), "no random number more"
 
 
 def test_each_generator_has_a_function_of_its_own():
     dynamics, (obs, action) = ensemble(), batch()
-    one, other = perturbed_step_fns(dynamics, [generator(1), generator(2)], None, None, BIAS, 0.5)
+    options = dict(clip_margin=None, members=None, output_bias=BIAS, output_noise=0.5)
+    one, other = perturbed_step_fns(dynamics, [generator(1), generator(2)], **options)
     for seed, step in ((2, other), (1, one)):
         expected = perturbed_step_fn(dynamics, None, generator(seed), None, BIAS, 0.5)(obs, action).next_obs
         assert th.equal(step(obs, action).next_obs, expected)
@@ -170,10 +172,10 @@ def test_the_imagination_has_the_errors_and_the_ensemble_has_not():
         *(th.as_tensor(x) for x in np.random.default_rng(0).normal(size=(4, 50, 2))[:3]), th.zeros(50), th.zeros(50)
     )
     for either in (model, exact):
-        either.dynamics.fit(data, 2, generator=generator())
+        either.dynamics.fit(data, max_epochs=2, generator=generator())
         either._initial_obs = np.zeros((1, 2), np.float32)
     obs, action = th.zeros((2, 3, 2)), th.zeros((2, 3, 2))
-    biased, plain = (m._meta_trainer(m._generators, 1).world.steps[0](obs, action).next_obs for m in (model, exact))
+    biased, plain = (m._meta_trainer(m._generators, 1).model_env.steps[0](obs, action).next_obs for m in (model, exact))
     unit = exact.dynamics.target_std[:2]
     th.testing.assert_close(biased - plain, (th.tensor(bias) * unit).unsqueeze(1).expand(2, 3, 2), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(
@@ -187,7 +189,7 @@ def test_bad_models_are_the_same_in_the_imagined_environment_and_after_loading(t
     model.save(tmp_path / "model")
     loaded = MBMPO.load(tmp_path / "model", env=model.get_env())
     np.testing.assert_array_equal(loaded._output_bias(), model._output_bias())
-    assert loaded._output_noise == 0.1
+    assert loaded._dynamics_options.output_noise == 0.1
     one, other = (m.imagined_env(n_envs=6, seed=0) for m in (model, loaded))
     exact = ModelVecEnv(
         model.dynamics, model._initial_obs, lambda o, a, n: n[:, 0], n_envs=6, horizon=4, clip_margin=None, seed=0

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Drift, assert_same, parameters, tiny_model
 
-from sb3_mbmpo import MBMPO, DiagnosticsCallback, diagnostics_callback, figures, films, report
+from sb3_mbmpo import MBMPO, DiagnosticsCallback, diagnostics_callback, plots, report, video
 from sb3_mbmpo.__main__ import main as train
 from sb3_mbmpo.diagnostics import ModelStudy, Plasticity, study_model
 from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_progress, read_run
@@ -117,8 +117,8 @@ def test_a_file_without_an_environment_asks_for_it(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "sb3_mbmpo.figures", raising=False)
-    monkeypatch.delattr("sb3_mbmpo.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "sb3_mbmpo.plots", raising=False)
+    monkeypatch.delattr("sb3_mbmpo.plots", raising=False)
     with pytest.raises(SystemExit, match=r"pip install 'sb3-mbmpo\[plots\]'"):
         report.main([str(run)])
 
@@ -127,8 +127,8 @@ def test_figures_say_their_units(run):
     model, make_env = report.load_run(find_run(run), None)
     study = study_model(model, make_env(), n_episodes=1)
     log = read_run(find_run(run), model)
-    pictures = [figures.draw_learning_curve(log, study), figures.draw_expectations(log)]
-    pictures += [*figures.model_pictures(study), figures.draw_times(log)]
+    pictures = [plots.draw_learning_curve(log, study), plots.draw_expectations(log)]
+    pictures += [*plots.model_pictures(study), plots.draw_times(log)]
     assert [picture.name for picture in pictures] == FIGURES
     units = r"steps|return|standard deviations|nats|seconds|units|iteration|dimension"
     for picture in pictures:
@@ -142,7 +142,7 @@ def test_figures_say_their_units(run):
 
 
 def test_no_adaptation_no_figure_of_it():
-    picture = figures.draw_plasticity(Plasticity(np.zeros((4, 3)), np.ones(4), np.zeros(4), np.zeros((4, 3)), False))
+    picture = plots.draw_plasticity(Plasticity(np.zeros((4, 3)), np.ones(4), np.zeros(4), np.zeros((4, 3)), False))
     assert picture.figure is None
     assert "equal the meta-policy" in picture.caption
 
@@ -248,7 +248,7 @@ def test_evaluations_of_sb3_are_read(tmp_path):
     np.savez(tmp_path / "evaluations.npz", timesteps=[100, 200], results=[[1, 3], [5, 9]], ep_lengths=[[1, 1], [1, 1]])
     run_log = read_run(RunFiles(tmp_path / "m.zip", None, tmp_path / "evaluations.npz", None), tiny_model())
     steps, returns = run_log.evaluation()
-    assert "Imagined returns are left out: no progress.csv" in figures._notes(run_log)
+    assert "Imagined returns are left out: no progress.csv" in plots._notes(run_log)
     np.testing.assert_array_equal(steps, [100, 200])
     np.testing.assert_array_equal(returns, [2, 7])
 
@@ -263,7 +263,7 @@ def test_evaluations_of_sb3_are_read(tmp_path):
 def test_the_state_is_found_in_the_observation(name, n_skipped):
     simulator = gym.make(f"{name}-v5").unwrapped
     obs, _ = simulator.reset(seed=0)
-    layout = films.state_layout(simulator)
+    layout = video.state_layout(simulator)
     assert layout.n_skipped == n_skipped
     simulator.set_state(*layout.split(obs, np.full(n_skipped, 7.0)))
     np.testing.assert_allclose(simulator._get_obs(), obs, atol=1e-6)
@@ -274,8 +274,8 @@ def test_the_state_is_found_in_the_observation(name, n_skipped):
 def test_an_observation_without_the_state_is_not_filmed(env_id):
     simulator = gym.make(env_id).unwrapped
     simulator.reset(seed=0)
-    with pytest.raises(films.NoFilmError, match=r"only MuJoCo|does not hold"):
-        films.state_layout(simulator)
+    with pytest.raises(video.NoFilmError, match=r"only MuJoCo|does not hold"):
+        video.state_layout(simulator)
 
 
 class Painted(gym.Wrapper):
@@ -287,7 +287,7 @@ class Painted(gym.Wrapper):
 
     def render(self):
         self.seen.append(self.unwrapped.data.qpos.copy())
-        return np.zeros((films.SIZE, films.SIZE, 3), np.uint8)
+        return np.zeros((video.SIZE, video.SIZE, 3), np.uint8)
 
 
 def test_a_film_shows_predicted_states_and_how_far_they_have_got():
@@ -296,7 +296,7 @@ def test_a_film_shows_predicted_states_and_how_far_they_have_got():
 
     seen = []
     model = tiny_model(gym.make("HalfCheetah-v5"))
-    film = Image.open(io.BytesIO(films.film(model, make_env, seed=3)))
+    film = Image.open(io.BytesIO(video.film(model, make_env, seed=3)))
     assert film.n_frames == 4
     real, imagined = np.array(seen[:4]), np.array(seen[4:])
 
@@ -304,7 +304,7 @@ def test_a_film_shows_predicted_states_and_how_far_they_have_got():
     first, _ = simulator.reset(seed=3)
     x, dt = simulator.unwrapped.data.qpos[0], simulator.unwrapped.dt
     np.testing.assert_allclose(real[0], simulator.unwrapped.data.qpos)
-    obs, steps = first, model.dynamics.step_fn(model._clip_margin)
+    obs, steps = first, model.dynamics.step_fn(model._dynamics_options.clip_margin)
     predicted = []
     for _ in range(6):
         action, _ = model.predict(first, deterministic=True)
@@ -335,8 +335,8 @@ def test_the_callback_looks_when_it_is_due_and_at_the_end(monkeypatch, every, st
     looked = []
     quick = ModelStudy({}, None, None, None)
     monkeypatch.setattr(diagnostics_callback, "study_model", lambda *_: looked.append(callback.num_timesteps) or quick)
-    monkeypatch.setattr(ModelStudy, "figures", lambda self: {})
-    monkeypatch.setattr(figures, "model_pictures", lambda study: [])
+    monkeypatch.setattr(ModelStudy, "metrics", lambda self: {})
+    monkeypatch.setattr(plots, "model_pictures", lambda study: [])
     callback = DiagnosticsCallback(Drift(), every_n_iterations=every)
     tiny_model().learn(80, callback=callback)
     assert looked == steps

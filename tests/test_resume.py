@@ -39,7 +39,7 @@ def state(model):
     }
     counters = {name: np.array(getattr(model, name)) for name in ("num_timesteps", "_n_updates", "_episode_num", "_n_fits")}
     returns = {"returns": np.array([episode["r"] for episode in model.ep_info_buffer])}
-    outer = {"adapted": model._adapted, "outer": model._outer_variable(), "starts": model._initial_obs}
+    outer = {"adapted": model._adapted, "outer": model._meta_parameters().vector(), "starts": model._initial_obs}
     random = {name: generator.get_state() for name, generator in model._generators.items()}
     return {**parameters(model), **arrays, **moments, **counters, **returns, **outer, **random}
 

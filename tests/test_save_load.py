@@ -86,7 +86,7 @@ def test_every_kind_of_path(how, model, tmp_path):
 
 
 def test_exclude_include_and_what_is_never_in_the_file(model, tmp_path):
-    everything = ("env", "replay_buffer", "_generators", "_task", "_logger", "policy", "dynamics")
+    everything = ("env", "replay_buffer", "_generators", "_functions", "_logger", "policy", "dynamics")
     model.save(tmp_path / "plain", exclude=["horizon"])
     data, parameters_, variables = load_from_zip_file(tmp_path / "plain")
     assert not set(data) & {"horizon", *everything}

@@ -34,7 +34,7 @@ def transitions(scale=1.0, offset=0.0, step=0.1, dtype=np.float32):
 
 def fitted(data):
     dtype = np.float64 if data.obs.dtype == th.float64 else np.float32
-    ensemble = DynamicsEnsemble(box(dtype), ACTIONS, 2, [16], learned_reward=True, seed=0, precision="float32")
+    ensemble = DynamicsEnsemble(box(dtype), ACTIONS, 2, net_arch=[16], learned_reward=True, seed=0, precision="float32")
     ensemble.fit(data, max_epochs=20, batch_size=50, generator=th.Generator().manual_seed(0))
     return ensemble
 

@@ -242,8 +242,8 @@ def test_callbacks_see_the_figures_of_the_last_training(log_interval, tmp_path):
 
     class Look(BaseCallback):
         def _on_step(self):
-            figures = self.logger.name_to_value
-            seen.append([figures.get(key) for key in ("train/kl_divergence", "train/n_updates", "dynamics/val_loss")])
+            metrics = self.logger.name_to_value
+            seen.append([metrics.get(key) for key in ("train/kl_divergence", "train/n_updates", "dynamics/val_loss")])
             return True
 
         def _on_training_end(self):

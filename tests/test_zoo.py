@@ -263,7 +263,7 @@ def test_entry_builds_a_model(name):
     model = MBMPO(env=env, **config)
     assert n_timesteps > model.learning_starts, "nothing would be learned"
     # Ant's contact forces are part of the observation that sb3_mbmpo knows the reward of
-    assert (model._task.reward.source == "learned") == env_id.startswith("Ant")
+    assert (model._functions.reward.source == "learned") == env_id.startswith("Ant")
 
 
 # ---------------------------------------------------------------- search space

@@ -1,12 +1,15 @@
 """The learned dynamics: an ensemble of stacked networks and the fit of its members."""
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
+from sb3_mbmpo.dynamics.options import CLIP_MARGIN, DynamicsOptions
 from sb3_mbmpo.dynamics.perturbation import output_bias_array, perturbed_step_fns
 from sb3_mbmpo.dynamics.training import FitReport
-from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
+from sb3_mbmpo.dynamics.types import Prediction, StepFn, Transitions
 
 __all__ = [
+    "CLIP_MARGIN",
     "DynamicsEnsemble",
+    "DynamicsOptions",
     "FitReport",
     "Prediction",
     "StepFn",

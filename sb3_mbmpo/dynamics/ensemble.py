@@ -8,7 +8,7 @@ import io
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,11 +22,15 @@ from torch import nn
 
 from sb3_mbmpo.actions import ActionCodec, check_spaces
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
+from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
-from sb3_mbmpo.dynamics.values import Prediction, StepFn, Transitions
-from sb3_mbmpo.files import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.dynamics.types import StepFn, Transitions
 from sb3_mbmpo.finite import mean_tail, resolution
+from sb3_mbmpo.save_util import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
 from sb3_mbmpo.space_files import space_from_dict, space_to_dict
+
+# Widths of the hidden layers, unless told otherwise
+NET_ARCH = (200, 200, 200)
 
 
 class DynamicsEnsemble(nn.Module):
@@ -70,7 +74,8 @@ class DynamicsEnsemble(nn.Module):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         n_models: int = 5,
-        net_arch: Sequence[int] = (200, 200, 200),
+        *,
+        net_arch: Sequence[int] = NET_ARCH,
         activation_fn: str = "swish",
         weight_norm: bool = False,
         probabilistic: bool = False,
@@ -99,8 +104,13 @@ class DynamicsEnsemble(nn.Module):
         self.observation_dim, self.action_dim = observation_space.shape[0], self.codec.dynamics_dim
         # Standardised targets: the change of the observation, and the reward if it is learned
         self.target_dim = self.observation_dim + int(learned_reward)
-        output_dim = self.target_dim * (2 if probabilistic else 1) + int(learned_termination)
-        sizes = [self.observation_dim + self.action_dim, *self.net_arch, output_dim]
+        self.layout = OutputLayout(
+            observation_dim=self.observation_dim,
+            target_dim=self.target_dim,
+            probabilistic=probabilistic,
+            learned_termination=learned_termination,
+        )
+        sizes = [self.observation_dim + self.action_dim, *self.net_arch, self.layout.output_dim]
         self.weights = nn.ParameterList(th.empty(n_models, i, o) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:])
         self.gains = nn.ParameterList(th.empty(n_models, 1, o) for o in sizes[1:]) if weight_norm else None
@@ -181,11 +191,13 @@ class DynamicsEnsemble(nn.Module):
     # ---------------------------------------------------------------- the networks
 
     def _chosen(self, members: th.Tensor | None) -> dict[str, th.Tensor]:
-        """:return: parameters by name, of some members (long; None: all)"""
+        """Return parameters by name, of some members (long; None: all)."""
         return {name: x if members is None else x[members] for name, x in self.named_parameters()}
 
     def _layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """
+        Apply the weight norm.
+
         :param parameters: by name, of any members
         :return: effective weights and biases of each layer, ([M, in, out], [M, 1, out])
         """
@@ -197,18 +209,12 @@ class DynamicsEnsemble(nn.Module):
             layers.append((weight, parameters[f"biases.{i}"]))
         return layers
 
-    def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """:return: target mean, raw log-variance (probabilistic only), termination logit (learned only)"""
-        mean = output[..., : self.target_dim]
-        log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
-        logit = output[..., -1] if self.learned_termination else None
-        return mean, log_var, logit
-
     # ---------------------------------------------------------------- fit
 
     def fit(
         self,
         data: Transitions,
+        *,
         max_epochs: int = 100,
         max_gradient_steps: int = 600,
         batch_size: int = 256,
@@ -241,7 +247,7 @@ class DynamicsEnsemble(nn.Module):
         def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
             named = dict(zip(names, parameters, strict=True))
             output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
-            mean, log_var, logit = self._split(output)
+            mean, log_var, logit = self.layout.split(output)
             error = (mean - targets[rows]).square()
             if log_var is not None:
                 lower, upper = named["min_log_var"], named["max_log_var"]
@@ -316,6 +322,7 @@ class DynamicsEnsemble(nn.Module):
     def step_fn(
         self,
         clip_margin: float | None = None,
+        *,
         generator: th.Generator | None = None,
         members: Sequence[int] | None = None,
     ) -> StepFn:
@@ -332,12 +339,13 @@ class DynamicsEnsemble(nn.Module):
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
             change it
         """
-        return self.step_fns([generator], clip_margin, members)[0]
+        return self.step_fns([generator], clip_margin=clip_margin, members=members)[0]
 
     @th.no_grad()
     def step_fns(
         self,
         generators: Sequence[th.Generator | None],
+        *,
         clip_margin: float | None = None,
         members: Sequence[int] | None = None,
         dtype: th.dtype | None = None,
@@ -350,39 +358,36 @@ class DynamicsEnsemble(nn.Module):
         :return: a function a thread
         """
         chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
-        layers = cast(self._folded_layers(chosen), dtype or self.matmul_dtype)
-        low = high = None
-        if clip_margin is not None:
-            low, high = self.observation_range(clip_margin)
+        center = self.observation_mean.clone()
+        if self.observation_dtype == th.float64:
+            center = center.double() + self.observation_tails[0]
+        noise_bounds = None
         if self.probabilistic:
-            lower, upper = chosen["min_log_var"].clone(), chosen["max_log_var"].clone()
-        is_double, log_target_var = self.observation_dtype == th.float64, 2 * self.target_std.log()
-        center = self.observation_mean.double() + self.observation_tails[0] if is_double else self.observation_mean.clone()
-
-        def step(generator: th.Generator | None, obs: th.Tensor, action: th.Tensor) -> Prediction:
-            centred = (obs - center).float() if is_double else obs - center
-            output = forward(layers, th.cat([centred, action], dim=-1), self.activation_fn)
-            target, log_var, logit = self._split(output)
-            if log_var is not None and generator is not None:
-                std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
-                noise = th.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
-                target = th.addcmul(target, std, noise)
-            next_obs = obs + target[..., : self.observation_dim]
-            if low is not None:
-                next_obs = th.clamp(next_obs, low, high)
-            return Prediction(next_obs, target[..., -1] if self.learned_reward else None, logit)
-
-        return [partial(step, generator) for generator in generators]
+            noise_bounds = NoiseBounds(
+                lower=chosen["min_log_var"].clone(),
+                upper=chosen["max_log_var"].clone(),
+                log_target_var=2 * self.target_std.log(),
+            )
+        step = EnsembleStep(
+            layers=tuple(cast(self._folded_layers(chosen), dtype or self.matmul_dtype)),
+            activation_fn=self.activation_fn,
+            layout=self.layout,
+            center=center,
+            observation_range=None if clip_margin is None else self.observation_range(clip_margin),
+            noise_bounds=noise_bounds,
+            generator=None,
+        )
+        return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
-        """:return: lowest and highest observation of the data, ``margin`` standard deviations further out (O,)"""
+        """Return lowest and highest observation of the data, ``margin`` standard deviations further out (O,)."""
         spread, low, high = margin * self.observation_std, self.observation_low, self.observation_high
         if self.observation_dtype == th.float64:
             low, high = low.double() + self.observation_tails[1], high.double() + self.observation_tails[2]
         return low - spread, high + spread
 
     def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
-        """:return: layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights"""
+        """Return layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights."""
         layers = [(weight.double(), bias.double()) for weight, bias in self._layers(parameters)]
         input_std = th.cat([self.observation_std, self.action_std]).double()
         weight, bias = layers[0]

@@ -33,6 +33,8 @@ PRECISIONS = ("auto", "bfloat16", "float32")
 
 def forward(layers: Sequence[Layer], inputs: th.Tensor, activation_fn: str) -> th.Tensor:
     """
+    Evaluate stacked networks.
+
     :param layers: of one dtype, in which the matmuls are done
     :param inputs: (M, B, in)
     :param activation_fn: a key of ``ACTIVATIONS``
@@ -49,12 +51,14 @@ def forward(layers: Sequence[Layer], inputs: th.Tensor, activation_fn: str) -> t
 
 
 def cast(layers: Sequence[Layer], dtype: th.dtype) -> list[Layer]:
-    """:return: the layers in another dtype"""
+    """Return the layers in another dtype."""
     return [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
 
 
 def matmul_dtype(precision: str, device: th.device) -> th.dtype:
     """
+    Choose the dtype of matrix products.
+
     :param precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it several times faster
     :param device: where the networks live
     """

@@ -110,7 +110,7 @@ class ParallelTraining:
         return total / rows.shape[1]
 
     def _train(self, piece: Piece, rows: th.Tensor, active: th.Tensor, handed_over: Event) -> tuple[th.Tensor, th.Tensor]:
-        """:return: which of the active members were trained, [A] bool, and the losses of those, summed over their rows"""
+        """Return which of the active members were trained, [A] bool, and the losses of those, summed over their rows."""
         here = (active >= piece.first) & (active < piece.last)
         batches = rows[here].split(self._batch_size, dim=1)
         begin, end = round(piece.begin * len(batches)), round(piece.end * len(batches))
@@ -119,7 +119,7 @@ class ParallelTraining:
         try:
             return here, self._shares[piece.first].train(self._loss_fn, active[here] - piece.first, batches[begin:end])
         finally:
-            # Whatever happened: nobody shall wait for ever
+            # Release the waiting thread even after an error
             handed_over.set()
 
     def finish(self) -> None:
@@ -153,6 +153,8 @@ class _Share:
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
         """
+        Train some members on their batches, one after the other.
+
         :param members: which of the share's members take part, long, counted from its first
         :param batches: rows of those members, [A, B] each
         :return: losses of those members, summed over the rows [A]
@@ -169,10 +171,10 @@ class _Share:
 
 
 def of_members(parameters: Sequence[th.Tensor], members: th.Tensor) -> Sequence[th.Tensor]:
-    """:return: stacked parameters of some members (long, ascending) [A, ...]; of all members as they lie, without a copy"""
+    """Return stacked parameters of some members (long, ascending) [A, ...]; of all members as they lie, without a copy."""
     return parameters if len(members) == len(parameters[0]) else [parameter[members] for parameter in parameters]
 
 
 def is_stacked(value: Any, parameter: th.Tensor) -> bool:
-    """:return: whether a value of an optimiser's state has a number for each number of the parameter"""
+    """Tell whether a value of an optimiser's state has a number for each number of the parameter."""
     return isinstance(value, th.Tensor) and value.shape == parameter.shape

@@ -4,18 +4,20 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 """
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch as th
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
-from sb3_mbmpo.dynamics.values import Prediction, StepFn
+from sb3_mbmpo.dynamics.types import Prediction, StepFn
 from sb3_mbmpo.finite import in_float32
 
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
     """
+    Turn the argument ``output_bias`` into an array.
+
     :param output_bias: each member's own bias (M, O), or the standard deviation of the biases
     :param draws: standard normal numbers (M, O), which a standard deviation multiplies
     :return: the biases, in standard deviations of the observed changes (M, O)
@@ -33,9 +35,47 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
     return bias * draws if bias.ndim == 0 else bias
 
 
+@dataclass(frozen=True)
+class PerturbedStep:
+    """
+    The step of an ensemble with errors in the observations that it predicts.
+
+    :param exact: the step without them, and without clipping
+    :param unit: standard deviations of the observed changes (O,)
+    :param bias: raw (M, 1, O)
+    :param output_noise: standard deviation of the noise, in units
+    :param observation_range: lowest and highest observation after the errors (O,); None: no clipping
+    :param generator: draws the noise
+    """
+
+    exact: StepFn
+    unit: th.Tensor
+    bias: th.Tensor
+    output_noise: float
+    observation_range: tuple[th.Tensor, th.Tensor] | None
+    generator: th.Generator | None
+
+    def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        """
+        Predict what follows, wrongly.
+
+        :param obs: raw (M, B, O)
+        :param action: encoded (M, B, A)
+        """
+        prediction = self.exact(obs, action)
+        next_obs = prediction.next_obs + self.bias
+        if self.output_noise > 0:
+            noise = th.randn(obs.shape, generator=self.generator, device=obs.device, dtype=self.unit.dtype)
+            next_obs = th.addcmul(next_obs, noise, self.unit, value=self.output_noise)
+        if self.observation_range is not None:
+            next_obs = th.clamp(next_obs, *self.observation_range)
+        return prediction._replace(next_obs=next_obs)
+
+
 def perturbed_step_fns(
     dynamics: DynamicsEnsemble,
-    generators: Sequence[th.Generator],
+    generators: Sequence[th.Generator | None],
+    *,
     clip_margin: float | None,
     members: Sequence[int] | None,
     output_bias: np.ndarray,
@@ -48,7 +88,7 @@ def perturbed_step_fns(
     changes has none. They come before the clipping: the imagination stays near the data however bad the models are.
 
     :param dynamics: the ensemble
-    :param generators: one a thread; each draws the noise of its function
+    :param generators: one a thread; each draws the noise of its function. None, where nothing is to be drawn
     :param clip_margin: see ``DynamicsEnsemble.step_fn``
     :param members: which members are the ``M`` of the functions; None: all
     :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
@@ -56,24 +96,21 @@ def perturbed_step_fns(
     :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator
     """
     is_exact = not output_bias.any() and output_noise == 0
-    exact = dynamics.step_fns(generators, clip_margin if is_exact else None, members)
+    exact = dynamics.step_fns(generators, clip_margin=clip_margin if is_exact else None, members=members)
     if is_exact:
         return exact
     unit = dynamics.target_std[: dynamics.observation_dim].clone()
     chosen = slice(None) if members is None else list(members)
     bias = unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1)
-    low = high = None
-    if clip_margin is not None:
-        low, high = dynamics.observation_range(clip_margin)
-
-    def perturbed(step_fn: StepFn, generator: th.Generator, obs: th.Tensor, action: th.Tensor) -> Prediction:
-        prediction = step_fn(obs, action)
-        next_obs = prediction.next_obs + bias
-        if output_noise > 0:
-            noise = th.randn(obs.shape, generator=generator, device=obs.device, dtype=unit.dtype)
-            next_obs = th.addcmul(next_obs, noise, unit, value=output_noise)
-        if low is not None:
-            next_obs = th.clamp(next_obs, low, high)
-        return prediction._replace(next_obs=next_obs)
-
-    return [partial(perturbed, *pair) for pair in zip(exact, generators, strict=True)]
+    observation_range = None if clip_margin is None else dynamics.observation_range(clip_margin)
+    return [
+        PerturbedStep(
+            exact=step,
+            unit=unit,
+            bias=bias,
+            output_noise=output_noise,
+            observation_range=observation_range,
+            generator=generator,
+        )
+        for step, generator in zip(exact, generators, strict=True)
+    ]

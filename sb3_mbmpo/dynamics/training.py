@@ -1,4 +1,4 @@
-"""Fit stacked ensemble members together: own split, own early stop and own best weights for each member.
+"""Fit stacked ensemble members together: each member has its own split, early stop and best weights.
 
 Knows neither networks nor data: a loss over row numbers and a list of parameters that are stacked ``[M, ...]``.
 
@@ -54,6 +54,8 @@ class _EarlyStop:
 
     def update(self, val_loss: np.ndarray, members: np.ndarray) -> np.ndarray:
         """
+        Take note of the losses of one pass.
+
         :param val_loss: of the members that still train, [A]
         :param members: their numbers, [A]
         :return: whether each one stops, [A] bool (True for a loss that is not finite)
@@ -84,7 +86,7 @@ def split_rows(
 
 
 def _permutations(n_members: int, n_rows: int, generator: th.Generator) -> th.Tensor:
-    """:return: an independent random order of the rows for each member, [M, n_rows] long"""
+    """Return an independent random order of the rows for each member, [M, n_rows] long."""
     orders = [th.randperm(n_rows, generator=generator, device=generator.device) for _ in range(n_members)]
     return th.stack(orders)
 
@@ -125,7 +127,7 @@ class _Passes:
             self._queue = self._shuffled(is_new)
 
     def _shuffled(self, is_first: th.Tensor | None = None) -> th.Tensor:
-        """:return: each member's rows in random order, those of ``is_first`` before the others"""
+        """Return each member's rows in random order, those of ``is_first`` before the others."""
         n_members, n_rows = self._rows.shape
         order = _permutations(n_members, n_rows, self._generator)
         if is_first is not None:
@@ -134,7 +136,7 @@ class _Passes:
         return self._rows.gather(1, order)
 
     def next(self) -> th.Tensor:
-        """:return: rows of the next pass for every member [M, B]"""
+        """Return rows of the next pass for every member [M, B]."""
         while self._queue.shape[1] < self._length:
             self._queue = th.cat([self._queue, self._shuffled()], dim=1)
         rows, self._queue = self._queue[:, : self._length], self._queue[:, self._length :]
@@ -247,7 +249,7 @@ def _mean_loss(
     batch_size: int,
     n_threads: int,
 ) -> np.ndarray:
-    """:return: each member's mean loss over its rows, [A]; batched to bound the memory"""
+    """Return each member's mean loss over its rows, [A]; batched to bound the memory."""
     chosen = of_members(parameters, members)
 
     @th.no_grad()  # a setting of each thread

@@ -187,34 +187,42 @@ class Bench:
     def rollouts(self, trainer: MetaTrainer, parameters: th.Tensor) -> Any:
         s = trainer.settings
         starts = trainer.sample_starts(s.n_tasks * s.n_imagined_rollouts).view(s.n_tasks, s.n_imagined_rollouts, -1)
-        return imagine(trainer.world, trainer.actor(parameters), starts, s.horizon, trainer.generator)
+        options = dict(to_policy_input=trainer.to_policy_input, horizon=s.horizon, generator=trainer.generator)
+        return imagine(trainer.model_env, trainer.actor(parameters), starts, **options)
 
     def meta_step(self) -> dict[str, Any]:
         """:return: seconds of a meta-step by part, and its ratio to the imagination of its two batches"""
-        trainer, phi = self.trainer(self.n_threads), self.model.policy.actor_vector()
+        trainer, meta = self.trainer(self.n_threads), self.model._meta_parameters()
         s = trainer.settings
-        parameters = phi.expand(s.n_tasks, -1)
+        parameters = meta.theta.expand(s.n_tasks, -1)
         rollouts, estimate = trainer.imagine(parameters)
         pre = TaskBatch.from_rollouts(rollouts, estimate.advantages)
-        adapted_rollouts, estimate = trainer.imagine(adapt(trainer.actor, phi, [pre], s.inner_lr))
+        adapted_rollouts, estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
         post = TaskBatch.from_rollouts(adapted_rollouts, estimate.advantages)
-        problem = MetaProblem(trainer.actor, (pre,), post, s.inner_lr, chunk_size=s.chunk_size, n_threads=self.n_threads)
+        problem = MetaProblem(trainer.actor, (pre,), post, chunk_size=s.chunk_size, n_threads=self.n_threads)
         sample = problem.subsample(self.model.sub_sampling_factor)
-        gradient, *_ = meta_gradient(problem, phi)
-        product = fisher_vector_product(sample, phi, self.model.cg_damping)
+        gradient, *_ = meta_gradient(problem, meta)
+        product = fisher_vector_product(sample, meta, self.model.cg_damping)
 
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(chosen, s.gamma, s.gae_lambda, s.baseline, s.normalize_advantage, trainer.critic)
+            return estimate_advantages(
+                chosen,
+                gamma=s.gamma,
+                gae_lambda=s.gae_lambda,
+                baseline=s.baseline,
+                normalize=s.normalize_advantage,
+                critic=trainer.critic,
+            )
 
         parts: dict[str, Callable[[], object]] = {
             "advantages of one batch": lambda: trainer._by_task(rollouts.rewards, advantages),
             "critic": lambda: trainer.critic.fit(rollouts, estimate) if trainer.critic else None,
-            "adaptation": lambda: trainer._one_inner_step(parameters, pre, s.inner_lr),
-            "meta-gradient": lambda: meta_gradient(problem, phi),
-            "Fisher graphs": lambda: fisher_vector_product(sample, phi),
+            "adaptation": lambda: trainer._one_inner_step(parameters, pre, meta.inner_lr),
+            "meta-gradient": lambda: meta_gradient(problem, meta),
+            "Fisher graphs": lambda: fisher_vector_product(sample, meta),
             "conjugate gradient": lambda: conjugate_gradient(product, gradient, self.model.cg_max_steps),
-            "outer step": lambda: trust_region_step(problem, phi, **s.outer_kwargs),
+            "outer step": lambda: trust_region_step(problem, meta, **s.outer_kwargs),
             "imagination of one batch": lambda: self.rollouts(trainer, parameters),
         }
         times = dict(zip(parts, self.in_turns(*parts.values()), strict=True))

@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 Bounds = tuple[tuple[slice, Interval], ...]
 
 
-class Task(NamedTuple):
+class EnvFunctions(NamedTuple):
     """
     What an environment pays and when it ends.
 
@@ -56,7 +56,7 @@ class Parameters:
         self._get_attribute = get_attribute
 
     def get(self, name: str, default: Any) -> Any:
-        """:return: the argument, or ``default`` where this version of the environment has none of that name"""
+        """Return the argument, or ``default`` where this version of the environment has none of that name."""
         values = (attribute(key, self._get_attribute) for key in (f"_{name}", name))
         return next((value for value in values if value is not None), default)
 
@@ -78,6 +78,8 @@ def never_terminates(next_obs: th.Tensor) -> th.Tensor:
 
 def outside(next_obs: th.Tensor, *, bounds: Bounds) -> th.Tensor:
     """
+    Tell which rows leave their bounds.
+
     :param next_obs: [B, O]
     :param bounds: columns, and the open interval in which all of them must lie; (-inf, inf) asks for finite numbers
     :return: whether any column is outside, or NaN; bool [B]
@@ -223,51 +225,55 @@ def contact_force_cost(next_obs: th.Tensor, *, first_column: int, weight: float,
 # -- Tasks: one factory an environment, which reads what the user may have changed ----------------------------------------
 
 
-def _cart_pole(given: Parameters) -> Task:
+def _cart_pole(given: Parameters) -> EnvFunctions:
     x, angle = given.number("x_threshold", 2.4), given.number("theta_threshold_radians", radians(12))
     terminated = partial(outside, bounds=((slice(0, 1), (-x, x)), (slice(2, 3), (-angle, angle))))
     running, final = (0.0, -1.0) if given.get("sutton_barto_reward", False) else (1.0, 1.0)
-    return Task(partial(constant_reward, running=running, final=final, terminated=terminated), terminated)
+    return EnvFunctions(partial(constant_reward, running=running, final=final, terminated=terminated), terminated)
 
 
-def _mountain_car(given: Parameters, *, continuous: bool) -> Task:
+def _mountain_car(given: Parameters, *, continuous: bool) -> EnvFunctions:
     goal_position = given.number("goal_position", 0.45 if continuous else 0.5)
     terminated = partial(reached, goal_position=goal_position, goal_velocity=given.number("goal_velocity", 0.0))
     if continuous:
-        return Task(partial(mountain_car_reward, terminated=terminated), terminated)
-    return Task(partial(constant_reward, running=-1.0, final=-1.0, terminated=terminated), terminated)
+        return EnvFunctions(partial(mountain_car_reward, terminated=terminated), terminated)
+    return EnvFunctions(partial(constant_reward, running=-1.0, final=-1.0, terminated=terminated), terminated)
 
 
-def _pendulum(given: Parameters) -> Task:
-    return Task(pendulum_reward, never_terminates)
+def _pendulum(given: Parameters) -> EnvFunctions:
+    return EnvFunctions(pendulum_reward, never_terminates)
 
 
-def _acrobot(given: Parameters) -> Task:
-    return Task(partial(constant_reward, running=-1.0, final=0.0, terminated=swung_up), swung_up)
+def _acrobot(given: Parameters) -> EnvFunctions:
+    return EnvFunctions(partial(constant_reward, running=-1.0, final=0.0, terminated=swung_up), swung_up)
 
 
-def _inverted_pendulum(given: Parameters, *, version: int) -> Task:
+def _inverted_pendulum(given: Parameters, *, version: int) -> EnvFunctions:
     terminated = partial(outside, bounds=((slice(None), (-inf, inf)), (slice(1, 2), (-0.2, 0.2))))
-    return Task(partial(constant_reward, running=1.0, final=float(version == 4), terminated=terminated), terminated)
+    return EnvFunctions(partial(constant_reward, running=1.0, final=float(version == 4), terminated=terminated), terminated)
 
 
-def _inverted_double_pendulum(given: Parameters, *, version: int) -> Task:
+def _inverted_double_pendulum(given: Parameters, *, version: int) -> EnvFunctions:
     bonus = given.number("healthy_reward", 10.0)
     reward = partial(double_pendulum_reward, healthy_reward=bonus, fallen_reward=bonus if version == 4 else 0.0)
     # MuJoCo leaves the tip where the last Runge-Kutta stage put it, and the observation clips the velocities at 10
-    return Task(reward, fallen, "tip up to a Runge-Kutta stage off, clipped velocities: mean absolute error below 0.01")
+    return EnvFunctions(
+        reward, fallen, "tip up to a Runge-Kutta stage off, clipped velocities: mean absolute error below 0.01"
+    )
 
 
-def _distance(given: Parameters, distance: Feature, version: int, ctrl_cost_weight: float) -> Task:
+def _distance(given: Parameters, distance: Feature, version: int, ctrl_cost_weight: float) -> EnvFunctions:
     weight = given.number("reward_control_weight", ctrl_cost_weight)
-    return Task(partial(distance_reward, distance=distance, version=version, ctrl_cost_weight=weight), never_terminates)
+    return EnvFunctions(
+        partial(distance_reward, distance=distance, version=version, ctrl_cost_weight=weight), never_terminates
+    )
 
 
-def _reacher(given: Parameters, *, version: int) -> Task:
+def _reacher(given: Parameters, *, version: int) -> EnvFunctions:
     return _distance(given, partial(reacher_distance, dist_weight=given.number("reward_dist_weight", 1.0)), version, 1.0)
 
 
-def _pusher(given: Parameters, *, version: int) -> Task:
+def _pusher(given: Parameters, *, version: int) -> EnvFunctions:
     near, dist = given.number("reward_near_weight", 0.5), given.number("reward_dist_weight", 1.0)
     return _distance(given, partial(pusher_distance, near_weight=near, dist_weight=dist), version, 0.1)
 
@@ -282,8 +288,10 @@ def _locomotion(
     bounds: Bounds = (),
     next_share: float = 0.5,
     contact_cost: Feature | None = None,
-) -> Task:
+) -> EnvFunctions:
     """
+    Describe a locomotion environment of MuJoCo.
+
     :param error: stated bound of the mean absolute error, the worst of uniformly random, sinusoidal and bang-bang actions
     :param weights: defaults of forward_reward_weight, ctrl_cost_weight, healthy_reward
     :param bounds: where the environment is healthy, see ``outside``; empty if it always is
@@ -297,26 +305,26 @@ def _locomotion(
         forward_reward_weight=given.number("forward_reward_weight", weights[0]),
         ctrl_cost_weight=given.number("ctrl_cost_weight", weights[1]),
         healthy_reward=given.number("healthy_reward", weights[2]),
-        # v4 pays for health at the fatal step, too; v5 mended that
+        # v4 pays for health at the fatal step, too; fixed in v5
         unhealthy=never_terminates if version == 4 and ends else unhealthy,
         contact_cost=contact_cost,
     )
     approximation = f"displacement / dt from the velocities at both ends of the step: mean absolute error below {error}"
-    return Task(reward, unhealthy if ends else never_terminates, approximation)
+    return EnvFunctions(reward, unhealthy if ends else never_terminates, approximation)
 
 
-def _swimmer(given: Parameters, *, version: int) -> Task:
+def _swimmer(given: Parameters, *, version: int) -> EnvFunctions:
     return _locomotion(given, partial(column, index=3), version=version, error=0.025, weights=(1.0, 1e-4, 0.0))
 
 
-def _half_cheetah(given: Parameters, *, version: int) -> Task:
+def _half_cheetah(given: Parameters, *, version: int) -> EnvFunctions:
     # MuJoCo steps HalfCheetah by semi-implicit Euler: the displacement leans to the velocity after the step, by 0.6 for five
     # frames of constant acceleration, by 0.65 as measured (mean absolute error at 0, 0.5, 0.65, 1: 0.32, 0.10, 0.07, 0.17)
     velocity = partial(column, index=8)
     return _locomotion(given, velocity, version=version, error=0.12, weights=(1.0, 0.1, 0.0), next_share=0.65)
 
 
-def _hopper(given: Parameters, *, version: int) -> Task:
+def _hopper(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = (
         (slice(0, 1), given.interval("healthy_z_range", (0.7, inf))),
         (slice(1, 2), given.interval("healthy_angle_range", (-0.2, 0.2))),
@@ -327,7 +335,7 @@ def _hopper(given: Parameters, *, version: int) -> Task:
     return _locomotion(given, velocity, version=version, error=0.005, weights=(1.0, 1e-3, 1.0), bounds=bounds)
 
 
-def _walker(given: Parameters, *, version: int) -> Task:
+def _walker(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = (
         (slice(0, 1), given.interval("healthy_z_range", (0.8, 2.0))),
         (slice(1, 2), given.interval("healthy_angle_range", (-1.0, 1.0))),
@@ -336,7 +344,7 @@ def _walker(given: Parameters, *, version: int) -> Task:
     return _locomotion(given, velocity, version=version, error=0.025, weights=(1.0, 1e-3, 1.0), bounds=bounds)
 
 
-def _ant(given: Parameters, *, version: int) -> Task:
+def _ant(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = ((slice(0, 1), given.interval("healthy_z_range", (0.2, 1.0))), (slice(0, 27), (-inf, inf)))
     # v4 charges for contacts only with use_contact_forces, which makes another layout; v5 observes the forces that it charges
     cost = partial(contact_force_cost, first_column=27, cost_range=(-inf, inf))
@@ -345,7 +353,7 @@ def _ant(given: Parameters, *, version: int) -> Task:
     return _locomotion(given, velocity, version=version, error=0.08, weights=weights, bounds=bounds, contact_cost=contact)
 
 
-def _humanoid(given: Parameters, *, version: int) -> Task:
+def _humanoid(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = ((slice(0, 1), given.interval("healthy_z_range", (1.0, 2.0))),)
     velocity = partial(centre_of_mass_velocity, n_bodies=14 if version == 4 else 13)
     contact = _impact(given, "contact", version) if version == 5 else None
@@ -353,7 +361,7 @@ def _humanoid(given: Parameters, *, version: int) -> Task:
     return _locomotion(given, velocity, version=version, error=0.005, weights=weights, bounds=bounds, contact_cost=contact)
 
 
-def _humanoid_standup(given: Parameters, *, version: int) -> Task:
+def _humanoid_standup(given: Parameters, *, version: int) -> EnvFunctions:
     """Pays for the height, as for a velocity that reaches it from the floor within one frame. Exact."""
     # Not uph_cost_weight: Gymnasium stores it and does not use it
     frames_a_second = given.number("frame_skip", 5) / given.number("dt", 0.015)
@@ -371,11 +379,11 @@ class KnownTask(NamedTuple):
     """What makes a task, and the size of the observation's default layout, the only one that it knows."""
 
     obs_size: int
-    build: Callable[[Parameters], Task]
+    build: Callable[[Parameters], EnvFunctions]
 
 
 # Observation size of v4, of v5
-_MUJOCO: dict[str, tuple[int, int, Callable[..., Task]]] = {
+_MUJOCO: dict[str, tuple[int, int, Callable[..., EnvFunctions]]] = {
     "InvertedPendulum": (4, 4, _inverted_pendulum),
     "InvertedDoublePendulum": (11, 9, _inverted_double_pendulum),
     "Reacher": (11, 10, _reacher),
@@ -390,7 +398,7 @@ _MUJOCO: dict[str, tuple[int, int, Callable[..., Task]]] = {
 }
 
 # Not here: Box2D, whose contacts and shaping state are not in the observation
-KNOWN_TASKS = {
+KNOWN_ENVS = {
     "CartPole-v0": KnownTask(4, _cart_pole),
     "CartPole-v1": KnownTask(4, _cart_pole),
     "MountainCar-v0": KnownTask(2, partial(_mountain_car, continuous=False)),

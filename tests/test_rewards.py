@@ -11,14 +11,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_mbmpo.known_tasks import constant_reward, pendulum_reward, swung_up
-from sb3_mbmpo.tasks import (
-    KNOWN_TASKS,
+from sb3_mbmpo.rewards.known import constant_reward, pendulum_reward, swung_up
+from sb3_mbmpo.rewards.resolve import (
+    KNOWN_ENVS,
     RewardFn,
     TerminationFn,
     check_reward_fn,
     check_termination_fn,
-    known_task,
+    known_functions,
     never_terminates,
     resolve_reward_fn,
     resolve_termination_fn,
@@ -101,13 +101,13 @@ def test_the_table_has_every_classic_control_and_current_mujoco_id():
     def is_ours(spec):
         return re.match(r"gymnasium\.envs\.(classic_control|mujoco)\.\w+:", str(spec.entry_point)) is not None
 
-    assert set(KNOWN_TASKS) == {env_id for env_id, spec in gym.registry.items() if is_ours(spec)}
+    assert set(KNOWN_ENVS) == {env_id for env_id, spec in gym.registry.items() if is_ours(spec)}
 
 
-@pytest.mark.parametrize("env_id", KNOWN_TASKS)
+@pytest.mark.parametrize("env_id", KNOWN_ENVS)
 def test_known_functions_agree_with_the_environment(env_id):
     env = vec_env(env_id)
-    task = known_task(env)
+    task = known_functions(env)
     n_steps = 800 if env_id.startswith(("MountainCar", "Acrobot", "Humanoid-")) else 400
     data = collect(env.envs[0], n_steps)
     # A test of terminations without any would not test them
@@ -131,24 +131,24 @@ def test_known_functions_agree_with_the_environment(env_id):
             assert_exact(predicted, reward.double())
 
 
-@pytest.mark.parametrize("env_id", KNOWN_TASKS)
+@pytest.mark.parametrize("env_id", KNOWN_ENVS)
 def test_known_functions_follow_the_device(env_id):
     env = vec_env(env_id)
-    task, data = known_task(env), collect(env.envs[0], 4)
+    task, data = known_functions(env), collect(env.envs[0], 4)
     obs, action, next_obs = (x.to("meta") for x in data[:3])
     assert task.reward_fn(obs, action, next_obs).is_meta
     assert task.termination_fn(next_obs).is_meta
 
 
 def test_approximations_are_stated():
-    approximate = {env_id for env_id in KNOWN_TASKS if known_task(vec_env(env_id)).approximation}
+    approximate = {env_id for env_id in KNOWN_ENVS if known_functions(vec_env(env_id)).approximation}
     names = ("InvertedDoublePendulum", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
     assert approximate == {f"{name}-v{version}" for name in names for version in (4, 5)}
 
 
 def test_both_ends_of_the_step_give_the_best_velocity():
     env = vec_env("HalfCheetah-v5")
-    data, task = collect(env.envs[0], 600), known_task(env)
+    data, task = collect(env.envs[0], 600), known_functions(env)
     errors = {
         share: check_reward_fn(partial(task.reward_fn, next_share=share), *data[:4]).mean_abs_error
         for share in (0.0, 0.5, 0.65, 1.0)
@@ -190,7 +190,7 @@ CHANGED = [
 @pytest.mark.parametrize(("env_id", "kwargs"), CHANGED, ids=lambda x: x if isinstance(x, str) else "-".join(x))
 def test_changed_arguments_are_honoured(env_id, kwargs):
     env = vec_env(env_id, **kwargs)
-    task, data = known_task(env), collect(env.envs[0], 800 if "Mountain" in env_id else 300)
+    task, data = known_functions(env), collect(env.envs[0], 800 if "Mountain" in env_id else 300)
     limit = kwargs.get("forward_reward_weight", 1.0) * stated_error(task.approximation) + 1e-4
 
     def agrees(fns):
@@ -198,7 +198,7 @@ def test_changed_arguments_are_honoured(env_id, kwargs):
         return error < limit and check_termination_fn(fns.termination_fn, data.next_obs, data.terminated) == 0.0
 
     assert agrees(task)
-    assert not agrees(known_task(vec_env(env_id))), "the argument makes no difference to these steps: a weak test"
+    assert not agrees(known_functions(vec_env(env_id))), "the argument makes no difference to these steps: a weak test"
 
 
 @pytest.mark.parametrize(("env_id", "weight"), [("Ant-v5", 5e-4), ("Humanoid-v5", 5e-7)])
@@ -208,7 +208,7 @@ def test_every_contact_force_is_charged(env_id, weight):
     obs = collect(env.envs[0], 1).obs
     pressed = obs.index_fill(1, th.arange(obs.shape[1] - 78, obs.shape[1]), 100.0)
     action = th.zeros(1, *env.action_space.shape)
-    reward_fn = known_task(env).reward_fn
+    reward_fn = known_functions(env).reward_fn
     cost = reward_fn(obs, action, obs) - reward_fn(obs, action, pressed)
     assert cost.item() == pytest.approx(78 * 100.0**2 * weight, rel=1e-6)
 
@@ -216,14 +216,14 @@ def test_every_contact_force_is_charged(env_id, weight):
 def test_another_frame_skip_leaves_the_standup_reward_exact():
     env = vec_env("HumanoidStandup-v5", frame_skip=2)
     data = collect(env.envs[0], 100)
-    assert_exact(known_task(env).reward_fn(*data[:3]), data.reward)
+    assert_exact(known_functions(env).reward_fn(*data[:3]), data.reward)
 
 
 def test_attributes_changed_after_construction_are_honoured():
     env = vec_env("Hopper-v5")
     env.envs[0].unwrapped._healthy_reward = np.float64(7.0)
     data = collect(env.envs[0], 100)
-    fn = known_task(env).reward_fn
+    fn = known_functions(env).reward_fn
     assert check_reward_fn(fn, *data[:4]).mean_abs_error < 0.005
     # A numpy scalar must not turn float32 into float64
     assert fn(*data.to(th.float32)[:3]).dtype == th.float32
@@ -242,24 +242,24 @@ def test_attributes_changed_after_construction_are_honoured():
     ],
 )
 def test_another_layout_of_the_observation_is_not_known(env_id, kwargs):
-    assert known_task(vec_env(env_id, **kwargs)) is None
+    assert known_functions(vec_env(env_id, **kwargs)) is None
 
 
 def test_unknown_environments_are_not_known():
-    assert known_task(vec_env("CliffWalking-v1")) is None
-    assert known_task(DummyVecEnv([PointMass])) is None  # has no spec
-    assert known_task(VecFrameStack(vec_env("Pendulum-v1"), 2)) is None
+    assert known_functions(vec_env("CliffWalking-v1")) is None
+    assert known_functions(DummyVecEnv([PointMass])) is None  # has no spec
+    assert known_functions(VecFrameStack(vec_env("Pendulum-v1"), 2)) is None
 
 
 def test_wrappers_are_seen_through():
     env = VecNormalize(vec_env("CartPole-v1", wrapper=gym.wrappers.RecordEpisodeStatistics, sutton_barto_reward=True))
-    assert known_task(env).reward_fn.keywords["final"] == -1.0
+    assert known_functions(env).reward_fn.keywords["final"] == -1.0
 
 
 def test_known_functions_survive_pickling():
-    for env_id in KNOWN_TASKS:
+    for env_id in KNOWN_ENVS:
         env = vec_env(env_id)
-        task, data = known_task(env), collect(env.envs[0], 20)
+        task, data = known_functions(env), collect(env.envs[0], 20)
         copy = pickle.loads(pickle.dumps(task))
         assert th.equal(copy.reward_fn(*data[:3]), task.reward_fn(*data[:3]))
         assert th.equal(copy.termination_fn(data.next_obs), task.termination_fn(data.next_obs))
@@ -371,11 +371,11 @@ def test_the_method_of_a_reward_wrapper_is_not_a_reward_function():
 
 
 def test_a_function_can_be_named_by_its_path():
-    resolved = resolve_reward_fn("sb3_mbmpo.known_tasks:pendulum_reward", None)
-    assert resolved.source == "argument: sb3_mbmpo.known_tasks:pendulum_reward"
+    resolved = resolve_reward_fn("sb3_mbmpo.rewards.known:pendulum_reward", None)
+    assert resolved.source == "argument: sb3_mbmpo.rewards.known:pendulum_reward"
     batch = th.randn(5, 3), th.randn(5, 1), th.randn(5, 3)
     assert th.equal(resolved.fn(*batch), pendulum_reward(*batch))
-    ends = resolve_termination_fn("sb3_mbmpo.known_tasks:swung_up", None)
+    ends = resolve_termination_fn("sb3_mbmpo.rewards.known:swung_up", None)
     assert th.equal(ends.fn(th.ones(2, 6)), swung_up(th.ones(2, 6)))
 
 
@@ -385,9 +385,9 @@ def test_a_function_can_be_named_by_its_path():
         ("leraned", r"must be \"auto\", \"learned\", a function or .*got 'leraned'"),
         (3, "got 3"),
         ("no_such_package.tasks:reward", r"cannot import .*no_such_package.tasks:reward.*No module named"),
-        ("sb3_mbmpo.known_tasks:no_such_function", "cannot import .*has no attribute 'no_such_function'"),
+        ("sb3_mbmpo.rewards.known:no_such_function", "cannot import .*has no attribute 'no_such_function'"),
         (":reward", "cannot import"),
-        ("sb3_mbmpo.known_tasks:KNOWN_TASKS", "is a dict, not a function"),
+        ("sb3_mbmpo.rewards.known:KNOWN_ENVS", "is a dict, not a function"),
     ],
 )
 @pytest.mark.parametrize(("name", "resolve"), [("reward_fn", resolve_reward_fn), ("termination_fn", resolve_termination_fn)])
@@ -462,7 +462,7 @@ def test_only_the_first_result_is_checked_but_a_refused_one_is_not_the_first():
 
 
 def test_a_given_function_survives_pickling():
-    fn = resolve_reward_fn("sb3_mbmpo.known_tasks:pendulum_reward", None).fn
+    fn = resolve_reward_fn("sb3_mbmpo.rewards.known:pendulum_reward", None).fn
     batch = th.randn(5, 3), th.randn(5, 1), th.randn(5, 3)
     assert th.equal(pickle.loads(pickle.dumps(fn))(*batch), fn(*batch))
 

@@ -57,12 +57,12 @@ class Picture(NamedTuple):
 
 
 def missing(name: str, title: str, reason: str) -> Picture:
-    """:return: a sentence in the place of a figure"""
+    """Return a sentence in the place of a figure."""
     return Picture(name, title, f"Left out: {reason}", None)
 
 
 def model_pictures(study: ModelStudy) -> list[Picture]:
-    """:return: everything about the model itself"""
+    """Return everything about the model itself."""
     return [
         draw_horizon_errors(study.actors),
         draw_one_step_errors(study.actors),
@@ -76,7 +76,7 @@ def model_pictures(study: ModelStudy) -> list[Picture]:
 
 
 def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
-    """:return: real and imagined returns against real steps, and the fresh episodes of the report"""
+    """Return real and imagined returns against real steps, and the fresh episodes of the report."""
     curves = [
         ("real, while collecting", REAL, "o-", run.column("rollout/ep_rew_mean_new")),
         ("real, evaluation", "#009e73", "s-", run.evaluation()),
@@ -110,7 +110,7 @@ def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
 
 
 def draw_expectations(run: RunLog) -> Picture:
-    """:return: what the models and the critic promise beside what reality keeps: reward a step, and discounted return"""
+    """Return what the models and the critic promise beside what reality keeps: reward a step, and discounted return."""
     name, title = "expectations", "Promised and kept"
     panels = {
         "reward of a step (units of the reward)": [
@@ -145,7 +145,7 @@ def _plot(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _no_log(what: str) -> str:
-    """:return: why ``what`` is missing"""
+    """Say why ``what`` is missing."""
     return (
         f"no progress.csv with the model has {what}. `python -m sb3_mbmpo train` writes one, and so does SB3's logger with "
         "the format csv."
@@ -153,7 +153,7 @@ def _no_log(what: str) -> str:
 
 
 def _notes(run: RunLog) -> str:
-    """:return: what makes real and imagined returns differ besides errors of the models"""
+    """Return what makes real and imagined returns differ besides errors of the models."""
     if not run.has_imagined_returns():
         return f" Imagined returns are left out: {_no_log('them')}"
     notes = ""
@@ -169,7 +169,7 @@ def _notes(run: RunLog) -> str:
 
 
 def draw_times(run: RunLog) -> Picture:
-    """:return: seconds of each stage, stacked, an iteration a bar"""
+    """Return seconds of each stage, stacked, an iteration a bar."""
     name, title = "time", "Time by stage"
     seconds = {key: run.column(key)[1] for key in STAGES}
     n_iterations = len(seconds["time/real_rollout"])
@@ -191,7 +191,7 @@ def draw_times(run: RunLog) -> Picture:
 
 
 def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
-    """:return: error against steps ahead, by member and by dimension, a row an actor"""
+    """Return error against steps ahead, by member and by dimension, a row an actor."""
     figure = Figure(figsize=(11, 3.4 * len(actors)), layout="constrained")
     rows = figure.subplots(len(actors), 2, squeeze=False, sharey="row")
     figure.suptitle("Error of predictions against the number of steps ahead, on fresh real episodes")
@@ -223,7 +223,7 @@ def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
 
 
 def draw_one_step_errors(actors: Mapping[str, ActorStudy]) -> Picture:
-    """:return: one-step errors of every dimension, a dot a member"""
+    """Return one-step errors of every dimension, a dot a member."""
     figure, axes = _figure("Error of one-step predictions, on fresh real episodes", 9, 4)
     for (actor, study), colour, shift in zip(actors.items(), (IMAGINED, ADAPTED), (-0.15, 0.15), strict=True):
         dimensions = np.arange(study.one_step.shape[1]) + shift
@@ -246,7 +246,7 @@ def draw_one_step_errors(actors: Mapping[str, ActorStudy]) -> Picture:
 
 
 def draw_replay(trajectory: Trajectory) -> Picture:
-    """:return: an episode and the members' versions of it, a panel a dimension, and the rewards"""
+    """Return an episode and the members' versions of it, a panel a dimension, and the rewards."""
     caption = (
         "The members (colours) are told the first observation and the actions of a fresh real episode (black), and nothing "
         "else of it. Where they part from it together, all have learned the same error, or the task is an unstable balance, "
@@ -259,7 +259,7 @@ def draw_replay(trajectory: Trajectory) -> Picture:
 
 
 def draw_play(trajectory: Trajectory) -> Picture:
-    """:return: the same with the meta-policy acting in the members"""
+    """Draw the same with the meta-policy acting in the members."""
     caption = (
         "From the same first observation the meta-policy acts in each member (colours), on what that member imagines; the "
         "same fresh real episode in black. Rewards that only the members pay are exploitation of their errors."
@@ -271,7 +271,7 @@ def draw_play(trajectory: Trajectory) -> Picture:
 
 
 def _drawn_dimensions(trajectory: Trajectory) -> np.ndarray:
-    """:return: those that the members predict worst, in their order"""
+    """Return the dimensions that the members predict worst, in their order."""
     spread = np.maximum(trajectory.real.std(0), 1e-8)
     return np.sort(_worst(root_mean_square((trajectory.imagined - trajectory.real) / spread, axis=(0, 1))))
 
@@ -327,7 +327,7 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
 
 
 def draw_plasticity(plasticity: Plasticity) -> Picture:
-    """:return: maps of disagreement and KL over the plane; a scatter for other observations"""
+    """Return maps of disagreement and KL over the plane; a scatter for other observations."""
     # 0 for -0
     correlation = f"{round(rank_correlation(plasticity.disagreement, plasticity.kl), 2) + 0:.2f}"
     name, title = "plasticity", "Disagreement and adaptation"
@@ -383,7 +383,7 @@ def _draw_scatter(plasticity: Plasticity, correlation: str) -> Figure:
 
 
 def _worst(errors: np.ndarray) -> np.ndarray:
-    """:return: the dimensions with the largest errors (O,), the worst first"""
+    """Return the dimensions with the largest errors (O,), the worst first."""
     return np.argsort(-errors, kind="stable")[:MAX_DIMENSIONS]
 
 

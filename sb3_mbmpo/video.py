@@ -40,6 +40,8 @@ class StateLayout(NamedTuple):
 
     def split(self, obs: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
+        Split an observation into the simulator's positions and velocities.
+
         :param obs: (O,)
         :param skipped: the positions left out (n_skipped,)
         :return: all positions and velocities
@@ -73,6 +75,8 @@ def state_layout(simulator: Any) -> StateLayout:
 
 def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
     """
+    Draw a real episode beside its prediction, as a film.
+
     :param model: trained
     :param make_env: makes its real environment; takes the arguments of ``gymnasium.make``
     :param seed: of the episode
@@ -97,7 +101,7 @@ def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, me
 
         episode = play_episode(env, meta_actor(model), seed, record)
         actions = episode.actions[None, :MAX_STEPS]
-        predicted = open_loop(model.dynamics, episode.obs[:1], actions, model._clip_margin)[member, 0]
+        predicted = open_loop(model._model_env(None), episode.obs[:1], actions)[member, 0]
         skipped, images = states[0], [_side_by_side(frames[0], frames[0], 0, member)]
         for step, obs in enumerate(predicted, start=1):
             positions, velocities = layout.split(obs.astype(float), skipped)

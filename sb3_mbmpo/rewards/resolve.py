@@ -1,6 +1,6 @@
 """
 Where the rewards and terminations of imagined steps come from: the user's function, the environment's own, the table of known
-Gymnasium environments (``known_tasks``), or a head of the learned model; and how well a function agrees with real steps.
+Gymnasium environments (``known``), or a head of the learned model; and how well a function agrees with real steps.
 
 Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -18,20 +18,20 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbmpo.env_reading import Get, ask, attribute, env_id
 from sb3_mbmpo.finite import check_rewards
-from sb3_mbmpo.known_tasks import KNOWN_TASKS, Parameters, RewardFn, Task, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.known import KNOWN_ENVS, EnvFunctions, Parameters, RewardFn, TerminationFn, never_terminates
 
 __all__ = [
-    "KNOWN_TASKS",
+    "KNOWN_ENVS",
+    "CheckedEnvFunctions",
     "CheckedFn",
+    "EnvFunctions",
     "Resolved",
     "RewardCheck",
     "RewardFn",
-    "Task",
-    "TaskFunctions",
     "TerminationFn",
     "check_reward_fn",
     "check_termination_fn",
-    "known_task",
+    "known_functions",
     "never_terminates",
     "resolve_reward_fn",
     "resolve_termination_fn",
@@ -50,7 +50,7 @@ class Resolved(NamedTuple):
     source: str
 
 
-def known_task(env: VecEnv) -> Task | None:
+def known_functions(env: VecEnv) -> EnvFunctions | None:
     """
     The task of a Gymnasium environment, with the weights, ranges and thresholds that it was made with. What changes its
     numbers unseen (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations without a change of
@@ -59,14 +59,14 @@ def known_task(env: VecEnv) -> Task | None:
     :param env: the environment, through any wrappers, in this process or in others
     :return: None for an unknown id, or where the observation has not the size of the default layout
     """
-    found = ask(env, partial(_known_task, env.observation_space.shape))
+    found = ask(env, partial(_known_functions, env.observation_space.shape))
     return None if found is None else found[1]
 
 
-def _known_task(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, Task] | None:
-    """:return: id and task, which pickles: for environments in other processes it is built there"""
+def _known_functions(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, EnvFunctions] | None:
+    """Return the id and its functions, which pickle: for environments in other processes they are built there."""
     name = env_id(get) or ""
-    known = KNOWN_TASKS.get(name)
+    known = KNOWN_ENVS.get(name)
     return None if known is None or obs_shape != (known.obs_size,) else (name, known.build(Parameters(get)))
 
 
@@ -99,6 +99,8 @@ class CheckedFn:
 
     def __call__(self, *batch: th.Tensor) -> th.Tensor:
         """
+        Call the function, and check its first result.
+
         :param batch: the function's arguments; the last is next_obs [B, O]
         :return: [B], floating or bool
         :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong, or what was found cannot
@@ -134,6 +136,8 @@ class CheckedFn:
 
 def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
     """
+    Find the reward function.
+
     :param argument: "auto": the environment's own ``reward(obs, action, next_obs)`` on batches of tensors, else the known one
         of its Gymnasium id, else learned; "learned"; a function; or "pkg.module:function"
     :param env: the real environment. Its own method is not found in a ``SubprocVecEnv``, where it lives in another process.
@@ -145,6 +149,8 @@ def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
 
 def resolve_termination_fn(argument: str | TerminationFn | None, env: VecEnv | None) -> Resolved:
     """
+    Find the termination function.
+
     :param argument: "auto": the environment's own ``done(next_obs)`` on batches of tensors, else the known one of its
         Gymnasium id, else learned; "learned"; None: episodes have no end; a function; or "pkg.module:function"
     :param env: the real environment, as in ``resolve_reward_fn``
@@ -196,7 +202,7 @@ def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
 
 
 def _check_signature(fn: Callable[..., Any], kind: str) -> None:
-    """:raises ValueError: if it is clear before the first call that a function that was given cannot be called"""
+    """Raise ``ValueError`` if it is clear before the first call that a function that was given cannot be called."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # has none that Python knows
@@ -207,7 +213,7 @@ def _check_signature(fn: Callable[..., Any], kind: str) -> None:
 
 
 def _from_table(env: VecEnv, kind: str) -> Resolved | None:
-    found = ask(env, partial(_known_task, env.observation_space.shape))
+    found = ask(env, partial(_known_functions, env.observation_space.shape))
     if found is None:
         return None
     name, task = found
@@ -248,6 +254,8 @@ class RewardCheck(NamedTuple):
 @th.no_grad()
 def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor) -> RewardCheck:
     """
+    Compare a reward function with real rewards.
+
     :param fn: the function
     :param obs: [B, O], real, in raw units
     :param action: what the environment received: float [B, A], long [B] or long [B, k]
@@ -265,6 +273,8 @@ def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: t
 @th.no_grad()
 def check_termination_fn(fn: TerminationFn, next_obs: th.Tensor, terminated: th.Tensor) -> float:
     """
+    Compare a termination function with real terminations.
+
     :param fn: the function
     :param next_obs: [B, O], real, in raw units, the terminal observation where an episode ended
     :param terminated: [B], the environment's, without truncations
@@ -286,7 +296,7 @@ REWARD_ERROR_TOLERANCE = 0.2
 TERMINATION_ERROR_TOLERANCE = 0.01
 
 
-class TaskFunctions:
+class CheckedEnvFunctions:
     """
     Reward and termination of the task that a model imagines, found once for an environment.
 
@@ -302,6 +312,8 @@ class TaskFunctions:
 
     def require(self, learned_reward: bool, learned_termination: bool) -> None:
         """
+        Refuse to imagine without a source of rewards and terminations.
+
         :param learned_reward: whether the ensemble has a reward head
         :param learned_termination: whether it has a termination head
         :raises ValueError: if reward or termination of an imagined step would come from nowhere
@@ -335,12 +347,13 @@ class TaskFunctions:
         :raises ValueError: if a result is not what it has to be, or a reward is not finite
         """
         if self.reward.fn is not None:
-            check_rewards(f"The reward function ({self.reward.source})", self.reward.fn(obs, action, obs), obs, action, obs)
+            reward = self.reward.fn(obs, action, obs)
+            check_rewards(f"The reward function ({self.reward.source})", reward, obs=obs, action=action, next_obs=obs)
         if self.termination.fn is not None:
             self.termination.fn(obs)
 
     def compare(
-        self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
+        self, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
     ) -> float | None:
         """
         Compare the functions with what the environment really gave, and warn once if they differ.
@@ -357,18 +370,19 @@ class TaskFunctions:
         if self.reward.fn is None:
             return None
         predicted = self.reward.fn(obs, action, next_obs)
-        check_rewards(f"The reward function ({self.reward.source})", predicted, obs, action, next_obs)
+        source = f"The reward function ({self.reward.source})"
+        check_rewards(source, predicted, obs=obs, action=action, next_obs=next_obs)
         check = check_reward_fn(self.reward.fn, obs, action, next_obs, reward)
         if check.relative_error > REWARD_ERROR_TOLERANCE:
-            figures = (
+            misfit = (
                 f"misses the real rewards by {check.mean_abs_error:.3g} on average and {check.max_abs_error:.3g} at most "
                 f"({100 * check.relative_error:.0f} % of their standard deviation)"
             )
-            self._warn("reward", figures)
+            self._warn("reward", misfit)
         return check.mean_abs_error
 
-    def _warn(self, kind: str, figures: str) -> None:
+    def _warn(self, kind: str, misfit: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             source = (self.reward if kind == "reward" else self.termination).source
-            warnings.warn(f"The {kind} function ({source}) {figures}: pass `{kind}_fn='learned'` or a function that fits.")
+            warnings.warn(f"The {kind} function ({source}) {misfit}: pass `{kind}_fn='learned'` or a function that fits.")

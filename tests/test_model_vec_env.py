@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from sb3_mbmpo import DynamicsEnsemble, ModelVecEnv
 from sb3_mbmpo.distributions import DiagGaussian
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.imagination import World, imagine
+from sb3_mbmpo.imagination import imagine
+from sb3_mbmpo.model_env import ModelEnv
 
 OBS_DIM, N_MODELS = 3, 3
 BOX_ACTIONS = spaces.Box(np.float32([-2, 0]), np.float32([2, 1]))
@@ -48,7 +49,9 @@ def fit(ensemble, seed=0):
     reward, terminated = th.as_tensor(rng.normal(size=200)), th.as_tensor(rng.random(200) < 0.1)
     action = ensemble.codec.from_numpy(action, ensemble.device)
     generator = th.Generator().manual_seed(seed)
-    ensemble.fit(Transitions(obs, action, next_obs, reward, terminated), 2, 50, generator=generator)
+    ensemble.fit(
+        Transitions(obs, action, next_obs, reward, terminated), max_epochs=2, max_gradient_steps=50, generator=generator
+    )
     return ensemble
 
 
@@ -232,7 +235,7 @@ def test_steps_are_those_of_the_step_function(model_index, probabilistic):
     ensemble = fitted_ensemble(probabilistic=probabilistic)
     env = ModelVecEnv(ensemble, starts(), distance_reward, n_envs=7, model_index=model_index, clip_margin=0.2, seed=5)
     generator = th.Generator().manual_seed(int(np.random.default_rng(5).integers(2**63)))
-    step = ensemble.step_fn(0.2, generator, [model_index])
+    step = ensemble.step_fn(0.2, generator=generator, members=[model_index])
     expected = th.as_tensor(env.reset())
     for action in random_actions(env, 10):
         expected = step(expected[None], th.as_tensor(action)[None]).next_obs[0]
@@ -248,13 +251,15 @@ def test_episodes_are_those_of_imagine(learned):
     reward_fn = None if learned else distance_reward
     termination_fn = None if learned else (lambda next_obs: next_obs[:, 0] > 0.5)
     env = ModelVecEnv(ensemble, starts(), reward_fn, termination_fn, n_envs=30, horizon=12, clip_margin=0.1, seed=0)
-    world = World([ensemble.step_fn(0.1)], reward_fn, termination_fn, ensemble.codec, lambda obs: obs, 1, ensemble.flops)
+    functions = dict(reward_fn=reward_fn, termination_fn=termination_fn)
+    model_env = ModelEnv.of(ensemble, **functions, clip_margin=0.1, generators=[None])
 
     def act(policy_input):
         return DiagGaussian(th.sin(policy_input[..., :2]), th.full((1, 1, 2), -1.0))
 
     obs = env.reset()
-    imagined = imagine(world, act, th.as_tensor(obs)[None], 12, th.Generator().manual_seed(0))
+    options = dict(to_policy_input=lambda obs: obs, horizon=12, generator=th.Generator().manual_seed(0))
+    imagined = imagine(model_env, act, th.as_tensor(obs)[None], **options)
     alive = np.ones(30, dtype=bool)
     n_terminated = 0
     for t in range(imagined.alive.shape[1]):

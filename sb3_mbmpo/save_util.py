@@ -18,7 +18,7 @@ from sb3_mbmpo.atomic import whole_file
 Path = str | pathlib.Path | io.BufferedIOBase
 
 # Raised with every change after which files of earlier versions no longer load; the changelog says why
-FILE_FORMAT = 2
+FILE_FORMAT = 3
 # What to do about a file that is not as it was written
 TAKE_A_COPY = "It was damaged after it was written, or is incomplete: take an earlier copy of it."
 
@@ -29,6 +29,8 @@ _SEAL_LENGTH = len(_SEAL) + 2 * hashlib.sha256().digest_size
 
 def file_stamp(kind: str) -> dict[str, Any]:
     """
+    Say what a file is and which version wrote it.
+
     :param kind: what the file holds
     :return: what every file says of itself
     """
@@ -36,12 +38,14 @@ def file_stamp(kind: str) -> dict[str, Any]:
 
 
 def file_name(path: object) -> str:
-    """:return: what to call a path or an open file in a message"""
+    """Return what to call a path or an open file in a message."""
     return str(path) if isinstance(path, (str, pathlib.Path)) else str(getattr(path, "name", "the open file"))
 
 
 def plain(value: Any) -> Any:
     """
+    Replace NumPy's numbers in nested containers.
+
     :param value: a number, or any nest of dictionaries, lists and tuples
     :return: the same with Python's numbers for NumPy's, which PyTorch refuses to load from a file
     """
@@ -57,6 +61,8 @@ def plain(value: Any) -> Any:
 
 def existing_file(path: Path, suffix: str) -> Path:
     """
+    Find the file that a name means.
+
     :param path: a file name, with or without its suffix, or an open file
     :param suffix: without the dot
     :return: the file that is meant, also where a folder has the name without the suffix
@@ -117,6 +123,8 @@ def output(path: Path, suffix: str) -> Iterator[BinaryIO]:
 
 def sealed(archive: bytes) -> bytes:
     """
+    Add a checksum to an archive.
+
     :param archive: a zip archive without a comment
     :return: the archive whose comment is the checksum of all of it
     """
@@ -126,7 +134,7 @@ def sealed(archive: bytes) -> bytes:
 
 
 def _is_intact(content: bytes) -> bool:
-    """:return: whether a file is as it was sealed; True for one without a seal, which another program has written"""
+    """Tell whether a file is as it was sealed; True for one without a seal, which another program has written."""
     if not content[-_SEAL_LENGTH:].startswith(_SEAL):
         return True
     return sealed(content[: -_SEAL_LENGTH - 2] + b"\0\0") == content

@@ -1,0 +1,101 @@
+"""The imagined step of an ensemble as a value: a function of tensors for the weights that it holds, which pickles.
+
+Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbmpo.dynamics.networks import Layer, forward, softly_bounded
+from sb3_mbmpo.dynamics.types import Prediction
+
+
+class OutputLayout(NamedTuple):
+    """
+    What the columns of the networks' output mean.
+
+    :param observation_dim: columns of the target that are the change of the observation
+    :param target_dim: those, and the reward if it is learned
+    :param probabilistic: whether log-variances of the targets follow
+    :param learned_termination: whether the last column is the log-odds of termination
+    """
+
+    observation_dim: int
+    target_dim: int
+    probabilistic: bool
+    learned_termination: bool
+
+    @property
+    def output_dim(self) -> int:
+        """Number of columns."""
+        return self.target_dim * (2 if self.probabilistic else 1) + int(self.learned_termination)
+
+    def split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        """Return target mean, raw log-variance (probabilistic only), termination logit (learned only)."""
+        mean = output[..., : self.target_dim]
+        log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
+        logit = output[..., -1] if self.learned_termination else None
+        return mean, log_var, logit
+
+
+class NoiseBounds(NamedTuple):
+    """
+    Soft bounds of the log-variance that a probabilistic member predicts.
+
+    :param lower: (M, 1, target_dim)
+    :param upper: (M, 1, target_dim)
+    :param log_target_var: what standardised log-variances become raw ones with (target_dim,)
+    """
+
+    lower: th.Tensor
+    upper: th.Tensor
+    log_target_var: th.Tensor
+
+
+@dataclass(frozen=True)
+class EnsembleStep:
+    """
+    One imagined step of some members.
+
+    :param layers: from raw, centred observations and raw actions to raw targets: the standardisation is part of the weights
+    :param activation_fn: a key of ``ACTIVATIONS``
+    :param layout: of the output
+    :param center: subtracted from observations (O,), in the dtype of the observations
+    :param observation_range: predicted observations are clipped to it, lowest and highest (O,); None: no clipping
+    :param noise_bounds: of probabilistic members, else None
+    :param generator: draws the noise of probabilistic members; None: their mean
+    """
+
+    layers: tuple[Layer, ...]
+    activation_fn: str
+    layout: OutputLayout
+    center: th.Tensor
+    observation_range: tuple[th.Tensor, th.Tensor] | None
+    noise_bounds: NoiseBounds | None
+    generator: th.Generator | None
+
+    def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        """
+        Predict what follows.
+
+        :param obs: raw (M, B, O)
+        :param action: encoded (M, B, A)
+        """
+        layout = self.layout
+        centred = obs - self.center
+        if self.center.dtype == th.float64:
+            centred = centred.float()
+        output = forward(self.layers, th.cat([centred, action], dim=-1), self.activation_fn)
+        target, log_var, logit = layout.split(output)
+        if log_var is not None and self.generator is not None:
+            assert self.noise_bounds is not None
+            lower, upper, log_target_var = self.noise_bounds
+            std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
+            noise = th.randn(target.shape, generator=self.generator, device=target.device, dtype=target.dtype)
+            target = th.addcmul(target, std, noise)
+        next_obs = obs + target[..., : layout.observation_dim]
+        if self.observation_range is not None:
+            next_obs = th.clamp(next_obs, *self.observation_range)
+        return Prediction(next_obs, target[..., -1] if layout.target_dim > layout.observation_dim else None, logit)
