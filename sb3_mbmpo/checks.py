@@ -20,7 +20,8 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
-        return abs(float(value)) <= LARGEST_NUMBER  # not so NaN
+        # Not so NaN; and PyTorch takes no larger integers
+        return abs(float(value)) <= (LARGEST_INTEGER if isinstance(value, Integral) else LARGEST_NUMBER)
     except OverflowError:  # of an integer
         return False
 

@@ -47,12 +47,12 @@ class Critic:
     @th.no_grad()
     def __call__(self, policy_input: th.Tensor) -> th.Tensor:
         """
-        Estimate the discounted return under the meta-policy.
+        Estimate the discounted return under the meta-policy; before the first fit, whose unit nobody knows yet, as 0.
 
         :param policy_input: standardised observations (..., O)
         :return: values in units of the reward (...)
         """
-        return self.policy.values(policy_input)
+        return self.policy.values(policy_input) * self.policy.value_net.is_trained
 
     def fit(self, rollouts: ImaginedRollouts, estimate: AdvantageEstimate) -> CriticReport:
         """

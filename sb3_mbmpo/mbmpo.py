@@ -317,6 +317,9 @@ class MBMPO(RealRolloutAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfMBMPO:
+        check_number("total_timesteps", total_timesteps, 0)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )

@@ -71,6 +71,8 @@ class ModelVecEnv(VecEnv):
             check_integer("model_index", model_index, 0, dynamics.n_models - 1)
         if clip_margin is not None:
             check_number("clip_margin", clip_margin, 0)
+        if seed is not None:
+            check_integer("seed", seed, 0)
         check_choice("resample_model", resample_model, RESAMPLE_MODEL)
         check_number("output_noise", output_noise, 0)
         if reward_fn is None and not dynamics.learned_reward:

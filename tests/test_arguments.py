@@ -52,6 +52,7 @@ BAD_VALUES = [
     ("inner_lr", True),
     ("target_kl", 0),
     ("target_kl", "1e-2"),
+    ("target_kl", 2**63),
     ("line_search_shrinking_factor", 0.0),
     ("line_search_shrinking_factor", 1.5),
     ("first_order", "yes"),
@@ -235,12 +236,28 @@ def test_ensemble_refuses_for_itself(arguments):
         (dict(model_index=2), "`model_index`.*at most 1, not 2"),
         (dict(horizon=0), "`horizon`"),
         (dict(resample_model="never"), "`resample_model`"),
+        (dict(seed=-1), "`seed`"),
     ],
 )
 def test_imagined_env_refuses(arguments, match):
     model = tiny_model(vec_drift()).learn(20)
     with pytest.raises(ValueError, match=match):
         model.imagined_env(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        *[(dict(total_timesteps=steps), "`total_timesteps`") for steps in (-1, None, "5", float("nan"), True)],
+        *[(dict(total_timesteps=40, log_interval=interval), "`log_interval`") for interval in (0, -1, 2.5, "1")],
+    ],
+)
+def test_learn_refuses_before_any_step(arguments, match):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=match):
+        model.learn(**arguments)
+    assert model.num_timesteps == 0
+    model.learn(20.0, log_interval=np.int64(1))
 
 
 def test_every_known_option_of_the_dynamics_is_accepted():

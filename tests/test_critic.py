@@ -132,6 +132,26 @@ def test_a_step_size_that_destroys_the_critic_is_warned_of_and_undone():
     assert_finite(model.policy)
 
 
+@pytest.mark.parametrize("exponent", [-60, -20, 20, 60])
+def test_training_does_not_depend_on_the_unit_of_the_reward(exponent):
+    class InUnits(tiny.Drift):
+        factor = 2.0**exponent
+
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return obs, reward * self.factor, *rest
+
+        @staticmethod
+        def reward(obs, action, next_obs):
+            return -next_obs.square().sum(1) * InUnits.factor
+
+    plain, model = (tiny.tiny_model(env, imagined_start="buffer").learn(40) for env in (tiny.Drift(), InUnits()))
+    start = tiny.tiny_model().policy.actor_vector()
+    moved = plain.policy.actor_vector() - start
+    assert moved.norm() > 0.01
+    th.testing.assert_close(model.policy.actor_vector() - start, moved, rtol=0, atol=0.02 * float(moved.norm()))
+
+
 # -- Regression -----------------------------------------------------------------------------------------------------------
 
 
