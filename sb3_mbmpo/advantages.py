@@ -11,7 +11,6 @@ import torch as th
 from sb3_mbmpo.imagination import ImaginedRollouts
 
 RIDGE = 1e-5
-BASELINES = ("critic", "linear", "fourier", "time", "zero")
 # Standardised observations (..., O) -> values (...), in units of the reward
 ValueFn = Callable[[th.Tensor], th.Tensor]
 # A hundred more features need more regularisation; the scale is for standardised observations
@@ -169,6 +168,7 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
 
 
 FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline, "time": time_baseline}
+BASELINES = ("critic", *FITTED_BASELINES, "zero")
 
 
 @th.no_grad()
