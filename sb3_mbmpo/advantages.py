@@ -13,7 +13,6 @@ from sb3_mbmpo.imagination import ImaginedRollouts
 RIDGE = 1e-5
 # Standardised advantages are divided by their standard deviation and this; of smaller advantages, by this share of the largest
 STD_FLOOR, RELATIVE_STD_FLOOR = 1e-8, 1e-4
-BASELINES = ("critic", "linear", "fourier", "time", "zero")
 # Standardised observations (..., O) -> values (...), in units of the reward
 ValueFn = Callable[[th.Tensor], th.Tensor]
 # A hundred more features need more regularisation; the scale is for standardised observations
@@ -176,6 +175,7 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
 
 
 FITTED_BASELINES = {"linear": linear_baseline, "fourier": fourier_baseline, "time": time_baseline}
+BASELINES = ("critic", *FITTED_BASELINES, "zero")
 
 
 @th.no_grad()

@@ -13,9 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch.nn.utils.rnn import pad_sequence
 
 from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.adaptation import TaskBatch, adapt, is_usable
 from sb3_mbmpo.finite import in_float32
 from sb3_mbmpo.imagination import Act, ImaginedRollouts
-from sb3_mbmpo.meta import TaskBatch, adapt, is_usable
 from sb3_mbmpo.policies import MetaPolicy
 
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from sb3_mbmpo.adaptation import TaskBatch
 from sb3_mbmpo.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.arguments import check_arguments, check_before_building, check_device
 from sb3_mbmpo.checks import check_choice, check_integer, check_number
@@ -22,7 +23,7 @@ from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
 from sb3_mbmpo.finite import as_floating
 from sb3_mbmpo.health import TrainingHealth
 from sb3_mbmpo.imagination import ImaginedRollouts, forked
-from sb3_mbmpo.meta import MetaParameters, TaskBatch
+from sb3_mbmpo.meta import MetaParameters
 from sb3_mbmpo.meta_training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.model_env import ModelEnv
 from sb3_mbmpo.observations import PolicyInput
@@ -355,7 +356,7 @@ class MBMPO(RealRolloutAlgorithm):
 
     def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
         """
-        Learn from the real steps so far: the body of the loop of Clavera et al. (2018), algorithm 2, after its real rollouts.
+        Learn from the real steps so far: the loop of Clavera et al. (2018), algorithm 1, after its real rollouts.
 
         The arguments are those of SB3's interface; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
         """

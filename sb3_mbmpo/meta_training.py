@@ -11,17 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 
+from sb3_mbmpo.adaptation import Actor, TaskBatch, adapt, is_usable
 from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.critic import Critic, CriticReport
 from sb3_mbmpo.imagination import ImaginedRollouts, ToPolicyInput, imagine
 from sb3_mbmpo.meta import (
-    Actor,
     MetaParameters,
     MetaProblem,
     StepReport,
-    TaskBatch,
-    adapt,
-    is_usable,
     proximal_step,
     task_chunks,
     trust_region_step,
@@ -298,7 +295,7 @@ class MetaTrainer(NamedTuple):
 
     def step(self, meta: MetaParameters) -> MetaStep:
         """
-        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 2).
+        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 1).
 
         :param meta: meta-parameters
         """

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from sb3_mbmpo import imagination, meta_training
-from sb3_mbmpo.meta import MetaProblem, TaskBatch, fisher_vector_product, meta_gradient
+from sb3_mbmpo.adaptation import TaskBatch
+from sb3_mbmpo.meta import MetaProblem, fisher_vector_product, meta_gradient
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = th.device("pretend", 0)

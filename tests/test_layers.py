@@ -14,7 +14,7 @@ ROOMS = {
     "common": (
         (),
         "actions atomic checks distributions env_reading envs finite health observations progress save_util space_files "
-        "stacked_actor threads",
+        "stacked_actor linalg threads",
     ),
     "rewards": (("common",), "rewards rewards.known rewards.resolve"),
     "dynamics": (
@@ -30,7 +30,7 @@ ROOMS = {
     "imagination": (("common", "rewards", "dynamics"), "imagination model_env starts vec_env"),
     "meta": (
         ("common", "dynamics", "policies", "imagination"),
-        "advantages critic few_shot meta meta_training",
+        "adaptation advantages critic few_shot meta meta_training",
     ),
     "algorithm": (
         ("common", "rewards", "dynamics", "policies", "real", "imagination", "meta"),

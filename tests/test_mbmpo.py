@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, MlpPolicy
-from sb3_mbmpo.meta import adapt
+from sb3_mbmpo.adaptation import adapt
 
 
 class FlakyExtractor(BaseFeaturesExtractor):

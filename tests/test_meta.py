@@ -6,16 +6,10 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbmpo import MlpPolicy, meta
+from sb3_mbmpo.adaptation import TaskBatch, adapt
 from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.meta import (
-    MetaParameters,
-    MetaProblem,
-    StepReport,
-    TaskBatch,
-    adapt,
-    conjugate_gradient,
-    task_chunks,
-)
+from sb3_mbmpo.linalg import conjugate_gradient
+from sb3_mbmpo.meta import MetaParameters, MetaProblem, StepReport, task_chunks
 
 ACTION_SPACES = {
     "gaussian": spaces.Box(-1, 1, (2,)),

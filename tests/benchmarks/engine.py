@@ -25,18 +25,12 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbmpo import MBMPO
+from sb3_mbmpo.adaptation import TaskBatch, adapt
 from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.imagination import imagine
-from sb3_mbmpo.meta import (
-    MetaProblem,
-    TaskBatch,
-    adapt,
-    conjugate_gradient,
-    fisher_vector_product,
-    meta_gradient,
-    trust_region_step,
-)
+from sb3_mbmpo.linalg import conjugate_gradient
+from sb3_mbmpo.meta import MetaProblem, fisher_vector_product, meta_gradient, trust_region_step
 from sb3_mbmpo.meta_training import MetaTrainer
 from sb3_mbmpo.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
