@@ -171,7 +171,9 @@ def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
     env.close()
 
 
-@pytest.mark.parametrize("spec", [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock], ids=repr)
+@pytest.mark.parametrize(
+    "spec", [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock], ids=["dictionary", "lock", "number", "name", "class"]
+)
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_a_spec_that_is_none(spec, vec_env, tmp_path):
     env = vec_env(lambda: Spec(spec))

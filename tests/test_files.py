@@ -624,7 +624,8 @@ def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
             model.save_replay_buffer(tmp_path / "buffer")
             model.dynamics.save(tmp_path / "ensemble")
         gc.collect()
-        model._initial_obs = model._initial_obs[:2]  # grows by design, a row an episode
+        # These grow by design: a row an episode, and a sample of the buffer
+        model._initial_obs, model._start_sample = model._initial_obs[:2], model._start_sample[:2]
         return tracemalloc.get_traced_memory()[0], sum(issubclass(type(each), th.Tensor) for each in gc.get_objects())
 
     everything(1)  # what is imported at first use is not traced, which would take its time
