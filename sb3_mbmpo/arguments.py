@@ -1,6 +1,5 @@
 """Checks of MBMPO's arguments: what is wrong, the value, and what to do, before anything is built."""
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from os import PathLike
@@ -120,13 +119,6 @@ def check_device(device: Any) -> None:
         th.empty(0, device=get_device(device))
     except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f'`device` must be "auto" or a device of PyTorch, not {device!r} ({error}).') from error
-
-
-def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
-    """:raises TypeError: as Python does, if ``kwargs`` has a name that is not ``known``, with the one that may be meant"""
-    for name in sorted(set(kwargs) - set(known)):
-        nearest = difflib.get_close_matches(name, sorted(known), 1)
-        raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
 
 
 def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:

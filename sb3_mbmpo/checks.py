@@ -1,5 +1,6 @@
 """Checks of single values: what is wrong, the value, and what it has to be. They know no algorithm."""
 
+import difflib
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -57,6 +58,13 @@ def check_mapping(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless ``value`` is a mapping."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dictionary, not {value!r}.")
+
+
+def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ``TypeError``, as Python does, if ``kwargs`` has a name that is not ``known``; say which one may be meant."""
+    for name in sorted(set(kwargs) - set(known)):
+        nearest = difflib.get_close_matches(name, sorted(known), 1)
+        raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
 
 
 def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:

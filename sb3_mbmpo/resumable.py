@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbmpo.arguments import check_keywords
+from sb3_mbmpo.checks import check_keywords
 from sb3_mbmpo.env_reading import ask, env_spec_json
 from sb3_mbmpo.replay_files import load_buffer, save_buffer
 from sb3_mbmpo.rewards.resolve import PathInFile
