@@ -230,6 +230,12 @@ class MetaTrainer(NamedTuple):
                 generator=self.generator,
             )
 
+        return rollouts, self.judge(rollouts)
+
+    def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
+        """Estimate the advantages of all tasks, shared out among threads."""
+        s = self.settings
+
         def advantages(tasks: slice) -> AdvantageEstimate:
             chosen = rollouts.of_tasks(tasks)
             return estimate_advantages(
@@ -242,7 +248,7 @@ class MetaTrainer(NamedTuple):
             )
 
         parts = self._by_task(rollouts.rewards, advantages)
-        return rollouts, AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
+        return AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
 
     def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:
         """

@@ -26,7 +26,6 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.adaptation import TaskBatch, adapt
-from sb3_mbmpo.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.imagination import imagine
 from sb3_mbmpo.linalg import conjugate_gradient
@@ -191,26 +190,15 @@ class Bench:
         parameters = meta.theta.expand(s.n_tasks, -1)
         rollouts, estimate = trainer.imagine(parameters)
         pre = TaskBatch.from_rollouts(rollouts, estimate.advantages)
-        adapted_rollouts, estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
-        post = TaskBatch.from_rollouts(adapted_rollouts, estimate.advantages)
+        adapted_rollouts, adapted_estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
+        post = TaskBatch.from_rollouts(adapted_rollouts, adapted_estimate.advantages)
         problem = MetaProblem(trainer.actor, (pre,), post, chunk_size=s.chunk_size, n_threads=self.n_threads)
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, meta)
         product = fisher_vector_product(sample, meta, self.model.cg_damping)
 
-        def advantages(tasks: slice) -> AdvantageEstimate:
-            chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(
-                chosen,
-                gamma=s.gamma,
-                gae_lambda=s.gae_lambda,
-                baseline=s.baseline,
-                normalize=s.normalize_advantage,
-                critic=trainer.critic,
-            )
-
         parts: dict[str, Callable[[], object]] = {
-            "advantages of one batch": lambda: trainer._by_task(rollouts.rewards, advantages),
+            "advantages of one batch": lambda: trainer.judge(rollouts),
             "critic": lambda: trainer.critic.fit(rollouts, estimate) if trainer.critic else None,
             "adaptation": lambda: trainer._one_inner_step(parameters, pre, meta.inner_lr),
             "meta-gradient": lambda: meta_gradient(problem, meta),
