@@ -8,21 +8,21 @@ __version__ = "0.1.0"
 
 __all__ = ["MBMPO", "DiagnosticsCallback", "DynamicsEnsemble", "MlpPolicy", "ModelVecEnv", "__version__"]
 
-# Type checkers know this name; importing it from `typing` would cost every start of Python milliseconds, see _zoo_hook.py
+# Type checkers know this name; importing it from `typing` would cost every start of Python milliseconds, see zoo/_hook.py
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sb3_mbmpo.diagnostics_callback import DiagnosticsCallback
     from sb3_mbmpo.dynamics import DynamicsEnsemble
+    from sb3_mbmpo.imagination.vec_env import ModelVecEnv
     from sb3_mbmpo.mbmpo import MBMPO
     from sb3_mbmpo.policies import MlpPolicy
-    from sb3_mbmpo.vec_env import ModelVecEnv
+    from sb3_mbmpo.report.callback import DiagnosticsCallback
 else:  # hidden from type checkers, which would take a module with __getattr__ to have every attribute
     _MODULE_OF = {
         "MBMPO": "sb3_mbmpo.mbmpo",
-        "DiagnosticsCallback": "sb3_mbmpo.diagnostics_callback",
+        "DiagnosticsCallback": "sb3_mbmpo.report.callback",
         "DynamicsEnsemble": "sb3_mbmpo.dynamics",
         "MlpPolicy": "sb3_mbmpo.policies",
-        "ModelVecEnv": "sb3_mbmpo.vec_env",
+        "ModelVecEnv": "sb3_mbmpo.imagination.vec_env",
     }
 
     def __getattr__(name):

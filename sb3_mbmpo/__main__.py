@@ -11,7 +11,7 @@ if __name__ == "__main__":
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
-from sb3_mbmpo.training_run import RandomPolicy, train
+from sb3_mbmpo.cli.training_run import RandomPolicy, train
 
 __all__ = ["RandomPolicy", "main", "train"]
 

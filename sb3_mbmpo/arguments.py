@@ -16,9 +16,8 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_mbmpo.actions import check_spaces
-from sb3_mbmpo.advantages import BASELINES
-from sb3_mbmpo.checks import (
+from sb3_mbmpo.common.actions import check_spaces
+from sb3_mbmpo.common.checks import (
     check_choice,
     check_flag,
     check_integer,
@@ -29,9 +28,10 @@ from sb3_mbmpo.checks import (
     is_number,
     keyword_names,
 )
-from sb3_mbmpo.meta import proximal_step
+from sb3_mbmpo.memory import check_memory
+from sb3_mbmpo.meta.advantages import BASELINES
+from sb3_mbmpo.meta.outer_step import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
-from sb3_mbmpo.sizes import check_memory
 
 # Of the logarithm of a standard deviation: further away, the variance leaves single precision
 LARGEST_LOG_STD = 40.0

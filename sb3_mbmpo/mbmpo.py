@@ -13,28 +13,28 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_mbmpo.adaptation import TaskBatch
-from sb3_mbmpo.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.arguments import check_arguments, check_before_building, check_device
-from sb3_mbmpo.checks import check_choice, check_integer, check_number
-from sb3_mbmpo.critic import Critic
+from sb3_mbmpo.common.checks import check_choice, check_integer, check_number
+from sb3_mbmpo.common.finite import as_floating
+from sb3_mbmpo.common.health import TrainingHealth
+from sb3_mbmpo.common.observations import PolicyInput
+from sb3_mbmpo.common.progress import StageProgressBar, Stopwatch, dump_and_keep
+from sb3_mbmpo.common.save_util import plain
+from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
-from sb3_mbmpo.few_shot import adapt_to_episodes, check_adaptation
-from sb3_mbmpo.finite import as_floating
-from sb3_mbmpo.health import TrainingHealth
-from sb3_mbmpo.imagination import ImaginedRollouts, forked
-from sb3_mbmpo.meta import MetaParameters
-from sb3_mbmpo.meta_training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
-from sb3_mbmpo.model_env import ModelEnv
-from sb3_mbmpo.observations import PolicyInput
+from sb3_mbmpo.imagination.model_env import ModelEnv
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, forked
+from sb3_mbmpo.imagination.starts import StartSampler
+from sb3_mbmpo.imagination.vec_env import ModelVecEnv
+from sb3_mbmpo.meta.adaptation import TaskBatch
+from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
+from sb3_mbmpo.meta.critic import Critic
+from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation
+from sb3_mbmpo.meta.outer_step import MetaParameters
+from sb3_mbmpo.meta.training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
-from sb3_mbmpo.progress import StageProgressBar, Stopwatch, dump_and_keep
-from sb3_mbmpo.real_rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.real.rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, TerminationFn
-from sb3_mbmpo.save_util import plain
-from sb3_mbmpo.starts import StartSampler
-from sb3_mbmpo.threads import single_threaded_operations, worker_threads
-from sb3_mbmpo.vec_env import ModelVecEnv
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.save_util import read_npz
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.save_util import read_npz
 
 # Minari's and Gymnasium's names, and those of D4RL's files that differ
 KEYS = ("observations", "actions", "next_observations", "rewards", "terminations")

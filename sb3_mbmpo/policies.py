@@ -17,12 +17,12 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_mbmpo.actions import ActionCodec, check_spaces
-from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.finite import in_float32, mean_tail, resolution
-from sb3_mbmpo.observations import Standardization
-from sb3_mbmpo.save_util import file_name, read_sealed, sealed
-from sb3_mbmpo.stacked_actor import Layer, StackedActor, StackedLayers, StackedModule, is_plain
+from sb3_mbmpo.common.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.atomic import write_whole
+from sb3_mbmpo.common.finite import in_float32, mean_tail, resolution
+from sb3_mbmpo.common.observations import Standardization
+from sb3_mbmpo.common.save_util import file_name, read_sealed, sealed
+from sb3_mbmpo.common.stacked_actor import Layer, StackedActor, StackedLayers, StackedModule, is_plain
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MetaPolicy")
 

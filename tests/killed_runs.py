@@ -18,9 +18,10 @@ import torch as th
 from test_resume import state
 from tiny import tiny_model
 
-from sb3_mbmpo import MBMPO, training_run
+from sb3_mbmpo import MBMPO
 from sb3_mbmpo.__main__ import main
-from sb3_mbmpo.run_log import read_progress, run_folder
+from sb3_mbmpo.cli import training_run
+from sb3_mbmpo.report.run_log import read_progress, run_folder
 
 N_RANDOM, N_PRECISE = 18, 12
 TOTAL = 200

@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from sb3_mbmpo import imagination, meta_training
-from sb3_mbmpo.adaptation import TaskBatch
-from sb3_mbmpo.meta import MetaProblem, fisher_vector_product, meta_gradient
+from sb3_mbmpo.imagination import rollouts as imagination
+from sb3_mbmpo.meta import training as meta_training
+from sb3_mbmpo.meta.adaptation import TaskBatch
+from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_gradient
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = th.device("pretend", 0)

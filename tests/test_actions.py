@@ -5,7 +5,7 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TransformAction
 
-from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.actions import ActionCodec, check_spaces
 
 CPU = th.device("cpu")
 FLAT = spaces.Box(-np.inf, np.inf, (3,), np.float32)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_mbmpo.advantages import (
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
+from sb3_mbmpo.meta.advantages import (
     BASELINES,
     RIDGE,
     discounted_returns,
@@ -15,7 +16,6 @@ from sb3_mbmpo.advantages import (
     standardize,
     time_baseline,
 )
-from sb3_mbmpo.imagination import ImaginedRollouts
 
 GAMMA = 0.5
 # One task, two rollouts: the first terminates with its third step, the second reaches the horizon.

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tiny import Drift, Unknown, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.progress import StageProgressBar
+from sb3_mbmpo.common.progress import StageProgressBar
 
 README = Path(__file__).parent.parent / "README.md"
 

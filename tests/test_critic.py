@@ -10,9 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_mbmpo import MBMPO, MlpPolicy
-from sb3_mbmpo.advantages import AdvantageEstimate, baseline_values
-from sb3_mbmpo.critic import Critic
-from sb3_mbmpo.imagination import ImaginedRollouts
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
+from sb3_mbmpo.meta.advantages import AdvantageEstimate, baseline_values
+from sb3_mbmpo.meta.critic import Critic
 
 
 class Tripled(BaseFeaturesExtractor):
@@ -265,7 +265,7 @@ def test_the_other_baselines_train_no_critic():
 
 def test_the_value_of_a_cut_real_episode_is_that_of_its_last_observation():
     # Two environments whose episodes are cut after 3 and 5 steps: the shorter one's value stands behind its last step
-    from sb3_mbmpo.few_shot import collect_episodes
+    from sb3_mbmpo.meta.few_shot import collect_episodes
 
     env = tiny.DummyVecEnv([lambda length=length: tiny.Drift(length=length, random_start=False) for length in (3, 5)])
     policy = make_policy()

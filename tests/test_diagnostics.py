@@ -7,10 +7,11 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_drift
 
-from sb3_mbmpo import diagnostics, real_episodes
-from sb3_mbmpo.actions import ActionCodec
+from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.dynamics import Prediction
-from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.imagination.model_env import ModelEnv
+from sb3_mbmpo.report import episodes as real_episodes
+from sb3_mbmpo.report import study as diagnostics
 
 GROWTH = 1.1  # of a distance, in a step of Drift
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import make_proba_distribution
 from torch import distributions as reference
 
-from sb3_mbmpo.distributions import Bernoullis, Categoricals, DiagGaussian, make_distribution
+from sb3_mbmpo.common.distributions import Bernoullis, Categoricals, DiagGaussian, make_distribution
 
 N_TASKS, N_ROWS = 2, 5
 

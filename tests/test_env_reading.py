@@ -12,10 +12,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from tiny import Drift, Unknown, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.env_reading import ask, attribute, env_id, env_spec_json
+from sb3_mbmpo.common.env_reading import ask, attribute, env_id, env_spec_json
 from sb3_mbmpo.rewards.known import pendulum_reward
 from sb3_mbmpo.rewards.resolve import known_functions
-from sb3_mbmpo.zoo import _survive_close
+from sb3_mbmpo.zoo.extension import _survive_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 

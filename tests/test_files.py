@@ -27,11 +27,13 @@ from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, tiny_model, vec_drift
 
-from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy, report
-from sb3_mbmpo.atomic import whole_file, write_whole
+from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy
+from sb3_mbmpo.common.atomic import whole_file, write_whole
+from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.offline import load_transitions
-from sb3_mbmpo.run_log import RunFiles, RunLogFile, find_run, read_evaluations
-from sb3_mbmpo.space_files import space_from_dict, space_to_dict
+from sb3_mbmpo.report import loading
+from sb3_mbmpo.report.__main__ import main as report_main
+from sb3_mbmpo.report.run_log import RunFiles, RunLogFile, find_run, read_evaluations
 from sb3_mbmpo.zoo import read_config
 
 
@@ -124,7 +126,7 @@ def test_nothing_is_written_in_any_other_way():
         for line in path.read_text().splitlines()
         if writes.search(line)
     }
-    assert {line.partition(":")[0] for line in found} == {"sb3_mbmpo/atomic.py"}, found
+    assert {line.partition(":")[0] for line in found} == {"sb3_mbmpo/common/atomic.py"}, found
 
 
 def test_parts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
@@ -267,7 +269,7 @@ def test_a_buffer_changed_behind_our_back_is_refused(model, tmp_path):
 
 def test_a_damaged_configuration_is_named(tmp_path, monkeypatch):
     path = tmp_path / "mbmpo.yml"
-    monkeypatch.setattr("sb3_mbmpo.zoo.config_file", lambda: path)
+    monkeypatch.setattr("sb3_mbmpo.zoo.config.config_file", lambda: path)
     for content in (b"a: [1", b"\xff", b"- list", b"Pendulum-v1: 3"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"mbmpo\.yml"):
@@ -442,10 +444,10 @@ def test_the_report_makes_only_what_is_registered_or_trusted(stranger, tmp_path)
     sys.modules.pop(module)
     mark.unlink()
     with pytest.raises(SystemExit, match=rf"Stranger-v0 \({module}:Env\), which is not registered.*--env.*--trust"):
-        report.main([str(tmp_path / "model.zip")])
+        report_main([str(tmp_path / "model.zip")])
     assert not mark.exists()
     files = RunFiles(tmp_path / "model.zip", None, None, None)
-    report.load_run(files, None, trust=True)
+    loading.load_run(files, None, trust=True)
     assert mark.exists()
 
 
@@ -457,9 +459,9 @@ def test_the_report_calls_no_function_that_only_the_file_names(stranger, tmp_pat
     mark.unlink()
     files = find_run(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=f"{module}:reward as its reward_fn.*--trust"):
-        report.load_run(files, None)
+        loading.load_run(files, None)
     assert not mark.exists()
-    report.load_run(files, "Pendulum-v1")
+    loading.load_run(files, "Pendulum-v1")
     assert mark.exists()
 
 
@@ -471,7 +473,7 @@ def test_a_wrapper_that_only_the_file_names_is_not_called(tmp_path):
     spec["additional_wrappers"] = [{"name": "Evil", "entry_point": "os:system", "kwargs": {}}]
     rewritten(tmp_path / "model.zip", env_spec=json.dumps(spec))
     with pytest.raises(SystemExit, match="names the wrapper os:system"):
-        report.main([str(tmp_path / "model.zip")])
+        report_main([str(tmp_path / "model.zip")])
 
 
 # -- Numbers of NumPy, other arguments ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tiny import ACTION_SPACES, Drift, Unknown, tiny_model
 
-from sb3_mbmpo.imagination import imagine
+from sb3_mbmpo.imagination.rollouts import imagine
 
 
 def copied(value):

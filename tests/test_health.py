@@ -10,7 +10,7 @@ import torch as th
 from tiny import tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.health import EXPLOITATION_PATIENCE, LINE_SEARCH_WINDOW, TrainingHealth
+from sb3_mbmpo.common.health import EXPLOITATION_PATIENCE, LINE_SEARCH_WINDOW, TrainingHealth
 
 
 def caught(act):

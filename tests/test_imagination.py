@@ -7,11 +7,11 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_mbmpo.actions import ActionCodec
-from sb3_mbmpo.distributions import Categoricals, DiagGaussian
+from sb3_mbmpo.common.actions import ActionCodec
+from sb3_mbmpo.common.distributions import Categoricals, DiagGaussian
 from sb3_mbmpo.dynamics import Prediction
-from sb3_mbmpo.imagination import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
-from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.imagination.model_env import ModelEnv
+from sb3_mbmpo.imagination.rollouts import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
 from sb3_mbmpo.rewards.known import never_terminates
 
 M, T, N = 2, 4, 3

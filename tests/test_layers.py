@@ -9,41 +9,25 @@ import sb3_mbmpo
 
 PACKAGE = Path(sb3_mbmpo.__file__).parent
 
-# Room: (rooms that it may import from, besides itself; its modules)
+# Rooms from the ground up, and which others each may import from. A room is a folder, or a file beside the folders
 ROOMS = {
-    "common": (
-        (),
-        "actions atomic checks distributions env_reading envs finite health observations progress save_util space_files "
-        "stacked_actor linalg threads",
-    ),
-    "rewards": (("common",), "rewards rewards.known rewards.resolve"),
-    "dynamics": (
-        ("common",),
-        "dynamics dynamics.ensemble dynamics.networks dynamics.options dynamics.parallel dynamics.perturbation dynamics.step "
-        "dynamics.training dynamics.types offline",
-    ),
-    "policies": (("common",), "policies"),
-    "real": (
-        ("common", "rewards", "dynamics", "policies"),
-        "env_faults real_returns real_rollouts replay_files resumable",
-    ),
-    "imagination": (("common", "rewards", "dynamics"), "imagination model_env starts vec_env"),
-    "meta": (
-        ("common", "dynamics", "policies", "imagination"),
-        "adaptation advantages critic few_shot meta meta_training",
-    ),
-    "algorithm": (
-        ("common", "rewards", "dynamics", "policies", "real", "imagination", "meta"),
-        "arguments mbmpo sizes",
-    ),
-    "report": (
-        ("common", "dynamics", "imagination", "algorithm"),
-        "diagnostics diagnostics_callback plots real_episodes report run_log video",
-    ),
-    "zoo": (("real", "algorithm"), "_zoo_hook search_space zoo"),
-    "command line": (("algorithm", "report", "zoo"), "__main__ interrupts repeatable training_run"),
+    "envs": (),
+    "common": (),
+    "rewards": ("common",),
+    "dynamics": ("common",),
+    "offline": ("common", "dynamics"),
+    "policies": ("common",),
+    "real": ("common", "rewards", "dynamics", "policies"),
+    "imagination": ("common", "rewards", "dynamics"),
+    "meta": ("common", "dynamics", "policies", "imagination"),
+    "memory": ("common", "dynamics", "policies"),
+    "arguments": ("common", "rewards", "dynamics", "policies", "meta", "memory"),
+    "mbmpo": ("common", "rewards", "dynamics", "policies", "real", "imagination", "meta", "arguments"),
+    "report": ("envs", "common", "rewards", "dynamics", "imagination", "mbmpo"),
+    "zoo": ("common", "real", "mbmpo"),
+    "cli": ("envs", "common", "mbmpo", "report", "zoo"),
+    "__main__": ("cli",),
 }
-ROOM_OF = {module: room for room, (_, modules) in ROOMS.items() for module in modules.split()}
 
 
 def module_name(path):
@@ -51,7 +35,11 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py"}
+def room(module):
+    return module.partition(".")[0]
+
+
+FILES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
 
 
 def imported(module):
@@ -70,23 +58,21 @@ def imported(module):
 
 
 def test_every_module_has_a_room():
-    assert set(ROOM_OF) == set(FILES)
-    assert len(ROOM_OF) == sum(len(modules.split()) for _, modules in ROOMS.values()), "a module in two rooms"
+    assert {room(module) for module in FILES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", sorted(ROOM_OF))
+@pytest.mark.parametrize("module", sorted(FILES))
 def test_imports_go_down_only(module):
-    room = ROOM_OF[module]
-    below = {room, *ROOMS[room][0]}
-    wrong = {name for name in imported(module) if ROOM_OF[name] not in below}
-    assert not wrong, f"{module} ({room}) must not know {wrong}"
+    below = {room(module), *ROOMS[room(module)]}
+    wrong = {name for name in imported(module) if room(name) not in below}
+    assert not wrong, f"{module} must not know {wrong}"
 
 
 def test_rooms_lie_in_order():
     seen = set()
-    for room, (below, _) in ROOMS.items():
+    for name, below in ROOMS.items():
         assert seen >= set(below)
-        seen.add(room)
+        seen.add(name)
 
 
 def test_no_module_imports_itself_in_a_circle():
@@ -98,7 +84,7 @@ def test_no_module_imports_itself_in_a_circle():
             return
         open_.append(module)
         # A package's own modules are imported with it
-        for name in imported(module) - ({module.partition(".")[0]} if "." in module else set()):
+        for name in imported(module) - ({room(module)} if "." in module else set()):
             visit(name)
         done.add(open_.pop())
 

@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from tiny import SETTINGS, Drift
 
-from sb3_mbmpo.search_space import suggest
+from sb3_mbmpo.zoo.search_space import suggest
 from tuning import lost_trials, optimize, report, studies, trials
 
 pytestmark = [

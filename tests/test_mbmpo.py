@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, MlpPolicy
-from sb3_mbmpo.adaptation import adapt
+from sb3_mbmpo.meta.adaptation import adapt
 
 
 class FlakyExtractor(BaseFeaturesExtractor):
@@ -114,8 +114,8 @@ def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_noth
         n_tasks_at_a_time.append(len(batches[0].policy_input))
         return adapt(actor, theta, batches, *args, **kwargs)
 
-    monkeypatch.setattr("sb3_mbmpo.meta.adapt", recorded)
-    monkeypatch.setattr("sb3_mbmpo.meta_training.adapt", recorded)
+    monkeypatch.setattr("sb3_mbmpo.meta.outer_step.adapt", recorded)
+    monkeypatch.setattr("sb3_mbmpo.meta.training.adapt", recorded)
     small = tiny_model(chunk_size=3 * 4, **settings).learn(40)
     assert set(n_tasks_at_a_time) == {1}
     th.testing.assert_close(parameters(small), parameters(whole))
@@ -240,7 +240,7 @@ def test_interrupted_training_can_be_saved_and_goes_on(where, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     model = tiny_model(n_meta_steps=3).learn(20)
-    target = "sb3_mbmpo.dynamics.training._mean_loss" if where == "fit" else "sb3_mbmpo.meta_training.estimate_advantages"
+    target = "sb3_mbmpo.dynamics.training._mean_loss" if where == "fit" else "sb3_mbmpo.meta.training.estimate_advantages"
     with monkeypatch.context() as patched:
         patched.setattr(target, interrupt)
         with pytest.raises(KeyboardInterrupt):

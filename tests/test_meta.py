@@ -5,11 +5,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_mbmpo import MlpPolicy, meta
-from sb3_mbmpo.adaptation import TaskBatch, adapt
-from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.linalg import conjugate_gradient
-from sb3_mbmpo.meta import MetaParameters, MetaProblem, StepReport, task_chunks
+from sb3_mbmpo import MlpPolicy
+from sb3_mbmpo.common.linalg import conjugate_gradient
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
+from sb3_mbmpo.meta import outer_step as meta
+from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
+from sb3_mbmpo.meta.outer_step import MetaParameters, MetaProblem, StepReport, task_chunks
 
 ACTION_SPACES = {
     "gaussian": spaces.Box(-1, 1, (2,)),

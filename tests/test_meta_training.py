@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch as th
 
-from sb3_mbmpo.imagination import ImaginedRollouts
-from sb3_mbmpo.meta import MetaParameters, StepReport
-from sb3_mbmpo.meta_training import Adaptation, MetaStep, MetaTrainer, ReturnDrop
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
+from sb3_mbmpo.meta.outer_step import MetaParameters, StepReport
+from sb3_mbmpo.meta.training import Adaptation, MetaStep, MetaTrainer, ReturnDrop
 
 
 def meta(*theta: float) -> MetaParameters:

@@ -14,10 +14,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from sb3_mbmpo import DynamicsEnsemble, ModelVecEnv
-from sb3_mbmpo.distributions import DiagGaussian
+from sb3_mbmpo.common.distributions import DiagGaussian
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.imagination import imagine
-from sb3_mbmpo.model_env import ModelEnv
+from sb3_mbmpo.imagination.model_env import ModelEnv
+from sb3_mbmpo.imagination.rollouts import imagine
 
 OBS_DIM, N_MODELS = 3, 3
 BOX_ACTIONS = spaces.Box(np.float32([-2, 0]), np.float32([2, 1]))

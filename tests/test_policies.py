@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_mbmpo import MlpPolicy
-from sb3_mbmpo.distributions import DiagGaussian
+from sb3_mbmpo.common.distributions import DiagGaussian
 
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (3,))
 BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([3.0, 10.0], np.float32))

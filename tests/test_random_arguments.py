@@ -9,7 +9,7 @@ import torch as th
 from tiny import SETTINGS, Drift
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.sizes import check_memory, machine_memory
+from sb3_mbmpo.memory import check_memory, machine_memory
 
 NUMBERS = [0, 1, 2, 3, -1, -0.5, 0.0, 0.5, 1.0, 1e-30, 1e30, 1e300, 10**15, 2**63, 10**400, float("nan"), float("inf"), True]
 OTHERS = [None, "", "auto", "linear", "3", [], [1], {}, (2, 2), b"x", 1j, object(), print, int, th.nn.Tanh, th.tensor(1.0)]
@@ -169,6 +169,6 @@ def test_the_memory_of_a_machine():
 
 
 def test_the_largest_shipped_settings_fit_a_small_machine(monkeypatch):
-    monkeypatch.setattr("sb3_mbmpo.sizes.machine_memory", lambda: 2.0**31)
+    monkeypatch.setattr("sb3_mbmpo.memory.machine_memory", lambda: 2.0**31)
     model = MBMPO("MlpPolicy", "HalfCheetah-v5", _init_setup_model=False)
     check_memory(vars(model))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sb3_mbmpo.real_returns import DiscountedReturns
+from sb3_mbmpo.real.returns import DiscountedReturns
 
 
 def test_discounted_returns_by_hand():

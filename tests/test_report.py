@@ -18,10 +18,14 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Drift, assert_same, parameters, tiny_model
 
-from sb3_mbmpo import MBMPO, DiagnosticsCallback, diagnostics_callback, plots, report, video
+from sb3_mbmpo import MBMPO, DiagnosticsCallback
 from sb3_mbmpo.__main__ import main as train
-from sb3_mbmpo.diagnostics import ModelStudy, Plasticity, study_model
-from sb3_mbmpo.run_log import RunFiles, RunLog, find_run, read_progress, read_run
+from sb3_mbmpo.report import callback as diagnostics_callback
+from sb3_mbmpo.report import loading, plots, video
+from sb3_mbmpo.report import page as page_module
+from sb3_mbmpo.report.__main__ import main as report_main
+from sb3_mbmpo.report.run_log import RunFiles, RunLog, find_run, read_progress, read_run
+from sb3_mbmpo.report.study import ModelStudy, Plasticity, study_model
 
 POINT = "sb3_mbmpo.envs:Point2D-v0"
 FIGURES = ["learning_curve", "expectations", "prediction_error", "one_step_error", "replay", "play", "plasticity", "time"]
@@ -67,7 +71,7 @@ def run(tmp_path_factory):
 
 
 def test_a_report_has_all_figures_in_one_file(run, tmp_path):
-    report.main([str(run), "--output", str(tmp_path), "--episodes", "2"])
+    report_main([str(run), "--output", str(tmp_path), "--episodes", "2"])
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert [image["src"].split(",")[0] for image in page.images] == ["data:image/png;base64"] * len(FIGURES)
@@ -87,7 +91,7 @@ def test_a_report_has_all_figures_in_one_file(run, tmp_path):
 def test_a_model_alone_gets_a_sentence_where_the_log_is_missing(run, tmp_path):
     model = tmp_path / "alone.zip"
     model.write_bytes(run.with_suffix(".zip").read_bytes())
-    report.main([str(model), "--episodes", "1", "--no-video"])
+    report_main([str(model), "--episodes", "1", "--no-video"])
     page = Page((tmp_path / "alone" / "report" / "report.html").read_text())
     assert {image["alt"] for image in page.images}.isdisjoint({"Learning curve", "Promised and kept", "Time by stage"})
     assert len(page.images) == len(FIGURES) - 3
@@ -106,25 +110,25 @@ def test_a_model_alone_gets_a_sentence_where_the_log_is_missing(run, tmp_path):
 )
 def test_what_is_wrong_is_said_in_a_line(run, arguments, message):
     with pytest.raises(SystemExit, match=message):
-        report.main([str(run) if argument == "RUN" else argument for argument in arguments])
+        report_main([str(run) if argument == "RUN" else argument for argument in arguments])
 
 
 def test_a_file_without_an_environment_asks_for_it(tmp_path):
     tiny_model(Drift()).save(tmp_path / "model")
     with pytest.raises(SystemExit, match="does not say how its environment is made: pass `--env ID`"):
-        report.main([str(tmp_path / "model.zip")])
+        report_main([str(tmp_path / "model.zip")])
 
 
 def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "sb3_mbmpo.plots", raising=False)
-    monkeypatch.delattr("sb3_mbmpo.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "sb3_mbmpo.report.plots", raising=False)
+    monkeypatch.delattr("sb3_mbmpo.report.plots", raising=False)
     with pytest.raises(SystemExit, match=r"pip install 'sb3-mbmpo\[plots\]'"):
-        report.main([str(run)])
+        report_main([str(run)])
 
 
 def test_figures_say_their_units(run):
-    model, make_env = report.load_run(find_run(run), None)
+    model, make_env = loading.load_run(find_run(run), None)
     study = study_model(model, make_env(), n_episodes=1)
     log = read_run(find_run(run), model)
     pictures = [plots.draw_learning_curve(log, study), plots.draw_expectations(log)]
@@ -165,7 +169,7 @@ def test_a_wrapper_that_tells_its_arguments_is_made_again(tmp_path):
     make = lambda: gym.wrappers.TimeAwareObservation(gym.make("Pendulum-v1"))  # noqa: E731
     tiny_model(make()).save(tmp_path / "model")
     model = MBMPO.load(tmp_path / "model")
-    assert report.env_maker(None, model)().observation_space == make().observation_space == model.observation_space
+    assert loading.env_maker(None, model)().observation_space == make().observation_space == model.observation_space
 
 
 def test_statistics_of_vec_normalize_are_found_and_used(tmp_path):
@@ -176,12 +180,12 @@ def test_statistics_of_vec_normalize_are_found_and_used(tmp_path):
     env.save(str(tmp_path / "Pendulum-v1" / "vecnormalize.pkl"))
     files = find_run(tmp_path)
     assert files.vec_normalize == tmp_path / "Pendulum-v1" / "vecnormalize.pkl"
-    loaded, _ = report.load_run(files, None)
+    loaded, _ = loading.load_run(files, None)
     np.testing.assert_array_equal(loaded.get_vec_normalize_env().obs_rms.mean, env.obs_rms.mean)
     assert not loaded.get_vec_normalize_env().training
     files.vec_normalize.write_bytes(files.vec_normalize.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"vecnormalize\.pkl cannot be read"):
-        report.load_run(files, None)
+        loading.load_run(files, None)
 
 
 def touch(folder, *names):
@@ -322,7 +326,7 @@ def test_a_simulator_that_cannot_render_gets_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gym.Wrapper, "render", broken)
     model = tiny_model(gym.make("HalfCheetah-v5"))
-    text = report.film_section(model, report.env_maker("HalfCheetah-v5", model), 0, tmp_path)
+    text = page_module.film_section(model, loading.env_maker("HalfCheetah-v5", model), 0, tmp_path)
     assert "Left out: the simulator cannot render here (RuntimeError: no driver)" in text
     assert not list(tmp_path.iterdir())
 

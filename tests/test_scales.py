@@ -8,9 +8,9 @@ from gymnasium import spaces
 from tiny import Drift, tiny_model
 
 from sb3_mbmpo import DynamicsEnsemble
-from sb3_mbmpo.actions import check_spaces
+from sb3_mbmpo.common.actions import check_spaces
+from sb3_mbmpo.common.finite import resolution
 from sb3_mbmpo.dynamics import Transitions
-from sb3_mbmpo.finite import resolution
 from sb3_mbmpo.policies import MlpPolicy
 
 ACTIONS = spaces.Box(-1, 1, (1,), np.float32)

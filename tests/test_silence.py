@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 from tiny import Drift, Unknown, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo import real_rollouts as rollouts
 from sb3_mbmpo.__main__ import main
-from sb3_mbmpo.real_episodes import play_episode
+from sb3_mbmpo.real import rollouts
+from sb3_mbmpo.report.episodes import play_episode
 
 EXPECTED = "Nothing will be learned", "Real episodes last"
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch as th
 
-from sb3_mbmpo import threads
+from sb3_mbmpo.common import threads
 
 CPU = th.device("cpu")
 

@@ -13,11 +13,12 @@ import pytest
 from killed_runs import TINY, TOTAL, learned
 from tiny import Drift, assert_same, tiny_model
 
-from sb3_mbmpo import MBMPO, training_run
+from sb3_mbmpo import MBMPO
 from sb3_mbmpo.__main__ import main
-from sb3_mbmpo.interrupts import Interrupted
-from sb3_mbmpo.repeatable import RepeatableEpisode
-from sb3_mbmpo.run_log import RunLogFile, read_progress
+from sb3_mbmpo.cli import training_run
+from sb3_mbmpo.cli.interrupts import Interrupted
+from sb3_mbmpo.cli.repeatable import RepeatableEpisode
+from sb3_mbmpo.report.run_log import RunLogFile, read_progress
 
 TESTS = Path(__file__).parent
 

@@ -17,7 +17,7 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from sb3_mbmpo import MBMPO, zoo
-from sb3_mbmpo.search_space import DEFAULTS, SPACE, convert, nearest_point, suggest
+from sb3_mbmpo.zoo.search_space import DEFAULTS, SPACE, convert, nearest_point, suggest
 from tuning import optimize, report, studies, trials
 
 # tuning ignores it at import, which pytest undoes before each test

@@ -21,7 +21,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from tiny import tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
-from sb3_mbmpo.search_space import SPACE, convert, suggest
+from sb3_mbmpo.zoo import extension
+from sb3_mbmpo.zoo.search_space import SPACE, convert, suggest
 
 ROOT = Path(__file__).parent.parent
 CONFIG = yaml.safe_load(zoo.config_file().read_text())
@@ -241,11 +242,11 @@ def test_a_checkpoint_goes_on_with_its_real_steps_or_says_that_they_are_gone(kee
 
 
 def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):
-    monkeypatch.setattr(zoo, "_warned", False)
+    monkeypatch.setattr(extension, "_warned", False)
     with pytest.warns(RuntimeWarning, match=r"rl_zoo3.utils \(AttributeError.*python -m sb3_mbmpo train"):
-        zoo.extend_or_warn(ModuleType("rl_zoo3.utils"))
+        extension.extend_or_warn(ModuleType("rl_zoo3.utils"))
     with warnings.catch_warnings(action="error"):
-        zoo.extend_or_warn(ModuleType("rl_zoo3.exp_manager"))
+        extension.extend_or_warn(ModuleType("rl_zoo3.exp_manager"))
 
 
 # ---------------------------------------------------------------- configuration file

@@ -23,8 +23,8 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
-from sb3_mbmpo.search_space import SPACE, is_given
 from sb3_mbmpo.zoo import read_config
+from sb3_mbmpo.zoo.search_space import SPACE, is_given
 from tuning.studies import (
     OBJECTIVES,
     SearchError,

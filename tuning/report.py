@@ -22,8 +22,8 @@ from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from sb3_mbmpo.atomic import write_whole
-from sb3_mbmpo.search_space import as_trained
+from sb3_mbmpo.common.atomic import write_whole
+from sb3_mbmpo.zoo.search_space import as_trained
 from tuning.studies import (
     SearchError,
     add_arguments,

@@ -19,8 +19,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_mbmpo.search_space import DEFAULTS, convert, nearest_point, part_of_space
 from sb3_mbmpo.zoo import ENV_ENTRIES
+from sb3_mbmpo.zoo.search_space import DEFAULTS, convert, nearest_point, part_of_space
 from tuning.lost_trials import queue_again
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -23,7 +23,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.search_space import suggest
+from sb3_mbmpo.zoo.search_space import suggest
 from tuning.lost_trials import MAX_RETRIES, hand_back, is_here, queue_again, reap, signed
 from tuning.studies import (
     FINISHED,

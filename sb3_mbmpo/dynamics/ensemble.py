@@ -20,14 +20,24 @@ from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_f
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_mbmpo.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.finite import mean_tail, resolution
+from sb3_mbmpo.common.save_util import (
+    TAKE_A_COPY,
+    Path,
+    check_file,
+    existing_file,
+    file_name,
+    file_stamp,
+    output,
+    plain,
+    sealed,
+)
+from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.types import StepFn, Transitions
-from sb3_mbmpo.finite import mean_tail, resolution
-from sb3_mbmpo.save_util import TAKE_A_COPY, Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
-from sb3_mbmpo.space_files import space_from_dict, space_to_dict
 
 # Widths of the hidden layers, unless told otherwise
 NET_ARCH = (200, 200, 200)

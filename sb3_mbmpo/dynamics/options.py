@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_mbmpo.checks import (
+from sb3_mbmpo.common.checks import (
     check_choice,
     check_flag,
     check_integer,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_mbmpo.threads import in_parallel, worthwhile_threads
+from sb3_mbmpo.common.threads import in_parallel, worthwhile_threads
 
 # (parameters of some members, each [A, ...]; rows of each of them [A, B] long) -> loss of each of them [A]
 MemberLoss = Callable[[Sequence[th.Tensor], th.Tensor], th.Tensor]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
+from sb3_mbmpo.common.finite import in_float32
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
 from sb3_mbmpo.dynamics.types import Prediction, StepFn
-from sb3_mbmpo.finite import in_float32
 
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:

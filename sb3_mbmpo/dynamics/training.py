@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_mbmpo.common.threads import in_parallel
 from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked, of_members
-from sb3_mbmpo.threads import in_parallel
 
 # (passes so far, passes at most, mean best validation loss) after every pass
 PassHook = Callable[[int, int, float], None]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_mbmpo.env_reading import Get, attribute
+from sb3_mbmpo.common.env_reading import Get, attribute
 
 # (obs [B, O], action, next_obs [B, O]) -> float [B]. The action is what the environment received: float [B, A] within the
 # bounds (Box), long [B] (Discrete), long [B, k] (MultiDiscrete, MultiBinary).

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch as th
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_mbmpo.env_reading import Get, ask, attribute, env_id
-from sb3_mbmpo.finite import check_rewards
+from sb3_mbmpo.common.env_reading import Get, ask, attribute, env_id
+from sb3_mbmpo.common.finite import check_rewards
 from sb3_mbmpo.rewards.known import KNOWN_ENVS, EnvFunctions, Parameters, RewardFn, TerminationFn, never_terminates
 
 __all__ = [

@@ -25,13 +25,13 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.adaptation import TaskBatch, adapt
+from sb3_mbmpo.common.linalg import conjugate_gradient
+from sb3_mbmpo.common.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.dynamics.networks import matmul_dtype
-from sb3_mbmpo.imagination import imagine
-from sb3_mbmpo.linalg import conjugate_gradient
-from sb3_mbmpo.meta import MetaProblem, fisher_vector_product, meta_gradient, trust_region_step
-from sb3_mbmpo.meta_training import MetaTrainer
-from sb3_mbmpo.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
+from sb3_mbmpo.imagination.rollouts import imagine
+from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
+from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_gradient, trust_region_step
+from sb3_mbmpo.meta.training import MetaTrainer
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 # Entries of zoo_configs/mbmpo.yml, by what they stand for

@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_mbmpo.atomic import write_whole
+from sb3_mbmpo.common.atomic import write_whole
 
 MODEL, BUFFER, STATISTICS, STATE = "model.zip", "replay_buffer.pkl", "vec_normalize.pkl", "state.json"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sb3_mbmpo.atomic import write_whole
+from sb3_mbmpo.common.atomic import write_whole
 from tuning.results.curves import (
     NAMES,
     Curves,

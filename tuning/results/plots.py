@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from sb3_mbmpo.atomic import write_whole
+from sb3_mbmpo.common.atomic import write_whole
 from tuning.results.curves import NAMES, Curve, Curves, at, budgets, median_seconds
 from tuning.results.runs import OURS
 

@@ -1,0 +1,245 @@
+"""A training of the command line: evaluated at milestones, saved at the end of every iteration, resumed to the last bit.
+
+The model's file says which buffer belongs to it. The buffer is written first, under a new name, then the model takes the place
+of the last one, then the last buffer is removed: however the process ends, a model lies there with its buffer.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
+from sb3_mbmpo.cli.repeatable import RepeatableEpisode
+from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.report.run_log import RunLogFile, run_folder
+from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
+
+# The attribute of a model that says which run of the command line it is from
+RUN = "command_line_run"
+
+
+class RandomPolicy(BasePolicy):
+    """Uniformly random actions: what any learned return must be compared with."""
+
+    def _predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("predict() samples the action space")
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return one random action an environment."""
+        return np.array([self.action_space.sample() for _ in range(len(observation))]), None
+
+
+class Checkpoints(BaseCallback):
+    """
+    Saves a model and its buffer between two iterations.
+
+    :param path: of the model
+    :param task: what the run is of; part of the model's file
+    :param every: real steps between two checkpoints at least; 0: every iteration
+    """
+
+    def __init__(self, path: Path, task: dict[str, Any], every: int = 0) -> None:
+        super().__init__()
+        self.path, self.task, self.every = path, task, every
+        self.saved_steps: int | None = None  # None: not by this process, nor read by it
+        self.start, self.seconds_before = time.perf_counter(), 0.0
+
+    def _on_rollout_start(self) -> None:
+        # The first is of a model that has learned nothing: not worth an older one's place
+        if self.path.exists() if self.saved_steps is None else self.num_timesteps - self.saved_steps < max(self.every, 1):
+            return
+        self.save()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.num_timesteps != self.saved_steps:
+            self.save()
+
+    def seconds(self) -> float:
+        """Return the seconds of training, in all processes of the run."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def save(self) -> None:
+        """
+        Put the model and its buffer in the place of the last ones.
+
+        :raises OSError: if they cannot be written: the last ones are still there
+        """
+        folder = run_folder(self.path)
+        names = (f"replay_buffer-{self.num_timesteps}{tail}.pkl" for tail in ("", *(f"-{i}" for i in range(2, 1000))))
+        buffer = next(folder / name for name in names if not (folder / name).exists())
+        assert isinstance(self.model, MBMPO) and self.model.env is not None
+        self.model.save_replay_buffer(buffer)
+        episodes = self.model.env.env_method("so_far")
+        run = {**self.task, "buffer": buffer.name, "seconds": self.seconds(), "episodes": episodes}
+        vars(self.model)[RUN] = run
+        self.model.save(self.path)
+        self.saved_steps = self.num_timesteps
+        for other in folder.glob("replay_buffer-*.pkl"):
+            if other != buffer:
+                other.unlink()
+
+
+class TrainingRun:
+    """
+    What the command line's ``train`` does.
+
+    :param arguments: the command line's
+    :raises ValueError: if the run cannot be what they ask for
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        config = read_config(arguments.env)
+        self.env_id, self.n_envs = config.get("env_id", arguments.env), int(config.get("n_envs", 1))
+        self.env_kwargs = config.get("env_kwargs", {})
+        self.hyperparams = {key: value for key, value in config.items() if key not in ENV_ENTRIES}
+        self.total = arguments.total_timesteps or int(config["n_timesteps"])
+        self.path = model_path(arguments)
+        self.model: MBMPO | None = None
+        task = {"env": arguments.env, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "seed": arguments.seed}
+        self.checkpoints = Checkpoints(self.path, task, arguments.save_every)
+        if self.path.exists() and not (arguments.resume or arguments.overwrite):
+            raise ValueError(
+                f"{self.path} is there already: the same command with --resume goes on with that run, or says that it is "
+                "finished; with --overwrite, another run takes its place."
+            )
+
+    def make_env(self, n_envs: int, seed: int, **kwargs: Any) -> VecEnv:
+        return make_vec_env(self.env_id, n_envs=n_envs, seed=seed, env_kwargs=self.env_kwargs, **kwargs)
+
+    def train(self) -> None:
+        """
+        Train to each milestone and report the return there.
+
+        :raises ValueError: if an argument cannot work, or the environment or a file is not as it should be
+        :raises OSError: if a file cannot be written
+        """
+        arguments = self.arguments
+        env = self.make_env(self.n_envs, arguments.seed, wrapper_class=RepeatableEpisode)
+        resumes = arguments.resume and self.path.exists()
+        model = self.model = self._resumed(env) if resumes else self._new(env)
+        run_folder(self.path).mkdir(parents=True, exist_ok=True)
+        log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps)
+        model.set_logger(Logger(str(log.path.parent), [log, *([HumanOutputFormat(sys.stdout)] if arguments.verbose else [])]))
+        print(
+            f"{self.env_id} {self.env_kwargs or ''} seed {arguments.seed}: "
+            f"mean return of {arguments.eval_episodes} deterministic episodes"
+        )
+        print(f"{'policy':<14}{'real steps':>12}{'wall time':>12}{'return':>12}{'std':>10}")
+        if model.num_timesteps == 0:
+            # A copy: the model draws its first actions from this very object
+            random_policy = RandomPolicy(env.observation_space, copy.deepcopy(env.action_space))
+            random_policy.action_space.seed(arguments.seed)
+            self._report("random policy", 0, 0.0, random_policy)
+        last = max(self.total, model.num_timesteps)  # a finished run is only evaluated again
+        self.checkpoints.start = time.perf_counter()
+        for milestone in sorted({*(step for step in arguments.eval_at if step < last), last}):
+            if milestone < model.num_timesteps:
+                continue
+            if milestone > model.num_timesteps:
+                model.learn(
+                    milestone - model.num_timesteps,
+                    callback=self.checkpoints,
+                    reset_num_timesteps=model.num_timesteps == 0,
+                    progress_bar=not arguments.no_progress_bar,
+                )
+            seconds = self.checkpoints.seconds()
+            name = "MB-MPO" if model.num_timesteps >= model.learning_starts else "untrained"
+            self._report(name, model.num_timesteps, seconds, model)
+            self.checkpoints.start, self.checkpoints.seconds_before = time.perf_counter(), seconds
+        model.logger.close()
+        print(f"Model saved to {self.path}")
+
+    def _new(self, env: VecEnv) -> MBMPO:
+        arguments = self.arguments
+        model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **self.hyperparams)
+        if self.total < model.learning_starts:
+            raise ValueError(
+                f"All {self.total} real steps would be random (`learning_starts`: {model.learning_starts}), nothing learned: "
+                "ask for more --total-timesteps."
+            )
+        return model
+
+    def _resumed(self, env: VecEnv) -> MBMPO:
+        arguments = self.arguments
+        model = MBMPO.load(self.path, env=env, device=arguments.device, force_reset=False, verbose=arguments.verbose)
+        run: dict[str, Any] | None = getattr(model, RUN, None)
+        if run is None:
+            raise ValueError(f"{self.path} is no run of this command line: it can be replaced with --overwrite, not resumed.")
+        task = self.checkpoints.task
+        differences = {name: (run.get(name), value) for name, value in task.items() if run.get(name) != value}
+        if differences:
+            raise ValueError(
+                f"The run in {self.path} is another one, (its, yours): {differences}. Give the same arguments to resume it, "
+                "or another --save."
+            )
+        buffer = run_folder(self.path) / Path(run["buffer"]).name
+        if not buffer.is_file():
+            raise ValueError(f"The run in {self.path} cannot be resumed: its real steps, {buffer}, are gone.")
+        model.load_replay_buffer(buffer)
+        self.checkpoints.saved_steps, self.checkpoints.seconds_before = model.num_timesteps, run["seconds"]
+        repeated = [env.env_method("repeat", episode, indices=i)[0] for i, episode in enumerate(run["episodes"])]
+        if not all(repeated):
+            model._last_obs = None  # `learn` resets then
+            env.seed(arguments.seed + model.num_timesteps)
+            print("The environment does not repeat itself: a new episode begins, so an uninterrupted run would go otherwise.")
+        print(f"{self.path} goes on from {model.num_timesteps} real steps.")
+        return model
+
+    def _report(self, name: str, steps: int, seconds: float, policy: BaseAlgorithm | BasePolicy) -> None:
+        # A seed of its own: neither the training episodes nor those of another milestone
+        env = self.make_env(1, self.arguments.seed + 10_000)
+        mean, std = evaluate_policy(policy, env, n_eval_episodes=self.arguments.eval_episodes, deterministic=True)
+        env.close()
+        print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{np.mean(mean):>12.1f}{np.mean(std):>10.1f}", flush=True)
+
+    def state(self) -> str:
+        """Return what is left of the run if it ends now."""
+        if self.model is not None and self.model._progress is not None:
+            self.model._progress.close()
+        if self.checkpoints.saved_steps is None:
+            return f"{self.path} is as it was." if self.path.exists() else "Nothing was saved yet."
+        return (
+            f"{self.path} has the run up to {self.checkpoints.saved_steps} real steps: the same command with --resume goes on "
+            "from there."
+        )
+
+
+def model_path(arguments: argparse.Namespace) -> Path:
+    """Return the path of the model, with ".zip" at its end, whatever other dots there are in its name."""
+    path: Path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}"
+    return path if path.suffix == ".zip" else path.with_name(f"{path.name}.zip")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """
+    Train as the configuration says, report the return at each milestone. The model FILE.zip is saved at the end of every
+    iteration, with its replay buffer and its log FILE/progress.csv.
+    """
+    run: TrainingRun | None = None
+    with interrupts_raise():
+        try:
+            run = TrainingRun(arguments)
+            run.train()
+        except Interrupted as interrupt:
+            print(f"{interrupt.name}. {run.state() if run is not None else ''}".strip(), file=sys.stderr)
+            sys.exit(interrupt.exit_code)
+        except (ValueError, OSError, ImportError, gym.error.Error) as error:
+            is_running = run is not None and run.model is not None
+            sys.exit(f"{type(error).__name__}: {error}" + (f"\n{run.state()}" if run is not None and is_running else ""))

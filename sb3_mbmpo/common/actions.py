@@ -1,0 +1,190 @@
+"""What an action means to whom: the policy's sample, the environment's action, the dynamics model's input.
+
+The policy of a Box space works in [-1, 1], as the authors' does, so that an initial standard deviation of 1 covers any
+range. The environment, the reward function and the replay buffer see the action in the environment's units, clipped to
+its bounds; the log-probability is that of the unclipped sample. Discrete choices enter the dynamics one-hot, with the
+width of the *space* (a width read off the data is wrong whenever a batch lacks the last action).
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+
+from sb3_mbmpo.common.finite import in_float32
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Refuse spaces that MB-MPO cannot work with.
+
+    :raises ValueError: if MB-MPO cannot work with the spaces, with the wrapper that helps
+    """
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        raise ValueError(
+            f"MBMPO learns a dynamics model of a flat vector: the observation space must be a Box of one dimension, "
+            f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
+            "(images need an encoder that turns them into a vector first)."
+        )
+    if isinstance(action_space, spaces.Box):
+        if not np.issubdtype(action_space.dtype, np.floating):
+            raise ValueError(
+                f"The action space {action_space} holds integers, which MBMPO's policy would round. Take choices with "
+                "`MultiDiscrete`, or let the environment round: `gymnasium.wrappers.TransformAction(env, lambda a: "
+                "np.rint(a).astype(int), Box(low, high, dtype=np.float32))`."
+            )
+        if not in_float32(np.stack([action_space.low, action_space.high])).all():
+            raise ValueError(
+                f"The action space must have finite bounds, not {action_space}. "
+                "Map bounded actions to it with `gymnasium.wrappers.TransformAction`."
+            )
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        if action_space.nvec.ndim != 1:
+            raise ValueError(f"A MultiDiscrete action space must have one dimension, not {action_space}: flatten it.")
+    elif isinstance(action_space, spaces.MultiBinary):
+        if len(action_space.shape) != 1:
+            raise ValueError(f"A MultiBinary action space must have one dimension, not {action_space}: flatten it.")
+    elif not isinstance(action_space, spaces.Discrete):
+        raise ValueError(
+            f"The action space must be Box, Discrete, MultiDiscrete or MultiBinary, not {action_space}. "
+            "Write a `gymnasium.ActionWrapper` that maps one of those to it."
+        )
+    if isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(action_space.start != 0):
+        raise ValueError(
+            f"The action space must count from 0, not from {action_space.start}: SB3's policies do. "
+            "Shift the action in a `gymnasium.ActionWrapper`."
+        )
+
+
+@dataclass(frozen=True)
+class ActionCodec:
+    """
+    Translates actions between the policy, the environment and the dynamics model.
+
+    :param action_space: one that ``check_spaces`` accepts
+    """
+
+    action_space: spaces.Space[Any]
+    _scales: dict[tuple[th.device, th.dtype], tuple[th.Tensor, th.Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the policy's actions are real numbers, not choices."""
+        return isinstance(self.action_space, spaces.Box)
+
+    @property
+    def sample_dim(self) -> int:
+        """Width of the policy's action: A real numbers or K choices."""
+        return math.prod(self.action_space.shape or (1,))
+
+    @property
+    def dynamics_dim(self) -> int:
+        """Width of an action as the dynamics model's input."""
+        return spaces.flatdim(self.action_space)
+
+    def to_env(self, sample: th.Tensor) -> th.Tensor:
+        """
+        Turn the policy's samples into actions of the environment.
+
+        :param sample: the policy's action (..., A) in units of [-1, 1], or (..., K) choices
+        :return: what the environment receives (..., A): in its units and clipped, or the same choices
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return sample
+        clipped = sample.clamp(-1, 1)
+        if self._is_unit:
+            return clipped
+        center, half_range = self._scale(sample.device, sample.dtype)
+        return th.addcmul(center, half_range, clipped)
+
+    def gaussian_to_env(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Rescale a Gaussian over the policy's actions.
+
+        :param mean: of a normal distribution of the policy's actions (..., A), in units of [-1, 1]
+        :param log_std: logarithm of its standard deviation (..., A)
+        :return: both in the units of the environment, not clipped
+        """
+        if self._is_unit:
+            return mean, log_std
+        center, half_range = self._scale(mean.device, mean.dtype)
+        # Bounds that leave no choice leave no density, either
+        return th.addcmul(center, half_range, mean), log_std + half_range.clamp(min=1e-20).log()
+
+    def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
+        """
+        Encode actions of the environment for the dynamics model.
+
+        :param env_action: what the environment received (..., A) or (..., K) choices
+        :return: the dynamics model's input (..., ``dynamics_dim``), float
+        """
+        if isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
+            return env_action if env_action.is_floating_point() else env_action.float()
+        n_choices = self._n_choices()
+        columns = env_action.long().unbind(-1)
+        return th.cat([F.one_hot(column, n) for column, n in zip(columns, n_choices, strict=True)], dim=-1).float()
+
+    def to_reward(self, env_action: th.Tensor) -> th.Tensor:
+        """
+        Shape actions of the environment as reward functions expect them.
+
+        :param env_action: (B, A) or (B, K) choices
+        :return: the action as reward functions get it: (B,) for Discrete, else unchanged
+        """
+        return env_action.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else env_action
+
+    def to_numpy(self, env_action: th.Tensor) -> np.ndarray:
+        """
+        Convert actions of the environment to NumPy.
+
+        :param env_action: (B, A) or (B, K) choices
+        :return: (B, ``*action_space.shape``), in the dtype of the space
+        """
+        array: np.ndarray = env_action.cpu().numpy().astype(self.action_space.dtype)
+        if isinstance(self.action_space, spaces.Box):
+            # float32 rounding of low + (high - low) may leave the bounds by one unit in the last place
+            low, high = self.action_space.low, self.action_space.high
+            array = array.reshape(-1, *self.action_space.shape)
+            clipped: np.ndarray = np.clip(array, low, high)
+            return clipped
+        shape: tuple[int, ...] = self.action_space.shape or ()
+        return array.reshape(-1, *shape)
+
+    def from_numpy(self, action: np.ndarray, device: th.device) -> th.Tensor:
+        """
+        Convert actions of the environment to tensors.
+
+        :param action: (B, ``*action_space.shape``) as an environment takes it
+        :return: (B, A) float32 or (B, K) long
+        """
+        continuous = isinstance(self.action_space, spaces.Box)
+        flat = np.asarray(action).reshape(len(action), -1)
+        return th.as_tensor(flat, device=device, dtype=th.float32 if continuous else th.long)
+
+    @cached_property
+    def _is_unit(self) -> bool:
+        """Whether the environment's bounds are -1 and 1, as those of most robots: then there is nothing to scale."""
+        space = self.action_space
+        return isinstance(space, spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
+
+    def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
+        """Return center and half width of the bounds of a Box (A,), made once: the imagination asks at every step."""
+        if (device, dtype) not in self._scales:
+            assert isinstance(self.action_space, spaces.Box)
+            low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
+            both = th.as_tensor(np.stack([(low + high) / 2, (high - low) / 2]), device=device, dtype=dtype)
+            self._scales[device, dtype] = both[0], both[1]
+        return self._scales[device, dtype]
+
+    def _n_choices(self) -> tuple[int, ...]:
+        if isinstance(self.action_space, spaces.Discrete):
+            return (int(self.action_space.n),)
+        assert isinstance(self.action_space, spaces.MultiDiscrete)
+        return tuple(int(n) for n in self.action_space.nvec)

@@ -1,0 +1,129 @@
+"""The learned environment in tensors. Training, ``ModelVecEnv`` and the report all step through it.
+
+Legend of shapes: ``M`` models, ``B`` rows, ``O`` observation size, ``A`` action size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_mbmpo.common.actions import ActionCodec
+from sb3_mbmpo.common.finite import check_rewards
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, StepFn, perturbed_step_fns
+from sb3_mbmpo.rewards.known import RewardFn, TerminationFn, never_terminates
+
+
+class ModelEnv(NamedTuple):
+    """
+    Models, reward and termination of the learned environment, for the weights at construction.
+
+    :param steps: functions (obs (M, B, O), encoded action (M, B, A)) -> Prediction, one for each thread that may imagine: they
+        predict the same, but each has random numbers of its own if it needs any
+    :param reward_fn: (obs (B, O), action (B, A), next_obs (B, O)) -> (B,); None: the models predict the reward
+    :param termination_fn: next_obs (B, O) -> (B,) bool; None: the models predict termination, or nothing ends if they do not
+    :param codec: translates actions
+    :param n_models: ``M``
+    :param flops: floating-point operations of one row's step; on them depends how many threads are worth it
+    :param device: where the models live
+    """
+
+    steps: Sequence[StepFn]
+    reward_fn: RewardFn | None
+    termination_fn: TerminationFn | None
+    codec: ActionCodec
+    n_models: int
+    flops: int
+    device: th.device
+
+    @classmethod
+    def of(
+        cls,
+        dynamics: DynamicsEnsemble,
+        *,
+        reward_fn: RewardFn | None,
+        termination_fn: TerminationFn | None,
+        clip_margin: float | None,
+        generators: Sequence[th.Generator | None],
+        members: Sequence[int] | None = None,
+        output_bias: np.ndarray | None = None,
+        output_noise: float = 0.0,
+    ) -> "ModelEnv":
+        """
+        Put the environment together.
+
+        :param dynamics: the ensemble
+        :param reward_fn: None: its reward head
+        :param termination_fn: None: its termination head, or nothing ends if it has none
+        :param clip_margin: see ``DynamicsEnsemble.step_fn``
+        :param generators: one a thread, draw the noise of the models; None: the means of probabilistic members
+        :param members: which members are the ``M`` models; None: all
+        :param output_bias: deliberate error of each member of the ensemble (n_models, O), see ``perturbed_step_fns``
+        :param output_noise: deliberate noise, see there
+        """
+        steps = perturbed_step_fns(
+            dynamics,
+            generators,
+            clip_margin=clip_margin,
+            members=members,
+            output_bias=np.zeros((dynamics.n_models, dynamics.observation_dim)) if output_bias is None else output_bias,
+            output_noise=output_noise,
+        )
+        return cls(
+            steps=steps,
+            reward_fn=reward_fn,
+            termination_fn=termination_fn,
+            codec=dynamics.codec,
+            n_models=dynamics.n_models if members is None else len(members),
+            flops=dynamics.flops,
+            device=dynamics.device,
+        )
+
+    def step(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        """
+        Step as the first thread does.
+
+        :param obs: raw (M, B, O)
+        :param action: encoded for the models (M, B, A)
+        """
+        return self.steps[0](obs, action)
+
+    def reward(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, predicted: th.Tensor | None) -> th.Tensor:
+        """
+        Evaluate the reward function, or pass on what the models predicted.
+
+        :param obs: raw (B, O)
+        :param action: in the environment's units (B, A), or (B, K) long
+        :param next_obs: raw (B, O)
+        :param predicted: by the models' reward head (B,); None if they have none
+        :return: (B,)
+        """
+        if self.reward_fn is not None:
+            return self.reward_fn(obs, self.codec.to_reward(action), next_obs)
+        assert predicted is not None
+        return predicted
+
+    def check_rewards(self, rewards: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
+        """
+        Refuse rewards that are no numbers. The parameters are those of ``reward``.
+
+        :param rewards: (B,)
+        :raises ValueError: if one is NaN or infinite, with the transition for which it is
+        """
+        source = "The reward head of the models" if self.reward_fn is None else "`reward_fn`"
+        check_rewards(source, rewards, obs=obs, action=self.codec.to_reward(action), next_obs=next_obs)
+
+    def terminated(self, next_obs: th.Tensor, logit: th.Tensor | None) -> th.Tensor | None:
+        """
+        Tell which rows ended.
+
+        :param next_obs: raw (B, O)
+        :param logit: of the models' termination head (B,); None if they have none
+        :return: (B,) bool; None: nothing ever ends
+        """
+        if self.termination_fn is never_terminates:
+            return None
+        if self.termination_fn is not None:
+            return self.termination_fn(next_obs)
+        return None if logit is None else logit > 0

@@ -1,0 +1,214 @@
+"""Imagined rollouts: the policies of all tasks act in the learned models, step by step, in tensors. The hot loop.
+
+Knows neither SB3 nor the environment: it receives callables and tensors.
+
+Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizon, ``O`` observation size, ``A`` action size.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbmpo.common.distributions import ActionDistribution
+from sb3_mbmpo.common.finite import check_observations
+from sb3_mbmpo.common.threads import even_shares, in_parallel, worthwhile_threads
+from sb3_mbmpo.dynamics import StepFn
+from sb3_mbmpo.imagination.model_env import ModelEnv
+
+# Raw observations (..., O) -> what the policies' networks see (..., O)
+ToPolicyInput = Callable[[th.Tensor], th.Tensor]
+# Policy input (T, B, O) -> distribution of each row
+Act = Callable[[th.Tensor], ActionDistribution]
+# How often the loop looks whether anything is still alive: a look costs a synchronisation on GPUs
+ALIVE_CHECK_INTERVAL = 10
+# What a thread costs the others at each step: the work of the models that takes as long
+FLOPS_PER_THREAD = 16e6
+
+
+class ImaginedRollouts(NamedTuple):
+    """
+    Imagined rollouts of all tasks. Time comes after the task, so that the rows of a task are one block of memory.
+
+    :param policy_input: (T, H, N, O), standardised observations as the policies saw them
+    :param actions: (T, H, N, A) unclipped samples, or (T, H, N, K) long
+    :param rewards: (T, H, N)
+    :param alive: (T, H, N) bool, False for steps after the rollout's termination: they never count
+    :param terminated: (T, H, N) bool, the step ended its rollout for good
+    :param final_input: (T, 1, N, O), the standardised observation after the last step, at which a critic bootstraps rollouts
+        that the horizon cut
+    """
+
+    policy_input: th.Tensor
+    actions: th.Tensor
+    rewards: th.Tensor
+    alive: th.Tensor
+    terminated: th.Tensor
+    final_input: th.Tensor
+
+    def of_tasks(self, tasks: slice) -> "ImaginedRollouts":
+        """Return the same for some of the tasks only."""
+        return ImaginedRollouts(*(x[tasks] for x in self))
+
+    def returns(self) -> th.Tensor:
+        """Return undiscounted return of each rollout (T, N)."""
+        return (self.rewards * self.alive).sum(1)
+
+    def lengths(self) -> th.Tensor:
+        """Return steps until termination or horizon (T, N)."""
+        return self.alive.sum(1)
+
+
+@th.no_grad()
+def imagine(
+    model_env: ModelEnv,
+    act: Act,
+    start_obs: th.Tensor,
+    *,
+    to_policy_input: ToPolicyInput,
+    horizon: int,
+    generator: th.Generator,
+) -> ImaginedRollouts:
+    """
+    Let each task's policy act in the task's model. Task ``i`` uses model ``i // (T / M)``.
+
+    Several threads take some of every task's rollouts each. They draw their own random numbers: the same seed gives the same
+    rollouts with the same number of threads.
+
+    :param model_env: models, reward, termination
+    :param act: the policies of the ``T`` tasks
+    :param start_obs: raw first observations (T, N, O)
+    :param to_policy_input: standardises observations
+    :param horizon: steps at most; fewer are returned when every rollout has terminated
+    :param generator: samples the actions
+    :raises ValueError: if the tasks cannot be shared out evenly among the models, or a reward is not finite
+    """
+    n_tasks, n_rollouts, observation_dim = start_obs.shape
+    if n_tasks % model_env.n_models != 0:
+        raise ValueError(f"{n_tasks} tasks cannot be shared out evenly among {model_env.n_models} models.")
+
+    # Observations may be in double precision, what the policies see is not
+    dtype = to_policy_input(start_obs[:1, :1]).dtype
+
+    # Zeros: what no thread reaches, because everything has terminated, is dead
+    def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
+        return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
+
+    actions = history(model_env.codec.sample_dim, dtype=dtype if model_env.codec.is_continuous else th.long)
+    rollouts = ImaginedRollouts(
+        policy_input=history(observation_dim),
+        actions=actions,
+        rewards=history(),
+        alive=history(dtype=th.bool),
+        terminated=history(dtype=th.bool),
+        final_input=history(observation_dim)[:, :1].clone(),
+    )
+
+    worthwhile = worthwhile_threads(n_tasks * n_rollouts * model_env.flops, FLOPS_PER_THREAD)
+    n_threads = min(len(model_env.steps), n_rollouts, worthwhile)
+    generators = [generator] if n_threads == 1 else forked(generator, n_threads)
+    jobs = [
+        partial(
+            _imagine_share,
+            model_env,
+            step,
+            act,
+            start_obs[:, share],
+            to_policy_input=to_policy_input,
+            rollouts=ImaginedRollouts(*(x[:, :, share] for x in rollouts)),
+            generator=own_generator,
+        )
+        for step, own_generator, share in zip(model_env.steps, generators, even_shares(n_rollouts, n_threads), strict=False)
+    ]
+    length = max(in_parallel(jobs, n_threads))
+    return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
+
+
+def forked(generator: th.Generator, number: int) -> list[th.Generator]:
+    """Return independent generators, seeded by the given one, which goes on alike however many they are."""
+    seed = int(th.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    return [th.Generator(generator.device).manual_seed(seed + i) for i in range(number)]
+
+
+@th.no_grad()  # a setting of each thread
+def _imagine_share(
+    model_env: ModelEnv,
+    step: StepFn,
+    act: Act,
+    start_obs: th.Tensor,
+    *,
+    to_policy_input: ToPolicyInput,
+    rollouts: ImaginedRollouts,
+    generator: th.Generator,
+) -> int:
+    """
+    The hot loop: some rollouts of every task.
+
+    :param rollouts: receives them
+    :return: how many steps were imagined
+    :raises ValueError: if a living rollout earned something that is not finite
+    """
+    horizon = rollouts.rewards.shape[1]
+    n_tasks, n_rollouts = start_obs.shape[:2]
+    rows, per_model = n_tasks * n_rollouts, (model_env.n_models, n_tasks * n_rollouts // model_env.n_models, -1)
+    # Raw observations, time first: what the reward functions see, at once for all steps
+    observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
+    observations[0] = start_obs
+    # All views before the loop: whatever Python asks of PyTorch makes it wait for the other threads' Python
+    of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
+    policy_inputs, actions, rewards, alives, terminated, (final_input,) = (x.unbind(1) for x in rollouts)
+    obs, obs_of_models = of_tasks[0], of_models[0]
+    alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
+    length, ends = horizon, None
+    for t in range(horizon):
+        policy_input = to_policy_input(obs)
+        distribution = act(policy_input)
+        try:
+            action = distribution.sample(generator)
+        except RuntimeError as error:  # there are no choices with the probability NaN
+            check_observations(of_tasks[max(t - 1, 0)], obs)
+            raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
+        encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
+        prediction = step(obs_of_models, encoded.view(per_model))
+
+        policy_inputs[t].copy_(policy_input)
+        actions[t].copy_(action)
+        of_models[t + 1].copy_(prediction.next_obs)
+        if prediction.reward is not None:
+            rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
+
+        logit = prediction.termination_logit
+        ends = model_env.terminated(prediction.next_obs.view(rows, -1), None if logit is None else logit.reshape(rows))
+        if ends is None:
+            obs, obs_of_models = of_tasks[t + 1], of_models[t + 1]
+            continue
+        ends = ends.view(n_tasks, n_rollouts)
+        alives[t].copy_(alive)
+        terminated[t].copy_(ends & alive)
+        alive = alive & ~ends
+        if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
+            length = t + 1
+            break
+        # Freeze finished rollouts: outside the data, models diverge, and 0 * NaN is NaN in every masked mean
+        obs = th.where(alive.unsqueeze(-1), of_tasks[t + 1], obs)
+        obs_of_models = obs.view(per_model)
+    if ends is None:
+        rollouts.alive.fill_(True)
+    final_input.copy_(to_policy_input(obs))
+
+    # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
+    def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
+        return observations[:length].flatten(0, 2), env_actions, observations[1 : length + 1].flatten(0, 2)
+
+    if model_env.reward_fn is not None:  # else they are there already
+        reward = model_env.reward(*transitions(), predicted=None)
+        rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
+    # What a dead rollout would have earned is meaningless, and may be NaN
+    rollouts.rewards.masked_fill_(~rollouts.alive, 0)
+    if not th.isfinite(rollouts.rewards).all():
+        from_obs, env_actions, to_obs = transitions()
+        earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
+        model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)
+    return length

@@ -1,0 +1,152 @@
+"""Adaptation of the meta-policy to real episodes.
+
+Legend of shapes: ``B`` rows, ``H`` steps, ``N`` episodes, ``O`` observation size, ``P`` actor parameters.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch.nn.utils.rnn import pad_sequence
+
+from sb3_mbmpo.common.actions import ActionCodec
+from sb3_mbmpo.common.finite import in_float32
+from sb3_mbmpo.imagination.rollouts import Act, ImaginedRollouts
+from sb3_mbmpo.meta.adaptation import TaskBatch, adapt, is_usable
+from sb3_mbmpo.policies import MetaPolicy
+
+
+class _Step(NamedTuple):
+    policy_input: th.Tensor
+    sample: th.Tensor
+    reward: float
+    terminated: bool
+
+
+def adapt_to_episodes(
+    env: VecEnv,
+    policy: MetaPolicy,
+    *,
+    theta: th.Tensor,
+    inner_lr: th.Tensor | float,
+    episodes_of_step: list[int],
+    to_batch: Callable[[ImaginedRollouts], TaskBatch],
+    generator: th.Generator,
+) -> th.Tensor:
+    """
+    Adapt a policy to real episodes of an environment.
+
+    :param env: the environment; it is reset
+    :param policy: the actor of the parameters
+    :param theta: the meta-policy's parameters (P,)
+    :param inner_lr: step size, or one a parameter (P,)
+    :param episodes_of_step: number of episodes that each policy-gradient step learns from
+    :param to_batch: estimates advantages
+    :param generator: samples the actions
+    :return: adapted parameters (P,)
+    :raises ValueError: if they are of no use, or the environment returns a number that is not finite
+    """
+    parameters = theta.unsqueeze(0)
+    for n_episodes in episodes_of_step:
+        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=n_episodes, generator=generator)
+        batch = to_batch(episodes)
+        parameters = adapt(policy.actor, parameters, [batch], inner_lr)
+        check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
+    return parameters[0]
+
+
+def check_adaptation(is_finite: bool) -> None:
+    """
+    Refuse an adaptation that is not finite.
+
+    :raises ValueError: if a policy-gradient step left the finite numbers
+    """
+    if not is_finite:
+        raise ValueError(
+            "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Rewards or observations that are "
+            "very large do the same."
+        )
+
+
+def collect_episodes(
+    env: VecEnv, act: Act, policy: MetaPolicy, *, n_episodes: int, generator: th.Generator
+) -> ImaginedRollouts:
+    """
+    Real episodes of one policy, in the container of imagined rollouts: an adaptation does not care where its data is from.
+
+    As in SB3's ``evaluate_policy``, episodes are shared out evenly among the environments: short ones would be
+    over-represented otherwise.
+
+    :param env: the environment; what VecNormalize shows the policy is normalised, the rewards are the original ones. Its
+        statistics stay as they are
+    :param act: standardised observations (1, B, O) -> distributions
+    :param policy: standardises observations, translates actions
+    :param n_episodes: number of complete episodes
+    :param generator: samples the actions
+    :return: one task with a rollout an episode (1, H, N, .), as long as the longest; shorter ones are not alive to the end
+    """
+    codec = ActionCodec(policy.action_space)
+    normalizer = unwrap_vec_normalize(env)
+    quota = (n_episodes + np.arange(env.num_envs)) // env.num_envs
+    running: list[list[_Step]] = [[] for _ in range(env.num_envs)]
+    episodes: list[list[_Step]] = []
+    final_inputs: list[th.Tensor] = []
+    with _frozen(normalizer):
+        obs = env.reset()
+        _check_numbers("observation", obs)
+        while quota.any():
+            # A copy: an environment may write all its observations into one array
+            policy_input = policy.standardize(th.as_tensor(np.array(obs), device=policy.device))
+            with th.no_grad():
+                sample = act(policy_input.unsqueeze(0)).sample(generator).squeeze(0)
+            obs, rewards, dones, infos = env.step(codec.to_numpy(codec.to_env(sample)))
+            if normalizer is not None:
+                rewards = normalizer.get_original_reward()
+            _check_numbers("observation", obs)
+            _check_numbers("reward", rewards)
+            for i in np.flatnonzero(quota):
+                terminated = bool(dones[i]) and not infos[i].get("TimeLimit.truncated", False)
+                running[i].append(_Step(policy_input[i], sample[i], float(rewards[i]), terminated))
+                if dones[i]:
+                    final_obs = th.as_tensor(np.asarray(infos[i]["terminal_observation"]), device=policy.device)
+                    final_inputs.append(policy.standardize(final_obs))
+                    episodes.append(running[i])
+                    running[i] = []
+                    quota[i] -= 1
+
+    lengths = th.tensor([len(episode) for episode in episodes], device=policy.device)
+    alive = th.arange(int(lengths.max()), device=policy.device).unsqueeze(1) < lengths
+    inputs, actions, rewards_, terminations = (
+        [th.stack([th.as_tensor(step[k], device=policy.device) for step in episode]) for episode in episodes] for k in range(4)
+    )
+    # Each episode's final observation follows its last step: a critic bootstraps there, however long the others are
+    padded = pad_sequence([th.cat([x, final.unsqueeze(0)]) for x, final in zip(inputs, final_inputs, strict=True)])
+    return ImaginedRollouts(
+        policy_input=padded[:-1].unsqueeze(0),
+        actions=pad_sequence(actions).unsqueeze(0),
+        rewards=pad_sequence(rewards_).unsqueeze(0),
+        alive=alive.unsqueeze(0),
+        terminated=pad_sequence(terminations).unsqueeze(0),
+        final_input=padded[-1:].unsqueeze(0),
+    )
+
+
+def _check_numbers(name: str, values: Any) -> None:
+    if not in_float32(np.asarray(values)).all():
+        raise ValueError(f"The environment to `adapt` to returned a NaN or infinite {name}: {values}. The model is unchanged.")
+
+
+@contextmanager
+def _frozen(normalizer: VecNormalize | None) -> Iterator[None]:
+    """Leave the statistics alone in the block."""
+    if normalizer is None:
+        yield
+        return
+    was_training, normalizer.training = normalizer.training, False
+    try:
+        yield
+    finally:
+        normalizer.training = was_training

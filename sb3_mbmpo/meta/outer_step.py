@@ -1,0 +1,335 @@
+"""The meta-learning step as pure functions of parameters and imagined data (Clavera et al. 2018, algorithm 1).
+
+``theta`` is the meta-policy's parameter vector; ``adapt`` maps it to one adapted vector a task, theta'_i, by one or several
+policy-gradient steps, differentiably; the outer step improves the return of the *adapted* policies over ``theta``.
+
+Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observation size, ``A`` action size.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbmpo.common.distributions import ActionDistribution
+from sb3_mbmpo.common.linalg import conjugate_gradient
+from sb3_mbmpo.common.threads import even_shares, in_parallel
+from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
+
+
+class StepReport(NamedTuple):
+    """
+    Health of one outer step.
+
+    :param objective_gain: outer objective after minus before the step (0 if the step was rejected)
+    :param kl_divergence: mean KL of the adapted policies, old against new, in nats
+    :param accepted: whether the parameters changed
+    :param line_search_steps: candidates tried
+    """
+
+    objective_gain: float
+    kl_divergence: float
+    accepted: bool
+    line_search_steps: int
+
+
+class MetaParameters(NamedTuple):
+    """
+    What the outer step improves.
+
+    :param theta: the meta-policy's parameters (P,)
+    :param inner_lr: step size of the adaptation, or, where they are learned (Meta-SGD), one a parameter (P,)
+    """
+
+    theta: th.Tensor
+    inner_lr: float | th.Tensor
+
+    def vector(self) -> th.Tensor:
+        """Return everything that is improved as one vector: theta, and the step sizes behind it if they are learned."""
+        return th.cat([self.theta, self.inner_lr]) if isinstance(self.inner_lr, th.Tensor) else self.theta
+
+    def with_vector(self, vector: th.Tensor) -> "MetaParameters":
+        """Return the same with other numbers, from a vector like ``vector``'s."""
+        if isinstance(self.inner_lr, th.Tensor):
+            return MetaParameters(*vector.chunk(2))
+        return self._replace(theta=vector)
+
+
+class MetaProblem(NamedTuple):
+    """
+    One meta-step's data and settings: everything but the meta-parameters.
+
+    :param actor: the policy as a function of its parameters
+    :param pre: a batch for each inner step
+    :param post: batch imagined under the adapted parameters
+    :param chunk_size: how many rows of the post batch are processed at once, at least one task: activations of so many
+        rows stay in the cache, and they bound the memory
+    :param first_order: ignore that the inner gradient depends on theta
+    :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
+    :param n_threads: how many chunks are processed at a time
+    """
+
+    actor: Actor
+    pre: tuple[TaskBatch, ...]
+    post: TaskBatch
+    chunk_size: int
+    first_order: bool = False
+    ent_coef: float = 0.0
+    n_threads: int = 1
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.post.policy_input)
+
+    def tasks(self, chunk: slice) -> "MetaProblem":
+        """Return the same problem for some of the tasks only."""
+        return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
+
+    def chunks(self) -> list["MetaProblem"]:
+        """Return the same problem in chunks of tasks: tasks are independent."""
+        rows = self.post.policy_input.shape[1]
+        return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
+
+    def subsample(self, factor: int) -> "MetaProblem":
+        """Return the same problem on every ``factor``-th row."""
+        return self._replace(pre=tuple(b.subsample(factor) for b in self.pre), post=self.post.subsample(factor))
+
+    def adapted(self, meta: MetaParameters, create_graph: bool = False) -> th.Tensor:
+        """Return theta'_i (T, P)."""
+        return adapt(
+            self.actor,
+            meta.theta,
+            self.pre,
+            meta.inner_lr,
+            create_graph=create_graph,
+            first_order=self.first_order,
+        )
+
+    def is_usable(self, meta: MetaParameters) -> bool:
+        """Tell whether the parameters, and the meta-policy's distributions over actions, are finite."""
+        tried = self.post.policy_input[:1]
+        return bool(th.isfinite(meta.vector()).all() and is_usable(self.actor, meta.theta.unsqueeze(0), tried).all())
+
+    def adapted_distribution(self, meta: MetaParameters, create_graph: bool = False) -> ActionDistribution:
+        """Return the adapted policies' distributions on their own imagined steps."""
+        return self.actor(self.adapted(meta, create_graph))(self.post.policy_input)
+
+    def objective(self, meta: MetaParameters, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
+        """
+        Evaluate the outer objective, each task's mean(ratio A') plus entropy bonus.
+
+        :param distribution: the adapted policies' at ``meta``
+        :param old_log_prob: of the actions under the adapted policies that took them (T, B)
+        :return: (T,)
+        """
+        ratio = th.exp(distribution.log_prob(self.post.actions) - old_log_prob)
+        return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(meta)
+
+    def entropy_bonus(self, meta: MetaParameters) -> th.Tensor | float:
+        """Return weighted mean entropy of the policy before adaptation (T,)."""
+        if self.ent_coef == 0:
+            return 0.0
+        entropy = self.actor(meta.theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
+        return self.ent_coef * (self.pre[0].weight * entropy).sum(1)
+
+
+class _Old(NamedTuple):
+    """The adapted policies that imagined the post batch: distribution parameters and log-likelihoods, constant."""
+
+    distribution: ActionDistribution
+    log_prob: th.Tensor
+
+    def kl_to(self, distribution: ActionDistribution, weight: th.Tensor) -> th.Tensor:
+        """Return each task's mean KL(old || new) (T,)."""
+        return (weight * self.distribution.kl_divergence(distribution)).sum(1)
+
+
+def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
+    """
+    Divide tasks into chunks that are processed at once.
+
+    :param rows_per_task: imagined steps of a task
+    :param chunk_size: the most rows of a chunk, unless a single task has more
+    :param n_threads: equally many chunks for every thread, if there are tasks enough
+    :return: tasks of each chunk, whose sizes differ by at most one
+    """
+    n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
+    n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
+    return even_shares(n_tasks, n_chunks)
+
+
+def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, float, list[_Old]]:
+    """
+    Gradient of the outer objective through the adaptation, at the parameters that imagined the data.
+
+    :param meta: meta-parameters
+    :return: gradient like ``meta.vector()``, the objective's value, and the old adapted policies of each chunk
+    """
+    jobs = [partial(_gradient_of_chunk, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
+    gradients, values, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
+    return th.stack(gradients).sum(0), sum(values), list(old)
+
+
+def _gradient_of_chunk(chunk: MetaProblem, meta: MetaParameters, n_tasks: int) -> tuple[th.Tensor, float, _Old]:
+    leaf = meta.vector().detach().requires_grad_()
+    point = meta.with_vector(leaf)
+    distribution = chunk.adapted_distribution(point, create_graph=True)
+    old = _Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach())
+    objective = chunk.objective(point, distribution, old.log_prob).sum() / n_tasks
+    return th.autograd.grad(objective, leaf)[0], float(objective.detach()), old
+
+
+def fisher_vector_product(
+    problem: MetaProblem, meta: MetaParameters, damping: float = 0.0
+) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    Products with the Hessian at ``meta`` of the mean KL between old and new adapted policies, *through the inner step*.
+
+    At the old parameters the gradient of the KL with respect to the distribution vanishes, so the Hessian is exactly
+    Q^T M Q with Q the Jacobian of the adapted policies' distribution parameters and M their KL's own Hessian. Both
+    products reuse graphs that are built once: no third derivatives.
+
+    :param meta: meta-parameters
+    :param damping: added to the diagonal
+    :return: function from a vector like ``meta.vector()`` to the product
+    """
+    build = [partial(_fisher_factors, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
+    factors = in_parallel(build, problem.n_threads)
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        parts = in_parallel([partial(factor, vector) for factor in factors], problem.n_threads)
+        return damping * vector + th.stack(parts).sum(0)
+
+    return product
+
+
+def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
+    """Return the product for some of the tasks, from graphs that stay alive as long as the function does."""
+    leaf = meta.vector().detach().requires_grad_()
+    outputs = problem.adapted_distribution(meta.with_vector(leaf), create_graph=True)
+    parameters = outputs.parameters
+
+    # v -> Q v is the derivative of u -> Q^T u, which is linear: a backward pass through the backward pass
+    cotangents = tuple(th.zeros_like(parameter, requires_grad=True) for parameter in parameters)
+    (pulled_back,) = th.autograd.grad(parameters, leaf, cotangents, create_graph=True)
+
+    with th.enable_grad():
+        new = tuple(parameter.detach().requires_grad_() for parameter in parameters)
+        kl = _Old(outputs.detach(), th.empty(0)).kl_to(outputs.with_parameters(new), problem.post.weight).sum() / n_tasks
+        slope = th.autograd.grad(kl, new, create_graph=True)
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        tangents = th.autograd.grad(pulled_back, cotangents, vector, retain_graph=True)
+        curved = th.autograd.grad(slope, new, tangents, retain_graph=True)
+        (result,) = th.autograd.grad(parameters, leaf, curved, retain_graph=True)
+        return result
+
+    return product
+
+
+def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> tuple[float, float]:
+    """Return outer objective and mean KL of the adapted policies at ``meta``."""
+    jobs = [partial(_evaluate_chunk, chunk, meta, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
+    objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
+    return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
+
+
+@th.no_grad()
+def _evaluate_chunk(chunk: MetaProblem, meta: MetaParameters, before: _Old) -> tuple[float, float]:
+    distribution = chunk.adapted_distribution(meta)
+    objective = chunk.objective(meta, distribution, before.log_prob).sum()
+    return float(objective), float(before.kl_to(distribution, chunk.post.weight).sum())
+
+
+@th.no_grad()
+def _old_policies(problem: MetaProblem, meta: MetaParameters) -> _Old:
+    distribution = problem.adapted_distribution(meta)
+    return _Old(distribution, distribution.log_prob(problem.post.actions))
+
+
+def trust_region_step(
+    problem: MetaProblem,
+    meta: MetaParameters,
+    *,
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    line_search_shrinking_factor: float,
+    line_search_max_iter: int,
+    sub_sampling_factor: int,
+) -> tuple[MetaParameters, StepReport]:
+    """
+    TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
+    first candidate which improves the objective within the KL bound.
+
+    :param meta: meta-parameters, at which the data was imagined
+    :param target_kl: the other parameters are documented at ``MBMPO``
+    :return: the new meta-parameters (the old ones if no candidate was good, or anything was not finite) and a report
+    """
+    gradient, objective, old = meta_gradient(problem, meta)
+    product = fisher_vector_product(problem.subsample(sub_sampling_factor), meta, cg_damping)
+    direction, image = conjugate_gradient(product, gradient, cg_max_steps)
+    curvature = direction @ image
+    rejected = StepReport(0.0, 0.0, False, 0)
+    if not (th.isfinite(direction).all() and curvature > 0):
+        return meta, rejected
+    step = (2 * target_kl / curvature).sqrt() * direction
+    for iteration in range(line_search_max_iter):
+        candidate = meta.with_vector(meta.vector() + line_search_shrinking_factor**iteration * step)
+        new_objective, kl = _evaluate(problem, candidate, old)
+        if objective < new_objective < math.inf and kl <= target_kl and problem.is_usable(candidate):
+            return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
+    return meta, rejected._replace(line_search_steps=line_search_max_iter)
+
+
+def proximal_step(
+    problem: MetaProblem,
+    meta: MetaParameters,
+    *,
+    learning_rate: float = 1e-3,
+    n_epochs: int = 8,
+    clip_range: float = 0.2,
+) -> tuple[MetaParameters, StepReport]:
+    """
+    PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
+
+    :param meta: meta-parameters, at which the data was imagined
+    :return: the new meta-parameters (the old ones if that, or what its policies do, is not finite) and a report
+    """
+    chunks = problem.chunks()
+    old = in_parallel([partial(_old_policies, chunk, meta) for chunk in chunks], problem.n_threads)
+    objective, _ = _evaluate(problem, meta, old)
+    leaf = meta.vector().detach().clone().requires_grad_()
+
+    optimizer = th.optim.Adam([leaf], lr=learning_rate, maximize=True)
+    for _ in range(n_epochs):
+        point = meta.with_vector(leaf.detach())
+        jobs = [
+            partial(_clipped_gradient_of_chunk, chunk, point, before, clip_range=clip_range, n_tasks=problem.n_tasks)
+            for chunk, before in zip(chunks, old, strict=True)
+        ]
+        leaf.grad = th.stack(in_parallel(jobs, problem.n_threads)).sum(0)
+        optimizer.step()
+    candidate = meta.with_vector(leaf.detach())
+    if not problem.is_usable(candidate):
+        return meta, StepReport(0.0, 0.0, False, 0)
+    new_objective, kl = _evaluate(problem, candidate, old)
+    if not (math.isfinite(new_objective) and math.isfinite(kl)):
+        return meta, StepReport(0.0, 0.0, False, 0)
+    return candidate, StepReport(new_objective - objective, kl, True, 0)
+
+
+def _clipped_gradient_of_chunk(
+    chunk: MetaProblem, meta: MetaParameters, before: _Old, *, clip_range: float, n_tasks: int
+) -> th.Tensor:
+    """Return gradient of PPO's surrogate, like ``meta.vector()``."""
+    leaf = meta.vector().detach().requires_grad_()
+    point = meta.with_vector(leaf)
+    log_prob = chunk.adapted_distribution(point, create_graph=True).log_prob(chunk.post.actions)
+    ratio = th.exp(log_prob - before.log_prob)
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
+    total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(point)
+    return th.autograd.grad(total.sum() / n_tasks, leaf)[0]

@@ -1,0 +1,360 @@
+"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Values in, values out.
+
+Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
+
+import torch as th
+
+from sb3_mbmpo.common.threads import in_parallel
+from sb3_mbmpo.imagination.model_env import ModelEnv
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, ToPolicyInput, imagine
+from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
+from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
+from sb3_mbmpo.meta.critic import Critic, CriticReport
+from sb3_mbmpo.meta.outer_step import (
+    MetaParameters,
+    MetaProblem,
+    StepReport,
+    proximal_step,
+    task_chunks,
+    trust_region_step,
+)
+
+Result = TypeVar("Result")
+# number of rows -> raw first observations (rows, O) of imagined rollouts
+SampleStarts = Callable[[int], th.Tensor]
+
+OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
+
+
+class MetaSettings(NamedTuple):
+    """
+    The hyperparameters of meta-training; their meaning is documented at ``MBMPO``.
+
+    :param outer_kwargs: keyword arguments of the outer step
+    """
+
+    n_tasks: int
+    n_imagined_rollouts: int
+    horizon: int
+    n_inner_steps: int
+    first_order: bool
+    outer_optimizer: str
+    outer_kwargs: Mapping[str, Any]
+    gamma: float
+    gae_lambda: float
+    baseline: str
+    normalize_advantage: bool
+    ent_coef: float
+    chunk_size: int
+
+
+class Adaptation(NamedTuple):
+    """
+    The meta-policy adapted to every task.
+
+    :param parameters: theta'_i (T, P)
+    :param batches: what each inner step learned from
+    :param rollouts: imagined under the meta-policy, before the first inner step
+    :param failed: whose inner step led to parameters or actions that are not finite; they kept what they had (T,) bool
+    :param critic: what the critic learned from them; None if it did not learn
+    """
+
+    parameters: th.Tensor
+    batches: tuple[TaskBatch, ...]
+    rollouts: ImaginedRollouts
+    failed: th.Tensor
+    critic: CriticReport | None = None
+
+
+class MetaStep(NamedTuple):
+    """
+    One meta-step.
+
+    :param meta: the new meta-parameters
+    :param pre: imagined under the meta-policy
+    :param post: imagined under the adapted policies
+    :param report: health of the outer step
+    :param critic: what the critic learned; None without one
+    """
+
+    meta: MetaParameters
+    pre: ImaginedRollouts
+    post: ImaginedRollouts
+    report: StepReport
+    critic: CriticReport | None = None
+
+
+class MetaTraining(NamedTuple):
+    """
+    The meta-training of one iteration.
+
+    :param meta: the new meta-parameters
+    :param adaptation: its adaptation to every task
+    :param steps: health of the meta-steps that were adopted
+    :param critic: what the critic learned in each of them; empty without one
+    :param inner_kl: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps
+    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    """
+
+    meta: MetaParameters
+    adaptation: Adaptation
+    steps: tuple[StepReport, ...]
+    critic: tuple[CriticReport, ...]
+    inner_kl: float
+    last_post: ImaginedRollouts | None
+
+    def explained_variance(self) -> float:
+        """Return share of the imagined returns' variance that the critic explained; 0 if it learned nothing."""
+        return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the logger records, by its key."""
+        rollouts = self.adaptation.rollouts
+        found = {
+            "imagined/ep_rew_mean": float(rollouts.returns().mean()),
+            "imagined/ep_len_mean": float(rollouts.lengths().float().mean()),
+            "imagined/rew_mean_step": float(rollouts.rewards.sum() / rollouts.alive.sum()),
+            "train/inner_kl": self.inner_kl,
+        }
+        if self.last_post is not None:
+            found |= {
+                "imagined/ep_rew_mean_adapted": float(self.last_post.returns().mean()),
+                "train/policy_objective": fmean(report.objective_gain for report in self.steps),
+                "train/kl_divergence": fmean(report.kl_divergence for report in self.steps),
+                "train/is_line_search_success": fmean(report.accepted for report in self.steps),
+                "train/line_search_steps": fmean(report.line_search_steps for report in self.steps),
+            }
+        if self.critic:
+            found |= {
+                "train/value_loss": fmean(report.value_loss for report in self.critic),
+                "train/explained_variance": self.explained_variance(),
+            }
+        return found
+
+
+class MetaTrainer(NamedTuple):
+    """
+    Everything that stays the same over the meta-steps of an iteration.
+
+    :param model_env: the learned environment
+    :param to_policy_input: standardises observations
+    :param actor: the policy as a function of its parameters
+    :param sample_starts: draws first observations
+    :param settings: hyperparameters
+    :param generator: samples imagined actions
+    :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
+    :param adopt: called with the meta-parameters that the policy shall have from now on; returns them as the policy keeps
+        them, which may bound some
+    :param critic: the value function of the baseline "critic"; None with the others
+    """
+
+    model_env: ModelEnv
+    to_policy_input: ToPolicyInput
+    actor: Actor
+    sample_starts: SampleStarts
+    settings: MetaSettings
+    generator: th.Generator
+    stopwatch: Callable[[str], Any]
+    adopt: Callable[[MetaParameters], MetaParameters]
+    critic: Critic | None = None
+
+    def train(
+        self,
+        meta: MetaParameters,
+        *,
+        n_meta_steps: int,
+        stop_on_return_drop: bool = False,
+        on_step: Callable[[int, MetaStep], None] = lambda number, step: None,
+    ) -> MetaTraining:
+        """
+        Improve the meta-policy step by step, and adapt it to every task in the end.
+
+        :param meta: meta-parameters
+        :param n_meta_steps: outer steps
+        :param stop_on_return_drop: end when the imagined return falls, and go back to the best, see ``ReturnDrop``
+        :param on_step: called with the number of each step that was adopted, from 1 on, and the step
+        """
+        reports: list[StepReport] = []
+        critic_reports: list[CriticReport] = []
+        last_post: ImaginedRollouts | None = None
+        drop, fell = ReturnDrop(), False
+        for number in range(1, n_meta_steps + 1):
+            step = self.step(meta)
+            fell = stop_on_return_drop and drop.fell(meta, step.pre)
+            if fell:
+                break
+            meta = self.adopt(step.meta)
+            reports.append(step.report)
+            if step.critic is not None:
+                critic_reports.append(step.critic)
+            last_post = step.post
+            on_step(number, step)
+        meta = drop.best if fell else meta
+        adaptation = self.adapt(meta)
+        if stop_on_return_drop and not fell and drop.fell(meta, adaptation.rollouts):
+            meta = drop.best
+            adaptation = self.adapt(meta)
+        return MetaTraining(
+            meta=self.adopt(meta),
+            adaptation=adaptation,
+            steps=tuple(reports),
+            critic=tuple(critic_reports),
+            inner_kl=self.inner_kl(meta, adaptation),
+            last_post=last_post,
+        )
+
+    def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, AdvantageEstimate]:
+        """
+        Let each task's policy act in its model, and judge what it did.
+
+        :param parameters: of each task's policy (T, P)
+        :return: rollouts and their advantages
+        """
+        s = self.settings
+        with self.stopwatch("imagination"), th.no_grad():
+            n_tasks = len(parameters)
+            starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
+            rollouts = imagine(
+                self.model_env,
+                self.actor(parameters),
+                starts,
+                to_policy_input=self.to_policy_input,
+                horizon=s.horizon,
+                generator=self.generator,
+            )
+
+        return rollouts, self.judge(rollouts)
+
+    def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
+        """Estimate the advantages of all tasks, shared out among threads."""
+        s = self.settings
+
+        def advantages(tasks: slice) -> AdvantageEstimate:
+            chosen = rollouts.of_tasks(tasks)
+            return estimate_advantages(
+                chosen,
+                gamma=s.gamma,
+                gae_lambda=s.gae_lambda,
+                baseline=s.baseline,
+                normalize=s.normalize_advantage,
+                critic=self.critic,
+            )
+
+        parts = self._by_task(rollouts.rewards, advantages)
+        return AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
+
+    def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:
+        """
+        Share the tasks out among threads.
+
+        :param rewards: (T, H, N) or (T, B), the size of the work
+        :param function: some of the tasks -> their results
+        :return: results of the chunks of tasks, in order
+        """
+        chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
+        return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
+
+    @property
+    def n_threads(self) -> int:
+        """How many threads work: as many as may imagine."""
+        return len(self.model_env.steps)
+
+    def adapt(self, meta: MetaParameters, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
+        """
+        Adapt the meta-policy to every task, by one or several inner steps.
+
+        :param meta: meta-parameters
+        :param n_tasks: number of tasks, shared out among the models; by default that of the settings
+        :param critic_learns: train the critic on what the meta-policy imagines
+        """
+        parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
+        batches: list[TaskBatch] = []
+        first_rollouts = report = None
+        for _ in range(self.settings.n_inner_steps):
+            rollouts, estimate = self.imagine(parameters)
+            batch = TaskBatch.from_rollouts(rollouts, estimate.advantages)
+            if first_rollouts is None:
+                first_rollouts = rollouts
+                if self.critic is not None and critic_learns:
+                    # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
+                    report = self.critic.fit(rollouts, estimate)
+            batches.append(batch)
+            adapted = self._one_inner_step(parameters, batch, meta.inner_lr)
+            fails = ~is_usable(self.actor, adapted, batch.policy_input)
+            parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
+        assert first_rollouts is not None
+        return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
+
+    def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
+        def of_tasks(tasks: slice) -> th.Tensor:
+            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], inner_lr)
+
+        return th.cat(self._by_task(batch.advantages, of_tasks))
+
+    def step(self, meta: MetaParameters) -> MetaStep:
+        """
+        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 1).
+
+        :param meta: meta-parameters
+        """
+        s = self.settings
+        adaptation = self.adapt(meta, critic_learns=True)
+        post_rollouts, estimate = self.imagine(adaptation.parameters)
+        problem = MetaProblem(
+            actor=self.actor,
+            pre=adaptation.batches,
+            post=TaskBatch.from_rollouts(post_rollouts, estimate.advantages),
+            first_order=s.first_order,
+            ent_coef=s.ent_coef,
+            chunk_size=s.chunk_size,
+            n_threads=self.n_threads,
+        )
+        meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
+        return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
+
+    def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
+        """Return mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps."""
+        batch = adaptation.batches[0]
+        with th.no_grad():
+            before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
+            after = self.actor(adaptation.parameters)(batch.policy_input)
+            return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
+
+
+class ReturnDrop:
+    """
+    The authors' early stop of the meta-steps: the imagined return fell below its rolling average (0.8 old, 0.2 new).
+
+    A policy that has solved the task has nothing left to learn but noise, and a trust-region step is as long for noise as for
+    a gradient.
+
+    :param best: the meta-parameters with the highest imagined return so far
+    """
+
+    best: MetaParameters
+
+    def __init__(self) -> None:
+        self._best_return = self._average = -math.inf
+
+    def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
+        """
+        Compare an imagined return with the rolling average so far.
+
+        :param meta: meta-parameters
+        :param rollouts: imagined under its meta-policy
+        :return: whether to stop, and go back to ``best``
+        """
+        imagined = float(rollouts.returns().mean())
+        if imagined > self._best_return:
+            self.best, self._best_return = meta, imagined
+        before = self._average
+        self._average = imagined if before == -math.inf else 0.8 * before + 0.2 * imagined
+        return imagined < before

@@ -1,0 +1,179 @@
+"""An off-policy algorithm that goes on, from its file, as if it had never stopped.
+
+SB3 pickles attributes; a random generator of another device, or a tensor on it, would not unpickle everywhere. So generators
+travel as their states and tensors as SB3's "pytorch variables".
+"""
+
+import inspect
+import io
+import zlib
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbmpo.common.checks import check_keywords
+from sb3_mbmpo.common.env_reading import ask, env_spec_json
+from sb3_mbmpo.common.save_util import Path, check_file, existing_file, file_name, file_stamp, output, plain, sealed
+from sb3_mbmpo.real.replay_files import load_buffer, save_buffer
+from sb3_mbmpo.rewards.resolve import PathInFile
+
+SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
+
+# One generator a purpose: a change of one stage does not shift the random numbers of the others
+RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics", "critic")
+
+
+class ResumableAlgorithm(OffPolicyAlgorithm):
+    """
+    An off-policy algorithm whose files resume to the last bit.
+    """
+
+    # Arguments that, turned off, leave no place for a tensor of the file
+    _optional_tensors: ClassVar[dict[str, str]] = {"learn_inner_lr": "learned_inner_lr"}
+    # Of the file that was loaded; None: the generators are seeded
+    _random_states: dict[str, Any] | None = None
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.env is not None:
+            self._read_env(self.env)
+        # SB3 seeds everything anew at every load
+        if self._random_states is not None:
+            self.action_space.np_random.bit_generator.state = self._random_states["action_space"]
+            self._restore_generators()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``BaseAlgorithm``."""
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._read_env(self.env)
+
+    def _read_env(self, env: VecEnv) -> None:
+        """Keep what files say of the environment: it may be closed when the model is saved."""
+        self.env_spec = ask(env, env_spec_json)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """See ``BaseAlgorithm``. Training draws from generators of its own, not from the global ones."""
+        super().set_random_seed(seed)
+        if seed is not None or not hasattr(self, "_generators"):
+            seeds = np.random.SeedSequence(seed).generate_state(len(RANDOM_PURPOSES))
+            self._generators = {
+                purpose: th.Generator(self.device).manual_seed(int(number))
+                for purpose, number in zip(RANDOM_PURPOSES, seeds, strict=True)
+            }
+
+    def _restore_generators(self) -> None:
+        """Continue the saved streams. Those of another device's kind have no meaning here: begin new ones then."""
+        assert self._random_states is not None
+        for purpose, generator in self._generators.items():
+            state: th.Tensor = self._random_states[purpose]
+            if state.shape == generator.get_state().shape:
+                generator.set_state(state)
+            else:
+                generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_generators"]
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseAlgorithm``. NumPy's numbers, as in an optimiser's options, become Python's: PyTorch loads no others."""
+        parameters: dict[str, dict[str, Any]] = plain(super().get_parameters())
+        return parameters
+
+    def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        See ``BaseAlgorithm``. The file also says which version of this package and which environment it is from. It takes the
+        place of an older one when it is complete.
+
+        :raises OSError: if it cannot be written; an older file is as it was
+        """
+        vars(self).update(file_stamp("algorithm"))
+        self._random_states = {purpose: generator.get_state() for purpose, generator in self._generators.items()}
+        self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
+        archive = io.BytesIO()
+        super().save(archive, exclude, include)
+        with output(path, "zip") as file:
+            file.write(sealed(archive.getvalue()))
+
+    @classmethod
+    def load(
+        cls: type[SelfResumable],
+        path: Path,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfResumable:
+        """
+        See ``BaseAlgorithm``. Random numbers go on where the file left them, or begin anew with a ``seed``. What the file's
+        ``reward_fn`` and ``termination_fn`` name is imported only if ``env``, or the argument itself, is given; but SB3
+        unpickles the file, which can run code, too.
+
+        :raises ValueError: if the file is damaged, of another class, or of a version whose files this one cannot read, or does
+            not fit the arguments
+        :raises TypeError: if ``kwargs`` has a name that is neither an argument of the constructor nor in the file
+        """
+        data = check_file(path, "algorithm")
+        check_keywords("load", kwargs, {*inspect.signature(cls.__init__).parameters, *data, "replay_buffer"})
+        if kwargs.get("seed") is not None:
+            kwargs["_random_states"] = None
+        if env is None:
+            for name in {"reward_fn", "termination_fn"} - {*kwargs, *(custom_objects or {})}:
+                if isinstance(data.get(name), str):
+                    kwargs[name] = PathInFile(data[name])
+        turned_off = [name for name in cls._optional_tensors if not kwargs.get(name, True)]
+        for name in turned_off:
+            del kwargs[name]
+        try:
+            model = super().load(
+                existing_file(path, "zip"), env, device, custom_objects, print_system_info, force_reset, **kwargs
+            )
+        except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+            given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+            raise ValueError(f"{file_name(path)} does not fit the arguments {given}: {error}") from error
+        for name in turned_off:
+            setattr(model, name, False)
+            setattr(model, cls._optional_tensors[name], None)
+        return model
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        See ``BaseAlgorithm``.
+
+        :raises ValueError: if the parameters do not match, or the file is damaged or of another class
+        """
+        if not isinstance(load_path_or_dict, dict):
+            check_file(load_path_or_dict, "algorithm")
+            try:
+                super().set_parameters(existing_file(load_path_or_dict, "zip"), exact_match, device)  # type: ignore[arg-type]
+            except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+                raise ValueError(f"{file_name(load_path_or_dict)} does not fit this model: {error}") from error
+            return
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def save_replay_buffer(self, path: Path) -> None:
+        """
+        See ``OffPolicyAlgorithm``. The file holds actions as SB3's algorithms do, in [-1, 1], and can be loaded by them.
+
+        :raises OSError: if it cannot be written; an older file is as it was
+        """
+        assert self.replay_buffer is not None
+        save_buffer(path, self.replay_buffer)
+
+    def load_replay_buffer(self, path: Path, truncate_last_traj: bool = True) -> None:
+        """
+        See ``OffPolicyAlgorithm``. A buffer of another number of environments or of another size is rearranged: real steps are
+        dear. Those of SB3's algorithms will do, too.
+
+        :raises ValueError: if the file is damaged, or its steps are not such as this model would make
+        """
+        empty = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
+        self.replay_buffer = load_buffer(path, empty)

@@ -1,0 +1,338 @@
+"""Real rollouts: who acts in the real environment, and what of it is kept. Everything before the first model.
+
+SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fills a replay buffer to the letter (time limits,
+``terminal_observation``, VecNormalize); this class adds the adapted policies and the pool of first observations.
+
+Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observation size.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+
+from sb3_mbmpo.common.actions import ActionCodec
+from sb3_mbmpo.common.finite import as_floating, in_float32
+from sb3_mbmpo.common.observations import VecNormalizeScaling, unscaled
+from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.policies import MetaPolicy
+from sb3_mbmpo.real.env_faults import EnvFaults, leave_out_last_step
+from sb3_mbmpo.real.resumable import ResumableAlgorithm
+from sb3_mbmpo.real.returns import DiscountedReturns
+
+# Real first observations that are kept for the imagination
+MAX_INITIAL_OBS = 10_000
+NO_REAL_STEPS = (
+    "The replay buffer is empty, though the models were fitted to real steps: the next fit will know none of those. Bring "
+    "them back with `load_replay_buffer`: files of them are written by `save_replay_buffer`, by "
+    "`CheckpointCallback(save_replay_buffer=True)` and by rl_zoo3's `--save-replay-buffer`."
+)
+
+
+class RealRolloutAlgorithm(ResumableAlgorithm):
+    """
+    The half of MBMPO that acts in the real environment. Its arguments are documented there.
+    """
+
+    policy: MetaPolicy
+    n_steps: int
+    n_models: int
+    n_tasks: int
+    exploration: str
+
+    def _init_rollouts(self) -> None:
+        """State of the real rollouts, besides SB3's; all of it is saved with the model."""
+        self._task_turn = 0
+        self._acting_tasks = np.zeros(1, dtype=int)
+        self._random_phase = True
+        self._begins_rollout = True
+        self._n_fits = 0  # of the dynamics
+        self._n_new_episodes = 0  # that ended since the last fit
+        self._n_new_steps = 0  # that were stored since the last fit
+        self._initial_obs: np.ndarray | None = None
+        self._new_starts: list[np.ndarray] = []  # that have yet to join the initial observations
+        self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
+        self._episode_steps = np.zeros(1, dtype=int)  # of every environment's present episode
+        self._longest_episode = 0  # steps, also of one that has not ended
+        self._env_faults = EnvFaults()
+        self._handed_out: np.ndarray | None = None  # the environment's latest observations, its own array
+
+    def _setup_model(self) -> None:
+        if not hasattr(self, "observation_space"):
+            raise ValueError("`env` must be an environment or its id, not None: its spaces decide what is built.")
+        # SB3 calls the steps of an n-step return `n_steps`: it would choose its replay buffer by it, or warn of the given one
+        n_steps, self.n_steps = self.n_steps, 1
+        super()._setup_model()
+        self.n_steps = n_steps
+        self._codec = ActionCodec(self.action_space)
+        self._check_wrappers()
+        self._begin_adapted()
+
+    def _begin_adapted(self) -> None:
+        """Nothing is adapted yet: theta'_i (T, P) are all theta."""
+        self._adapted = self.policy.actor_vector().repeat(self.n_tasks, 1)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """See ``BaseAlgorithm``. The adapted policies descend from the parameters that are replaced: they go too."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._begin_adapted()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``BaseAlgorithm``."""
+        super().set_env(env, force_reset)
+        self._check_wrappers()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_codec", "_handed_out"]
+
+    def _check_wrappers(self) -> None:
+        """Raise ``ValueError`` if another wrapper changes what VecNormalize shows: the raw observations would not be ours."""
+        normalizer = self._vec_normalize_env
+        if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
+            raise ValueError(
+                f"VecNormalize gives observations of shape {normalizer.observation_space.shape}, but a wrapper round it turns "
+                f"them into {self.observation_space.shape}: wrap the environment in VecNormalize last."
+            )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        resets = reset_num_timesteps or self._last_obs is None
+        assert self.replay_buffer is not None
+        if not reset_num_timesteps and self._n_fits > 0 and self.replay_buffer.size() == 0:
+            warnings.warn(NO_REAL_STEPS)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if resets:
+            self._is_start = np.ones(self.n_envs, dtype=bool)
+            self._discounted_returns = DiscountedReturns(self.n_envs, self.gamma)
+            self._episode_steps = np.zeros(self.n_envs, dtype=int)
+            self._check_finite("observation", self._raw_last_obs())
+            assert isinstance(self._last_obs, np.ndarray)
+            self._handed_out, self._last_obs = self._last_obs, self._last_obs.copy()
+        return result
+
+    def _random_steps_left(self) -> int:
+        """Return uniformly random real steps still to do before the first fit; none once there was one."""
+        buffer = self.replay_buffer
+        assert buffer is not None
+        # A buffer that is shared out among environments may hold a few steps less than its size
+        if self._n_fits > 0 or buffer.full:
+            return 0
+        return max(0, self.learning_starts - buffer.size() * self.n_envs)
+
+    def _steps_to_collect(self, total_timesteps: int) -> int:
+        """Return steps of every environment in the next rollout; real steps are dear, so never more than asked for."""
+        # Rounded up, all of them: a rest of fewer steps than environments would be an iteration of its own in the end
+        left = total_timesteps - self.num_timesteps
+        return -(-min(self._random_steps_left() or self.n_steps, left) // self.n_envs)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
+            self._begin_adapted()
+        # At the first action, not here: what a callback saves in `on_rollout_start` is the state between two iterations
+        self._begins_rollout = True
+        self._random_phase = self._random_steps_left() > 0
+        completed = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            completed = rollout.continue_training
+            self._n_new_episodes += rollout.n_episodes
+        finally:
+            self._join_new_starts()
+            if not completed:
+                # The environment did a step that was not stored: a later `learn` must not go on from the step before
+                self._last_obs = None
+        return rollout
+
+    def _next_tasks(self, count: int) -> np.ndarray:
+        """Return whose adapted policies act next: one of another model each time, until every task has had its turn."""
+        order = np.arange(self.n_tasks).reshape(self.n_models, -1).T.reshape(-1)
+        tasks_in_turn = order[(self._task_turn + np.arange(count)) % self.n_tasks]
+        self._task_turn = (self._task_turn + count) % self.n_tasks
+        return tasks_in_turn
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._begins_rollout:
+            # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
+            self._acting_tasks = self._next_tasks(self.n_envs)
+            self._begins_rollout = False
+        if self._random_phase:
+            action = np.array([self.action_space.sample() for _ in range(n_envs)])
+            return action, action
+        assert isinstance(self._last_obs, np.ndarray)
+        if self.exploration == "adapted":
+            parameters = self._adapted[th.as_tensor(self._acting_tasks, device=self.device)]
+        else:
+            parameters = self.policy.actor_vector().unsqueeze(0)
+        with th.no_grad():
+            obs = self.policy.standardize(th.as_tensor(self._last_obs, device=self.device))
+            distribution = self.policy.actor(parameters.expand(n_envs, -1))(obs.unsqueeze(1))
+            self._check_policy(*distribution.parameters)
+            sample = distribution.sample(self._generators["exploration"]).squeeze(1)
+            self._check_policy(sample)
+        action = self._codec.to_numpy(self._codec.to_env(sample))
+        return action, action
+
+    def _check_policy(self, *answers: th.Tensor) -> None:
+        """
+        Refuse answers of the policy that are no finite numbers.
+
+        :param answers: of the policy to the last observations (n_envs, ...)
+        :raises ValueError: before an action that is no number can be sent to the environment
+        """
+        for answer in answers:
+            bad = np.flatnonzero(~th.isfinite(answer).flatten(1).all(1).cpu().numpy())
+            if len(bad) > 0:
+                assert isinstance(self._last_obs, np.ndarray)
+                raise ValueError(
+                    f"The policy has no finite action for the observation {self._last_obs[bad[0]]} at real step "
+                    f"{self.num_timesteps}, environment {bad[0]}, so none was sent: it is far from all data so far, or "
+                    f"`inner_lr` is too high. {self._what_is_intact()}"
+                )
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        normalizer = self._vec_normalize_env
+        raw_obs, raw_reward = new_obs, reward
+        if normalizer is not None:
+            raw_obs, raw_reward = normalizer.get_original_obs(), normalizer.get_original_reward()
+        assert isinstance(raw_obs, np.ndarray)
+        self._check_finite("observation", raw_obs)
+        self._check_finite("reward", raw_reward[:, None])
+        next_obs = raw_obs.copy()
+        for i, info in enumerate(infos):
+            if info.get("terminal_observation") is not None:
+                next_obs[i] = info["terminal_observation"]  # what the buffer will hold, as SB3 makes it
+                next_obs[i] = next_obs[i] if normalizer is None else normalizer.unnormalize_obs(next_obs[i])
+        self._check_finite("terminal observation", next_obs)
+        assert isinstance(new_obs, np.ndarray)
+        raw_before = self._raw_last_obs()  # SB3 replaces it
+        self._env_faults.reused(new_obs, self._handed_out)
+        unchanged = (raw_obs == raw_before).all(axis=1)
+        unknown = self._env_faults.unknown_ends(dones, infos, new_obs, unchanged)
+        # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
+        if self._is_start.any():
+            self._remember_starts(raw_before[self._is_start])
+        self._handed_out = new_obs
+        super()._store_transition(replay_buffer, buffer_action, new_obs.copy(), reward, dones, infos)
+        if unknown.any():
+            leave_out_last_step(replay_buffer, unknown)
+        self._n_new_steps += self.n_envs
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones.astype(bool)
+        terminated = dones.astype(bool) & ~truncated
+        self._discounted_returns.step(raw_before, raw_reward, next_obs, terminated, truncated)
+        self._is_start = dones.astype(bool)
+        self._episode_steps += 1
+        self._longest_episode = max(self._longest_episode, int(self._episode_steps.max()))
+        self._episode_steps[self._is_start] = 0
+        if dones.any():
+            self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
+
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        """
+        Refuse numbers of the environment that are not finite.
+
+        :param values: (n_envs, .) of the environment
+        :raises ValueError: before a NaN or infinite number can enter the buffer
+        """
+        bad = np.flatnonzero(~in_float32(values).all(axis=1))
+        if len(bad) > 0:
+            # Models are fitted in single precision, in which numbers beyond 3.4e38 are infinite
+            raise ValueError(
+                f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
+                f"environment {bad[0]}: {values[bad[0]]}. {self._what_is_intact()}"
+            )
+
+    def _what_is_intact(self) -> str:
+        """Return what can still be used after a number that is none, and what cannot."""
+        message = "The model and the buffer up to that step are intact: `save` and `save_replay_buffer` still work."
+        normalizer = self._vec_normalize_env
+        if normalizer is None:
+            return message
+        # `obs_rms` is missing without `norm_obs`, and may be a dictionary of them
+        statistics = [x for x in vars(normalizer).values() if isinstance(x, RunningMeanStd)]
+        if all(np.isfinite(x.mean).all() and np.isfinite(x.var).all() for x in statistics):
+            return f"{message} So are the statistics of VecNormalize."
+        return (
+            f"{message} The statistics of VecNormalize are not: the number is part of them for good. Go on with saved ones "
+            "(`VecNormalize.load`), and put `VecCheckNan(env, raise_exception=True)` inside VecNormalize."
+        )
+
+    def _raw_last_obs(self) -> np.ndarray:
+        """Return the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)."""
+        raw = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        assert isinstance(raw, np.ndarray)
+        return raw
+
+    def _remember_starts(self, obs: np.ndarray) -> None:
+        """
+        Keep real first observations for the imagination, which then needs no simulator to reset.
+
+        :param obs: (B, O), raw
+        """
+        self._new_starts.append(obs)
+        if len(self._new_starts) >= MAX_INITIAL_OBS:
+            self._join_new_starts()
+
+    def _join_new_starts(self) -> None:
+        """Copy what the imagination draws from now and then, not at every start: episodes may be short."""
+        if self._new_starts:
+            known = [] if self._initial_obs is None else [self._initial_obs]
+            self._initial_obs = np.concatenate([*known, *self._new_starts])[-MAX_INITIAL_OBS:]
+            self._new_starts = []
+
+    # ---------------------------------------------------------------- real data
+
+    def _transitions(self) -> Transitions:
+        """Return all of the replay buffer from the oldest to the newest step, in raw units."""
+        buffer = self.replay_buffer
+        assert buffer is not None
+        rows = buffer.size()
+
+        def flat(array: np.ndarray) -> th.Tensor:
+            array = np.roll(array, -buffer.pos, axis=0) if buffer.full else array[:rows]
+            return th.as_tensor(array.reshape(rows * self.n_envs, *array.shape[2:]), device=self.device)
+
+        terminated = buffer.dones.astype(bool) & ~buffer.timeouts.astype(bool)
+        return Transitions(
+            obs=flat(as_floating(buffer.observations[:rows])),
+            action=flat(buffer.actions),
+            next_obs=flat(as_floating(buffer.next_observations[:rows])),
+            reward=flat(buffer.rewards),
+            terminated=flat(terminated),
+        )
+
+    def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:
+        """Return raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one."""
+        return self._policy_units(obs.dtype)(obs)
+
+    def _policy_units(self, dtype: th.dtype) -> Callable[[th.Tensor], th.Tensor]:
+        """Return ``_to_policy_units`` of one dtype with the present statistics, which are on the device already."""
+        normalizer = self._vec_normalize_env
+        if normalizer is None or not normalizer.norm_obs:
+            return unscaled
+        statistics, clip_obs = normalizer.obs_rms, normalizer.clip_obs
+        assert isinstance(statistics, RunningMeanStd)
+        mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
+        return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)

@@ -1,0 +1,95 @@
+"""What a report is about: a run's model and its environment. Nothing that a file names is called before the user says so."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+import sb3_mbmpo.envs  # noqa: F401 - registers them
+from sb3_mbmpo.common.save_util import TAKE_A_COPY
+from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.report.run_log import RunFiles
+
+MakeEnv = Callable[..., gym.Env[Any, Any]]
+
+# Those of `gymnasium.wrappers` that change what an agent sees; the others write films
+_KINDS = ("action", "observation", "reward")
+SAFE_WRAPPERS = (
+    "gymnasium.wrappers.common:",
+    *(f"gymnasium.wrappers.{how}_{kind}:" for how in ("stateful", "transform") for kind in _KINDS),
+)
+
+
+def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
+    """
+    Find out how to make the real environment.
+
+    :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
+    :param model: loaded
+    :param trust: whether what the file names may be imported and called, whatever it is
+    :return: makes the real environment; takes the arguments of ``gymnasium.make``
+    :raises ValueError: if neither names one, or only the file does, and not one that is registered here
+    """
+    if env_id is not None:
+        return partial(gym.make, env_id)
+    saved: str | None = getattr(model, "env_spec", None)
+    if saved is None:
+        raise ValueError("The model's file does not say how its environment is made: pass `--env ID`.")
+    spec = EnvSpec.from_json(saved)
+    if not trust:
+        _check_registered(spec)
+    spec.kwargs.pop("render_mode", None)
+    return partial(gym.make, spec)
+
+
+def _check_registered(spec: EnvSpec) -> None:
+    """Raise ``ValueError`` if making it would import or call what only the file names."""
+    known = gym.registry.get(spec.id)
+    # Shimmy's environments make whatever their arguments name
+    if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
+        raise ValueError(
+            f"The model's file names the environment {spec.id} ({spec.entry_point}), which is not registered here. "
+            f"Pass `--env MODULE:{spec.id}`, or, if you know where the file is from, `--trust`."
+        )
+    for wrapper in spec.additional_wrappers:
+        if not wrapper.entry_point.startswith(SAFE_WRAPPERS):
+            raise ValueError(
+                f"The model's file names the wrapper {wrapper.entry_point}, which is none of Gymnasium's own. "
+                "If you know where the file is from, pass `--trust`."
+            )
+
+
+def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[MBMPO, MakeEnv]:
+    """
+    Load the model of a run and its real environment.
+
+    :param files: of the run
+    :param env_id: overrides what the model's file says, and vouches for the functions that it names
+    :param trust: whether what the file names may be imported and called, whatever it is
+    :return: the model with its real environment, and what makes that environment
+    :raises ValueError: if the environment is not known or not the model's
+    """
+    model = MBMPO.load(files.model, verbose=0)  # without an environment, it imports none of the functions that it names
+    for name in ("reward_fn", "termination_fn"):
+        path = getattr(model, name)
+        if isinstance(path, str) and ":" in path and env_id is None and not trust:
+            raise ValueError(
+                f"The model's file names the function {path} as its {name}. If you know where the file is from, use `--trust`."
+            )
+    make_env = env_maker(env_id, model, trust)
+    env: VecEnv = DummyVecEnv([make_env])
+    if files.vec_normalize is not None:
+        try:
+            env = VecNormalize.load(str(files.vec_normalize), env)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{files.vec_normalize} cannot be read ({reason}). {TAKE_A_COPY}") from error
+        assert isinstance(env, VecNormalize)
+        env.training = False
+    try:
+        return MBMPO.load(files.model, env=env, verbose=0), make_env
+    except ValueError as error:
+        raise ValueError(f"{files.model} does not fit the environment ({error}): pass its own with `--env ID`.") from error
