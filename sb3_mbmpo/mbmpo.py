@@ -7,11 +7,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_mbmpo.arguments import check_arguments, check_before_building, check_device
 from sb3_mbmpo.common.checks import check_choice, check_integer, check_number
@@ -29,7 +27,7 @@ from sb3_mbmpo.imagination.vec_env import ModelVecEnv
 from sb3_mbmpo.meta.adaptation import TaskBatch
 from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic
-from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation
+from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
 from sb3_mbmpo.meta.outer_step import MetaParameters
 from sb3_mbmpo.meta.training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
@@ -282,11 +280,7 @@ class MBMPO(RealRolloutAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._progress = StageProgressBar() if progress_bar else None
         if self._progress is not None:
-            if isinstance(callback, list):
-                callback = CallbackList(callback)
-            elif not isinstance(callback, BaseCallback):
-                callback = ConvertCallback(callback)
-            callback = CallbackList([callback, self._progress])
+            callback = self._progress.after(callback)
         return super()._init_callback(callback)
 
     def _setup_learn(
@@ -422,26 +416,6 @@ class MBMPO(RealRolloutAlgorithm):
             self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
         if self.imagined_start == "initial":
             self._health.imagined_from_the_first(self._longest_episode, self.horizon)
-
-    def _bootstrapped_returns(self) -> list[float]:
-        """Return discounted returns of the real episodes since the last fit, as if time limits had not cut them."""
-        episodes = self._discounted_returns.take()
-        if not episodes:
-            return []
-        values = self._values(np.stack([episode.final_obs for episode in episodes]))
-        return [e.discounted_return + e.bootstrap * value for e, value in zip(episodes, values.tolist(), strict=True)]
-
-    @th.no_grad()
-    def _values(self, raw_obs: np.ndarray) -> np.ndarray:
-        """
-        Evaluate the critic; before its first fit all values are 0.
-
-        :param raw_obs: (B, O)
-        :return: (B,)
-        """
-        obs = th.as_tensor(raw_obs, device=self.device, dtype=self.dynamics.observation_dtype)
-        values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()
-        return values if self.policy.value_net.is_trained else np.zeros_like(values)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
         reinit_every = self._dynamics_options.reinit_every
@@ -640,15 +614,12 @@ class MBMPO(RealRolloutAlgorithm):
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
         check_integer("n_episodes", n_episodes, n_inner_steps)
-        vec_env = self.env if env is None else self._wrap_env(env, self.verbose)
-        if vec_env is None:
-            raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
-        check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
-        if self._vec_normalize_env is not None and unwrap_vec_normalize(vec_env) is None:
-            raise ValueError(
-                "The model was trained on what VecNormalize shows it: wrap `env` in VecNormalize too, with the statistics of "
-                "the training environment (`stable_baselines3.common.vec_env.sync_envs_normalization`)."
-            )
+        vec_env = check_env(
+            self.env if env is None else self._wrap_env(env, self.verbose),
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            is_normalized=self._vec_normalize_env is not None,
+        )
         if vec_env is self.env:
             self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
 
@@ -663,13 +634,13 @@ class MBMPO(RealRolloutAlgorithm):
             )
             return TaskBatch.from_rollouts(episodes, estimate.advantages)
 
-        shares = [(n_episodes + step) // n_inner_steps for step in range(n_inner_steps)]
         adapted = adapt_to_episodes(
             vec_env,
             self.policy,
             theta=meta.theta,
             inner_lr=meta.inner_lr,
-            episodes_of_step=shares,
+            n_episodes=n_episodes,
+            n_inner_steps=n_inner_steps,
             to_batch=to_batch,
             generator=generators["exploration"],
         )

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
-from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 STAGES = ("real_rollout", "dynamics_fit", "imagination", "meta_update")
 LOG_FORMATS = ("stdout", "log", "json", "csv", "tensorboard")
@@ -17,6 +18,14 @@ class StageProgressBar(ProgressBarCallback):
     """
     SB3's progress bar with a second line: which stage of the iteration, which epoch or meta-step, and its metrics.
     """
+
+    def after(self, callback: MaybeCallback) -> CallbackList:
+        """Return the user's callback, or callbacks, followed by this one."""
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        elif not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
+        return CallbackList([callback, self])
 
     def _on_training_start(self) -> None:
         super()._on_training_start()

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch.nn.utils.rnn import pad_sequence
 
@@ -32,7 +34,8 @@ def adapt_to_episodes(
     *,
     theta: th.Tensor,
     inner_lr: th.Tensor | float,
-    episodes_of_step: list[int],
+    n_episodes: int,
+    n_inner_steps: int,
     to_batch: Callable[[ImaginedRollouts], TaskBatch],
     generator: th.Generator,
 ) -> th.Tensor:
@@ -43,19 +46,45 @@ def adapt_to_episodes(
     :param policy: the actor of the parameters
     :param theta: the meta-policy's parameters (P,)
     :param inner_lr: step size, or one a parameter (P,)
-    :param episodes_of_step: number of episodes that each policy-gradient step learns from
+    :param n_episodes: number of episodes, shared out among the steps
+    :param n_inner_steps: number of policy-gradient steps
     :param to_batch: estimates advantages
     :param generator: samples the actions
     :return: adapted parameters (P,)
     :raises ValueError: if they are of no use, or the environment returns a number that is not finite
     """
     parameters = theta.unsqueeze(0)
-    for n_episodes in episodes_of_step:
-        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=n_episodes, generator=generator)
+    for step in range(n_inner_steps):
+        share = (n_episodes + step) // n_inner_steps
+        episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=share, generator=generator)
         batch = to_batch(episodes)
         parameters = adapt(policy.actor, parameters, [batch], inner_lr)
         check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
     return parameters[0]
+
+
+def check_env(
+    env: VecEnv | None, *, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], is_normalized: bool
+) -> VecEnv:
+    """
+    Refuse an environment that the policy was not trained for.
+
+    :param env: to collect episodes in
+    :param observation_space: of the training environment
+    :param action_space: of the training environment
+    :param is_normalized: whether VecNormalize scaled the policy's observations in training
+    :return: the environment
+    :raises ValueError: if there is none, or it shows the policy something else
+    """
+    if env is None:
+        raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
+    check_for_correct_spaces(env, observation_space, action_space)
+    if is_normalized and unwrap_vec_normalize(env) is None:
+        raise ValueError(
+            "The model was trained on what VecNormalize shows it: wrap `env` in VecNormalize too, with the statistics of "
+            "the training environment (`stable_baselines3.common.vec_env.sync_envs_normalization`)."
+        )
+    return env
 
 
 def check_adaptation(is_finite: bool) -> None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.common.finite import as_floating, in_float32
 from sb3_mbmpo.common.observations import VecNormalizeScaling, unscaled
-from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.policies import MetaPolicy
 from sb3_mbmpo.real.env_faults import EnvFaults, leave_out_last_step
 from sb3_mbmpo.real.resumable import ResumableAlgorithm
@@ -42,6 +42,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     """
 
     policy: MetaPolicy
+    dynamics: DynamicsEnsemble
     n_steps: int
     n_models: int
     n_tasks: int
@@ -336,3 +337,25 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert isinstance(statistics, RunningMeanStd)
         mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
         return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)
+
+    # ---------------------------------------------------------------- what the critic says of real states
+
+    def _bootstrapped_returns(self) -> list[float]:
+        """Return discounted returns of the real episodes since the last fit, as if time limits had not cut them."""
+        episodes = self._discounted_returns.take()
+        if not episodes:
+            return []
+        values = self._values(np.stack([episode.final_obs for episode in episodes]))
+        return [e.discounted_return + e.bootstrap * value for e, value in zip(episodes, values.tolist(), strict=True)]
+
+    @th.no_grad()
+    def _values(self, raw_obs: np.ndarray) -> np.ndarray:
+        """
+        Evaluate the critic; before its first fit all values are 0.
+
+        :param raw_obs: (B, O)
+        :return: (B,)
+        """
+        obs = th.as_tensor(raw_obs, device=self.device, dtype=self.dynamics.observation_dtype)
+        values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()
+        return values if self.policy.value_net.is_trained else np.zeros_like(values)
