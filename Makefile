@@ -33,9 +33,10 @@ bench: $(STAMP) ## Time the engine beside plain matmuls; ARGS="--sizes half-chee
 	$(BIN)/python -m tests.benchmarks.engine $(ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## Check style and formatting
+lint: $(STAMP) ## Check style, formatting and who imports whom
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: type
 type: $(STAMP) ## Check types
@@ -48,7 +49,7 @@ format: $(STAMP) ## Sort imports, mend what ruff can mend, reformat
 
 .PHONY: clean
 clean: ## Remove .venv, caches and builds; models and logs stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help

@@ -1,4 +1,9 @@
-"""Train stacked members in several threads: each takes equally many, and one too many is handed over half-way.
+"""Train stacked members in several threads, each of which does the same amount of work.
+
+The rule is McNaughton's (1959): lay the members in a row and cut it into equal pieces, one a thread. A member that is cut has two
+threads: one trains it on the first batches of an epoch, as its first work, the other on the last batches, as its last work; by then
+the first has finished, so the two never meet. Whole members only, 5 on 2 threads would gain 5/3 at most; so they gain 1.86. The
+weights are those of training alone. Nothing outside this file knows of it.
 
 Legend of shapes: ``M`` members, ``A`` members that still train, ``B`` rows of a batch.
 """
@@ -41,9 +46,9 @@ class Piece(NamedTuple):
 
 def timetable(n_members: int, n_threads: int, hand_over: bool = True) -> list[list[Piece]]:
     """
-    McNaughton's wrap-around rule (1959): the members in a row are cut into equal pieces, one a thread. Of a member that is
-    cut, the thread behind the cut does the first batches at the beginning, the one before it the last batches at the end.
+    Plan an epoch by McNaughton's wrap-around rule, see the head of this file.
 
+    :param n_members: how many members train
     :param n_threads: no more than members: then the two parts of a member never meet
     :param hand_over: False: cut between members only, as equally as can be
     :return: what each thread does, in order
