@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbmpo.common.actions import ActionCodec, check_spaces
-from sb3_mbmpo.common.finite import mean_tail, resolution
 from sb3_mbmpo.common.save_util import (
     TAKE_A_COPY,
     Path,
@@ -34,7 +32,9 @@ from sb3_mbmpo.common.save_util import (
     sealed,
 )
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
-from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype, softly_bounded
+from sb3_mbmpo.dynamics.losses import member_losses
+from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
+from sb3_mbmpo.dynamics.standardization import folded, standardise
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.types import StepFn, Transitions
@@ -257,21 +257,10 @@ class DynamicsEnsemble(nn.Module):
         def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
             named = dict(zip(names, parameters, strict=True))
             output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
-            mean, log_var, logit = self.layout.split(output)
-            error = (mean - targets[rows]).square()
-            if log_var is not None:
-                lower, upper = named["min_log_var"], named["max_log_var"]
-                log_var = softly_bounded(log_var, lower, upper)
-                error = error * th.exp(-log_var) + log_var
-            loss = error[..., : self.observation_dim].mean((1, 2))
-            if self.learned_reward:
-                loss = loss + error[..., -1].mean(1)
-            if logit is not None:
-                entropy = F.binary_cross_entropy_with_logits(logit, terminated[rows], reduction="none")
-                loss = loss + entropy.mean(1)
-            if log_var is not None:
-                loss = loss + 0.01 * (upper - lower).sum((1, 2))
-            return loss
+            bounds = (named["min_log_var"], named["max_log_var"]) if self.probabilistic else None
+            return member_losses(
+                self.layout.split(output), targets[rows], terminated[rows], self.observation_dim, log_var_bounds=bounds
+            )
 
         return fit_members(
             list(self.parameters()),
@@ -291,41 +280,17 @@ class DynamicsEnsemble(nn.Module):
 
     @th.no_grad()
     def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
-        """Update the statistics. :return: standardised inputs (B, O + A) and targets (B, target_dim), float32"""
-        if len(data.obs) == 0:
-            raise ValueError("There are no transitions to fit the dynamics ensemble to.")
-        # float64: the statistics of a float32 column with a large mean would lose its spread
-        obs, next_obs, reward = (x.to(self.device, th.float64) for x in (data.obs, data.next_obs, data.reward))
-        action = self.codec.to_dynamics(data.action.to(self.device)).double()
-        target = th.cat([next_obs - obs, reward.unsqueeze(1)], dim=1) if self.learned_reward else next_obs - obs
-        columns = {"observation": obs, "action": action, "target": target}
-        for name, value in columns.items():
-            if not th.isfinite(value).all():
-                raise ValueError(f"The transitions contain a {name} that is NaN or infinite: the dynamics cannot be fitted.")
-        rounding = resolution(th.cat([data.obs, data.next_obs]))
-        floors = {"observation": rounding, "action": resolution(action.float()), "target": rounding}
-        if self.learned_reward:
-            floors["target"] = th.cat([rounding, resolution(data.reward.unsqueeze(1))])
-        standardised = []
-        for name, value in columns.items():
-            # Rounded as the buffers are, so that the imagination inverts exactly what the fit has seen
-            exact_mean, std = value.mean(0), value.std(0, correction=0).float()
-            mean = exact_mean.float()
-            # An input that never changes is left unscaled: dividing by its tiny spread would only amplify rounding. A target
-            # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
-            constant = std <= floors[name].to(self.device)
-            if name == "observation" and data.obs.dtype == th.float64:
-                self.observation_tails[0] = mean_tail(exact_mean, std).masked_fill(constant, 0)
-                value = value - self.observation_tails[0]
-            getattr(self, f"{name}_mean").copy_(mean)
-            getattr(self, f"{name}_std").copy_(std.masked_fill(constant, 0 if name == "target" else 1))
-            standardised.append(((value - mean) / std.masked_fill(constant, 1)).float())
-        both = th.cat([obs, next_obs])
-        low, high = both.amin(0), both.amax(0)
-        self.observation_low.copy_(low)
-        self.observation_high.copy_(high)
-        self.observation_tails[1:] = th.stack([low, high]) - th.stack([self.observation_low, self.observation_high])
-        return th.cat(standardised[:2], dim=1), standardised[2]
+        """
+        Update the statistics.
+
+        :return: standardised inputs (B, O + A) and targets (B, target_dim), float32
+        """
+        data = Transitions(*(x.to(self.device) for x in data))
+        action = self.codec.to_dynamics(data.action)
+        standardised, statistics = standardise(data, action, learned_reward=self.learned_reward)
+        for name, value in statistics.items():
+            getattr(self, name).copy_(value)
+        return th.cat([standardised["observation"], standardised["action"]], dim=1), standardised["target"]
 
     # ---------------------------------------------------------------- use
 
@@ -378,8 +343,15 @@ class DynamicsEnsemble(nn.Module):
                 upper=chosen["max_log_var"].clone(),
                 log_target_var=2 * self.target_std.log(),
             )
+        layers = folded(
+            self._layers(chosen),
+            input_std=th.cat([self.observation_std, self.action_std]),
+            action_mean=self.action_mean,
+            target_mean=self.target_mean,
+            target_std=self.target_std,
+        )
         step = EnsembleStep(
-            layers=tuple(cast(self._folded_layers(chosen), dtype or self.matmul_dtype)),
+            layers=tuple(cast(layers, dtype or self.matmul_dtype)),
             activation_fn=self.activation_fn,
             layout=self.layout,
             center=center,
@@ -395,19 +367,6 @@ class DynamicsEnsemble(nn.Module):
         if self.observation_dtype == th.float64:
             low, high = low.double() + self.observation_tails[1], high.double() + self.observation_tails[2]
         return low - spread, high + spread
-
-    def _folded_layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
-        """Return layers from raw, centred observations and raw actions to raw targets: the rest is part of the weights."""
-        layers = [(weight.double(), bias.double()) for weight, bias in self._layers(parameters)]
-        input_std = th.cat([self.observation_std, self.action_std]).double()
-        weight, bias = layers[0]
-        weight = weight / input_std.unsqueeze(1)
-        layers[0] = weight, bias - (self.action_mean.double() @ weight[:, self.observation_dim :]).unsqueeze(1)
-        weight, bias = layers[-1]
-        scale, shift = th.ones_like(bias[0, 0]), th.zeros_like(bias[0, 0])
-        scale[: self.target_dim], shift[: self.target_dim] = self.target_std, self.target_mean
-        layers[-1] = weight * scale, bias * scale + shift
-        return cast(layers, th.float32)
 
     @th.no_grad()
     def predict(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Train stacked members in several threads, each of which does the same amount of work.
 
-The rule is McNaughton's (1959): lay the members in a row and cut it into equal pieces, one a thread. A member that is cut has two
-threads: one trains it on the first batches of an epoch, as its first work, the other on the last batches, as its last work; by then
-the first has finished, so the two never meet. Whole members only, 5 on 2 threads would gain 5/3 at most; so they gain 1.86. The
-weights are those of training alone. Nothing outside this file knows of it.
+The rule is McNaughton's (1959): lay the members in a row and cut it into equal pieces, one a thread. A member that is cut has
+two threads: one trains it on the first batches of an epoch, as its first work, the other on the last batches, as its last
+work; by then the first has finished, so the two never meet. With whole members only, 5 on 2 threads would gain 5/3 at most;
+so they gain 1.86. The weights are those of training alone, and nothing outside this file knows of it.
 
 Legend of shapes: ``M`` members, ``A`` members that still train, ``B`` rows of a batch.
 """
