@@ -13,7 +13,7 @@ from tiny import Drift, Unknown, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.env_reading import ask, attribute, env_id, env_spec_json
-from sb3_mbmpo.rewards.known import pendulum_reward
+from sb3_mbmpo.rewards.functions import pendulum_reward
 from sb3_mbmpo.rewards.resolve import known_functions
 from sb3_mbmpo.zoo.extension import _survive_close
 

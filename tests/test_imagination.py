@@ -12,7 +12,7 @@ from sb3_mbmpo.common.distributions import Categoricals, DiagGaussian
 from sb3_mbmpo.dynamics import Prediction
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.rollouts import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
-from sb3_mbmpo.rewards.known import never_terminates
+from sb3_mbmpo.rewards.functions import never_terminates
 
 M, T, N = 2, 4, 3
 ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_mbmpo.rewards.known import constant_reward, pendulum_reward, swung_up
+from sb3_mbmpo.rewards.functions import constant_reward, pendulum_reward, swung_up
 from sb3_mbmpo.rewards.resolve import (
     KNOWN_ENVS,
     RewardFn,
@@ -371,11 +371,11 @@ def test_the_method_of_a_reward_wrapper_is_not_a_reward_function():
 
 
 def test_a_function_can_be_named_by_its_path():
-    resolved = resolve_reward_fn("sb3_mbmpo.rewards.known:pendulum_reward", None)
-    assert resolved.source == "argument: sb3_mbmpo.rewards.known:pendulum_reward"
+    resolved = resolve_reward_fn("sb3_mbmpo.rewards.functions:pendulum_reward", None)
+    assert resolved.source == "argument: sb3_mbmpo.rewards.functions:pendulum_reward"
     batch = th.randn(5, 3), th.randn(5, 1), th.randn(5, 3)
     assert th.equal(resolved.fn(*batch), pendulum_reward(*batch))
-    ends = resolve_termination_fn("sb3_mbmpo.rewards.known:swung_up", None)
+    ends = resolve_termination_fn("sb3_mbmpo.rewards.functions:swung_up", None)
     assert th.equal(ends.fn(th.ones(2, 6)), swung_up(th.ones(2, 6)))
 
 
@@ -385,7 +385,7 @@ def test_a_function_can_be_named_by_its_path():
         ("leraned", r"must be \"auto\", \"learned\", a function or .*got 'leraned'"),
         (3, "got 3"),
         ("no_such_package.tasks:reward", r"cannot import .*no_such_package.tasks:reward.*No module named"),
-        ("sb3_mbmpo.rewards.known:no_such_function", "cannot import .*has no attribute 'no_such_function'"),
+        ("sb3_mbmpo.rewards.functions:no_such_function", "cannot import .*has no attribute 'no_such_function'"),
         (":reward", "cannot import"),
         ("sb3_mbmpo.rewards.known:KNOWN_ENVS", "is a dict, not a function"),
     ],
@@ -462,7 +462,7 @@ def test_only_the_first_result_is_checked_but_a_refused_one_is_not_the_first():
 
 
 def test_a_given_function_survives_pickling():
-    fn = resolve_reward_fn("sb3_mbmpo.rewards.known:pendulum_reward", None).fn
+    fn = resolve_reward_fn("sb3_mbmpo.rewards.functions:pendulum_reward", None).fn
     batch = th.randn(5, 3), th.randn(5, 1), th.randn(5, 3)
     assert th.equal(pickle.loads(pickle.dumps(fn))(*batch), fn(*batch))
 

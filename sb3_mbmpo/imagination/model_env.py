@@ -12,7 +12,7 @@ import torch as th
 from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.common.finite import check_rewards
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, StepFn, perturbed_step_fns
-from sb3_mbmpo.rewards.known import RewardFn, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.functions import RewardFn, TerminationFn, never_terminates
 
 
 class ModelEnv(NamedTuple):

@@ -1,4 +1,4 @@
-"""Draws what ``diagnostics`` computes and ``run_log`` reads. Needs matplotlib: ``pip install "sb3-mbmpo[plots]"``.
+"""Draws what ``study`` computes and ``run_log`` reads. Needs matplotlib: ``pip install "sb3-mbmpo[plots]"``.
 
 Every figure comes with a caption that tells a person how to read it. No global state of matplotlib is touched.
 """
@@ -9,14 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sb3_mbmpo.report.run_log import RunLog
-from sb3_mbmpo.report.study import (
-    ActorStudy,
-    ModelStudy,
-    Plasticity,
-    Trajectory,
-    rank_correlation,
-    root_mean_square,
-)
+from sb3_mbmpo.report.study import ActorStudy, ModelStudy, Plasticity, Trajectory, rank_correlation, root_mean_square
 
 try:
     from matplotlib.axes import Axes

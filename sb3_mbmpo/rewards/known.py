@@ -1,11 +1,6 @@
-"""
-Reward and termination of Gymnasium's classic-control and MuJoCo environments, as functions of batches of transitions.
+"""The environments whose reward and termination are known: classic control and MuJoCo, by Gymnasium's ids.
 
-Shapes: ``B`` rows, ``O`` observation size, ``A`` action size. Every function is vectorised torch, follows the dtype and device
-of the observations and can be pickled (module-level functions under ``functools.partial``), because models are saved.
-
-Where Gymnasium pays for a displacement divided by ``dt``, the position is not in the observation: the velocities at both ends
-of the step stand in for it. The velocity of ``obs`` or of ``next_obs`` alone is 2 to 20 times worse.
+One factory an environment reads what the user may have changed, and puts together functions of ``functions``.
 """
 
 from collections.abc import Callable
@@ -13,34 +8,30 @@ from functools import partial
 from math import inf, radians
 from typing import Any, NamedTuple
 
-import torch as th
-
 from sb3_mbmpo.common.env_reading import Get, attribute
-
-# (obs [B, O], action, next_obs [B, O]) -> float [B]. The action is what the environment received: float [B, A] within the
-# bounds (Box), long [B] (Discrete), long [B, k] (MultiDiscrete, MultiBinary).
-RewardFn = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
-# next_obs [B, O] -> bool [B]. Termination only: a time limit is not one.
-TerminationFn = Callable[[th.Tensor], th.Tensor]
-# Some number of an observation: [B, O] -> [B]
-Feature = Callable[[th.Tensor], th.Tensor]
-
-Interval = tuple[float, float]
-Bounds = tuple[tuple[slice, Interval], ...]
-
-
-class EnvFunctions(NamedTuple):
-    """
-    What an environment pays and when it ends.
-
-    :param reward_fn: (obs [B, O], action, next_obs [B, O]) -> float [B]
-    :param termination_fn: next_obs [B, O] -> bool [B]
-    :param approximation: what is not exact, and by how much; "" where both are exact up to rounding
-    """
-
-    reward_fn: RewardFn
-    termination_fn: TerminationFn
-    approximation: str = ""
+from sb3_mbmpo.rewards.functions import (
+    Bounds,
+    EnvFunctions,
+    Feature,
+    Interval,
+    TerminationFn,
+    centre_of_mass_velocity,
+    column,
+    constant_reward,
+    contact_force_cost,
+    distance_reward,
+    double_pendulum_reward,
+    fallen,
+    locomotion_reward,
+    mountain_car_reward,
+    never_terminates,
+    outside,
+    pendulum_reward,
+    pusher_distance,
+    reached,
+    reacher_distance,
+    swung_up,
+)
 
 
 class Parameters:
@@ -66,163 +57,6 @@ class Parameters:
     def interval(self, name: str, default: Interval) -> Interval:
         low, high = self.get(name, default)
         return float(low), float(high)
-
-
-# -- Termination ----------------------------------------------------------------------------------------------------------
-
-
-def never_terminates(next_obs: th.Tensor) -> th.Tensor:
-    """Of tasks without an end; callers may ask ``fn is never_terminates`` to skip the masks."""
-    return th.zeros(len(next_obs), dtype=th.bool, device=next_obs.device)
-
-
-def outside(next_obs: th.Tensor, *, bounds: Bounds) -> th.Tensor:
-    """
-    Tell which rows leave their bounds.
-
-    :param next_obs: [B, O]
-    :param bounds: columns, and the open interval in which all of them must lie; (-inf, inf) asks for finite numbers
-    :return: whether any column is outside, or NaN; bool [B]
-    """
-    terminated = never_terminates(next_obs)
-    for columns, (low, high) in bounds:
-        values = next_obs[:, columns]
-        terminated = terminated | ~((values > low) & (values < high)).all(dim=1)
-    return terminated
-
-
-def reached(next_obs: th.Tensor, *, goal_position: float, goal_velocity: float) -> th.Tensor:
-    """MountainCar's flag."""
-    return (next_obs[:, 0] >= goal_position) & (next_obs[:, 1] >= goal_velocity)
-
-
-def swung_up(next_obs: th.Tensor) -> th.Tensor:
-    """Acrobot's free end above the line. Observation: cos and sin of both angles, two velocities."""
-    cos1, sin1, cos2, sin2 = next_obs[:, :4].unbind(dim=1)
-    return -cos1 - (cos1 * cos2 - sin1 * sin2) > 1.0
-
-
-def tip(next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """The end of InvertedDoublePendulum's second pole (both are 0.6 long): x [B], height [B]."""
-    x, sin1, sin2, cos1, cos2 = next_obs[:, :5].unbind(dim=1)
-    return x + 0.6 * (sin1 + sin1 * cos2 + cos1 * sin2), 0.6 * (cos1 + cos1 * cos2 - sin1 * sin2)
-
-
-def fallen(next_obs: th.Tensor) -> th.Tensor:
-    """InvertedDoublePendulum's end."""
-    return tip(next_obs)[1] <= 1.0
-
-
-# -- Rewards --------------------------------------------------------------------------------------------------------------
-
-
-def squared_norm(vectors: th.Tensor) -> th.Tensor:
-    """[B, A] -> [B]"""
-    return vectors.square().sum(dim=1)
-
-
-def column(obs: th.Tensor, *, index: int) -> th.Tensor:
-    """[B, O] -> [B]"""
-    return obs[:, index]
-
-
-def constant_reward(
-    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, running: float, final: float, terminated: TerminationFn
-) -> th.Tensor:
-    """One reward for every step but the terminal one, another for that."""
-    return running + (final - running) * terminated(next_obs).to(next_obs.dtype)
-
-
-def pendulum_reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """Pendulum pays for the state *before* the step. Observation: cos, sin, angular velocity."""
-    angle, velocity = th.atan2(obs[:, 1], obs[:, 0]), obs[:, 2]
-    return -(angle.square() + 0.1 * velocity.square() + 0.001 * squared_norm(action))
-
-
-def mountain_car_reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, terminated: TerminationFn) -> th.Tensor:
-    """MountainCarContinuous: 100 at the flag, less the effort."""
-    return 100.0 * terminated(next_obs).to(next_obs.dtype) - 0.1 * squared_norm(action)
-
-
-def double_pendulum_reward(
-    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, healthy_reward: float, fallen_reward: float
-) -> th.Tensor:
-    """InvertedDoublePendulum: a bonus, less the tip's distance from (0, 2) and the poles' velocities."""
-    x, height = tip(next_obs)
-    bonus = healthy_reward + (fallen_reward - healthy_reward) * fallen(next_obs).to(next_obs.dtype)
-    distance = 0.01 * x.square() + (height - 2.0).square()
-    return bonus - distance - 0.001 * next_obs[:, 6].square() - 0.005 * next_obs[:, 7].square()
-
-
-def distance_reward(
-    obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, *, distance: Feature, version: int, ctrl_cost_weight: float
-) -> th.Tensor:
-    """Reacher and Pusher pay for closeness: v4 measures before it moves, v5 after."""
-    return -distance(obs if version == 4 else next_obs) - ctrl_cost_weight * squared_norm(action)
-
-
-def reacher_distance(obs: th.Tensor, *, dist_weight: float) -> th.Tensor:
-    """Columns 8, 9: fingertip - target (v4 adds z, always 0)."""
-    return dist_weight * squared_norm(obs[:, 8:10]).sqrt()
-
-
-def pusher_distance(obs: th.Tensor, *, near_weight: float, dist_weight: float) -> th.Tensor:
-    """The last nine columns: the arm's tip, the object, the goal."""
-    arm, thing, goal = obs[:, 14:17], obs[:, 17:20], obs[:, 20:23]
-    return near_weight * squared_norm(thing - arm).sqrt() + dist_weight * squared_norm(thing - goal).sqrt()
-
-
-def locomotion_reward(
-    obs: th.Tensor,
-    action: th.Tensor,
-    next_obs: th.Tensor,
-    *,
-    velocity: Feature,
-    next_share: float,
-    forward_reward_weight: float,
-    ctrl_cost_weight: float,
-    healthy_reward: float = 0.0,
-    unhealthy: TerminationFn = never_terminates,
-    contact_cost: Feature | None = None,
-) -> th.Tensor:
-    """
-    The family of all that run: forward velocity + health - control cost - contact cost.
-
-    :param velocity: forward, of an observation
-    :param next_share: weight of next_obs's velocity, the rest is obs's: 0.5 is the trapezoid of the displacement
-    :param healthy_reward: paid where not ``unhealthy``
-    :param contact_cost: of next_obs
-    """
-    speed = th.lerp(velocity(obs), velocity(next_obs), next_share)
-    health = healthy_reward * (~unhealthy(next_obs)).to(next_obs.dtype)
-    reward = forward_reward_weight * speed + health - ctrl_cost_weight * squared_norm(action)
-    return reward if contact_cost is None else reward - contact_cost(next_obs)
-
-
-def centre_of_mass_velocity(obs: th.Tensor, *, n_bodies: int) -> th.Tensor:
-    """
-    Humanoid pays for its centre of mass; the torso's velocity would be wrong by more than the rewards vary (0.3 instead of
-    0.0015). MuJoCo's ``cinert`` holds each body's mass m and m * r, with r from the whole's centre to the body's; ``cvel`` its
-    angular velocity w, and its linear velocity v at the whole's centre. The whole moves with sum(m v + w x m r) / sum(m).
-
-    :param obs: [B, O]: 45 positions and velocities, n_bodies * 10 ``cinert``, n_bodies * 6 ``cvel``, ...
-    :param n_bodies: 14 with the world (v4), 13 without (v5)
-    :return: forward velocity [B]
-    """
-    first, last = 45 + 10 * n_bodies, 45 + 16 * n_bodies
-    cinert = obs[:, 45:first].reshape(len(obs), n_bodies, 10)
-    cvel = obs[:, first:last].reshape(len(obs), n_bodies, 6)
-    mass, mr_y, mr_z = cinert[..., 9], cinert[..., 7], cinert[..., 8]
-    momentum = mass * cvel[..., 3] + cvel[..., 1] * mr_z - cvel[..., 2] * mr_y
-    return momentum.sum(dim=1) / mass.sum(dim=1)
-
-
-def contact_force_cost(next_obs: th.Tensor, *, first_column: int, weight: float, cost_range: Interval) -> th.Tensor:
-    """The external forces are the observation's last columns; the world's, which v5 leaves out, are always 0."""
-    return (weight * squared_norm(next_obs[:, first_column:])).clamp(*cost_range)
-
-
-# -- Tasks: one factory an environment, which reads what the user may have changed ----------------------------------------
 
 
 def _cart_pole(given: Parameters) -> EnvFunctions:

@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbmpo.common.env_reading import Get, ask, attribute, env_id
 from sb3_mbmpo.common.finite import check_rewards
-from sb3_mbmpo.rewards.known import KNOWN_ENVS, EnvFunctions, Parameters, RewardFn, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.functions import EnvFunctions, RewardFn, TerminationFn, never_terminates
+from sb3_mbmpo.rewards.known import KNOWN_ENVS, Parameters
 
 __all__ = [
     "KNOWN_ENVS",
