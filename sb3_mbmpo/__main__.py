@@ -11,9 +11,9 @@ if __name__ == "__main__":
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
-from sb3_mbmpo.cli.training_run import RandomPolicy, train
+from sb3_mbmpo.cli.training_run import train
 
-__all__ = ["RandomPolicy", "main", "train"]
+__all__ = ["main", "train"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def trained():
 
 def random_episodes(n=4, **kwargs):
     env = Drift(**kwargs)
-    return real_episodes.play_episodes(env, real_episodes.random_actor(env.action_space, 0), n, seed=0)
+    return real_episodes.play_episodes(env, real_episodes.RandomPolicy(env.action_space, 0), n, seed=0)
 
 
 # -- Real episodes --------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def random_episodes(n=4, **kwargs):
 def test_an_episode_is_what_the_environment_did():
     env = Drift(length=5)
     seen = []
-    act = real_episodes.random_actor(env.action_space, 3)
+    act = real_episodes.RandomPolicy(env.action_space, 3)
     episode = real_episodes.play_episode(env, act, seed=7, on_step=lambda: seen.append(env.x.copy()))
     np.testing.assert_array_equal(episode.obs, seen)
     again = Drift(length=5)
@@ -80,7 +80,7 @@ def test_an_episode_is_what_the_environment_did():
 
 def test_episodes_differ_from_one_another_and_between_seeds():
     env = Drift()
-    act = real_episodes.random_actor(env.action_space, 0)
+    act = real_episodes.RandomPolicy(env.action_space, 0)
     starts = [e.obs[0, 0] for seed in (0, 1) for e in real_episodes.play_episodes(env, act, 3, seed)]
     assert len(set(starts)) == 6
 

@@ -27,11 +27,10 @@ def test_pendulum_improves_within_1000_real_steps(capsys, tmp_path):
 
 
 def test_a_random_policy_does_not_pass_the_test_above():
-    from sb3_mbmpo.__main__ import RandomPolicy
+    from sb3_mbmpo.report.episodes import RandomPolicy
 
     env = make_vec_env("Pendulum-v1", seed=10_000)
-    policy = RandomPolicy(env.observation_space, env.action_space)
-    policy.action_space.seed(0)
+    policy = RandomPolicy(env.action_space, 0)
     assert evaluate_policy(policy, env, n_eval_episodes=10)[0] < -700
 
 

@@ -5,7 +5,6 @@ of the last one, then the last buffer is removed: however the process ends, a mo
 """
 
 import argparse
-import copy
 import sys
 import time
 from pathlib import Path
@@ -13,33 +12,22 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.report.episodes import RandomPolicy
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 # The attribute of a model that says which run of the command line it is from
 RUN = "command_line_run"
-
-
-class RandomPolicy(BasePolicy):
-    """Uniformly random actions: what any learned return must be compared with."""
-
-    def _predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("predict() samples the action space")
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return one random action an environment."""
-        return np.array([self.action_space.sample() for _ in range(len(observation))]), None
 
 
 class Checkpoints(BaseCallback):
@@ -143,10 +131,7 @@ class TrainingRun:
         )
         print(f"{'policy':<14}{'real steps':>12}{'wall time':>12}{'return':>12}{'std':>10}")
         if model.num_timesteps == 0:
-            # A copy: the model draws its first actions from this very object
-            random_policy = RandomPolicy(env.observation_space, copy.deepcopy(env.action_space))
-            random_policy.action_space.seed(arguments.seed)
-            self._report("random policy", 0, 0.0, random_policy)
+            self._report("random policy", 0, 0.0, RandomPolicy(env.action_space, arguments.seed))
         last = max(self.total, model.num_timesteps)  # a finished run is only evaluated again
         self.checkpoints.start = time.perf_counter()
         for milestone in sorted({*(step for step in arguments.eval_at if step < last), last}):
@@ -202,7 +187,7 @@ class TrainingRun:
         print(f"{self.path} goes on from {model.num_timesteps} real steps.")
         return model
 
-    def _report(self, name: str, steps: int, seconds: float, policy: BaseAlgorithm | BasePolicy) -> None:
+    def _report(self, name: str, steps: int, seconds: float, policy: PolicyPredictor) -> None:
         # A seed of its own: neither the training episodes nor those of another milestone
         env = self.make_env(1, self.arguments.seed + 10_000)
         mean, std = evaluate_policy(policy, env, n_eval_episodes=self.arguments.eval_episodes, deterministic=True)

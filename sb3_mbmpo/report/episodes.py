@@ -51,11 +51,25 @@ def meta_actor(model: MBMPO) -> Act:
     return act
 
 
-def random_actor(action_space: gym.Space[Any], seed: int) -> Act:
-    """Return uniformly random actions."""
-    space = copy.deepcopy(action_space)  # not the one that the model draws its own first actions from
-    space.seed(seed)
-    return lambda obs: np.stack([space.sample() for _ in obs])
+class RandomPolicy:
+    """
+    Uniformly random actions: what any learned return must be compared with.
+
+    :param action_space: of the environment; it is copied, since the model draws its own first actions from it
+    :param seed: of the actions
+    """
+
+    def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
+        self._action_space = copy.deepcopy(action_space)
+        self._action_space.seed(seed)
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        """Return an action for each row."""
+        return np.stack([self._action_space.sample() for _ in obs])
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
+        """Return an action for each environment, as SB3's ``evaluate_policy`` asks for it."""
+        return self(observation), None
 
 
 def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) -> list[Episode]:

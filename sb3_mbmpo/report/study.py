@@ -16,7 +16,7 @@ import torch as th
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.mbmpo import MBMPO
-from sb3_mbmpo.report.episodes import Episode, meta_actor, play_episodes, random_actor, to_policy_input
+from sb3_mbmpo.report.episodes import Act, Episode, RandomPolicy, meta_actor, play_episodes, to_policy_input
 
 # Steps ahead that errors are measured for, at most: further on, every model of a chaotic task has lost the thread
 MAX_STEPS_AHEAD = 100
@@ -133,7 +133,7 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
         theirs, ours = getattr(env, name), getattr(model, name)
         if theirs != ours:
             raise ValueError(f"`env` must be the model's environment: its {name} is {theirs}, the model's is {ours}.")
-    actors = {"meta-policy": meta_actor(model), "random actions": random_actor(model.action_space, seed)}
+    actors: dict[str, Act] = {"meta-policy": meta_actor(model), "random actions": RandomPolicy(model.action_space, seed)}
     studies, model_env, scale = {}, model._model_env(None), model.dynamics.observation_std.cpu().numpy()
     for name, act in actors.items():
         episodes = play_episodes(env, act, n_episodes, seed)
