@@ -123,7 +123,7 @@ def test_a_search_in_which_every_trial_fails_ends_with_one_sentence(journal, mon
 
 
 def test_arguments_that_no_model_takes_end_the_search_and_the_trial_stays(journal):
-    with pytest.raises(trials.SearchError, match=r"No model can be made of .*horzion") as raised:
+    with pytest.raises(trials.SearchError, match=r"No model can be created with .*horzion") as raised:
         search(journal, settings=STUDY | {"config": STUDY["config"] | {"horzion": 5}})
     assert "\n" not in str(raised.value)
     assert states(trials_of(journal)) == ["FAIL", "WAITING"]
@@ -407,7 +407,7 @@ def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):
     studies.mend_journal(journal)
     assert Path(journal).read_bytes() == whole, "nothing to mend"
     Path(journal).write_bytes(whole + b'{"op_code":4,"work')
-    with pytest.warns(UserWarning, match=r"study\.log ended within a line, which is removed"):
+    with pytest.warns(UserWarning, match=r"study\.log ended with an incomplete line, now removed"):
         studies.mend_journal(journal)
     assert Path(journal).read_bytes() == whole
     assert not Path(f"{journal}.lock").exists()
