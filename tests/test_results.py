@@ -87,9 +87,9 @@ ITEM = {"environment": "Pendulum-v1", "algorithms": ["sac"], "seeds": [0]}
     ("document", "message"),
     [
         ({"queue": [ITEM, ITEM]}, "sac-Pendulum-v1-seed0 twice"),
-        ({"queue": [ITEM | {"algorithms": ["a2c"]}]}, r"algorithms \['a2c'\] are none of mbmpo, sac"),
-        ({"queue": [ITEM | {"environment": "Hopper-v5"}]}, "'Hopper-v5' is none of Pendulum-v1"),
-        ({"queue": [ITEM | {"max_steps": 99}]}, "max_steps=99 leaves no evaluation of Pendulum-v1, whose first is at 100"),
+        ({"queue": [ITEM | {"algorithms": ["a2c"]}]}, r"algorithms \['a2c'\] are not among mbmpo, sac"),
+        ({"queue": [ITEM | {"environment": "Hopper-v5"}]}, "'Hopper-v5' is not one of Pendulum-v1"),
+        ({"queue": [ITEM | {"max_steps": 99}]}, "max_steps=99 leaves no evaluation of Pendulum-v1: the first is at 100"),
         ({"queue": [ITEM | {"seed": 3}]}, r"unknown \['seed'\]"),
         ({"queue": [{"environment": "Pendulum-v1"}]}, r"lacks \['algorithms', 'seeds'\]"),
         ({"environments": {"Pendulum-v7": {"evaluate_at": [1]}}}, "no entry 'Pendulum-v7'"),
@@ -166,7 +166,7 @@ def test_overrides_replace_settings_and_are_told():
 
 def test_what_rl_zoo3_asks_for_and_we_do_not_know_is_refused(monkeypatch):
     monkeypatch.setattr(recipes, "read_zoo", lambda algo, env_id: ("Mine-v1", {"policy": "MlpPolicy", "frame_stack": 4}))
-    with pytest.raises(ValueError, match=r"no \['frame_stack'\], which rl_zoo3's settings Mine-v1 of sac"):
+    with pytest.raises(ValueError, match=r"support \['frame_stack'\], which rl_zoo3's settings Mine-v1 of sac"):
         make_recipe(run_in("Pendulum-v1", "sac"))
 
 
@@ -351,7 +351,7 @@ def test_half_a_line_is_no_row(tmp_path):
 def test_another_file_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("steps,return\n1,2\n")
-    with pytest.raises(ValueError, match=r"a\.csv has not the columns real_steps"):
+    with pytest.raises(ValueError, match=r"a\.csv does not have the columns real_steps"):
         records.read_rows(path)
 
 
@@ -404,7 +404,7 @@ def test_patterns_select_runs():
     runs = [pendulum(algo, seed=seed) for algo in ("mbmpo", "sac") for seed in (0, 1)]
     assert workers.select(runs, []) == runs
     assert [run.name for run in workers.select(runs, ["sac-*", "*-seed1"])] == [run.name for run in runs[1:]]
-    with pytest.raises(ValueError, match=r"'tqc-\*' fits no run of the queue; their names are like mbmpo-Pendulum-v1-seed0"):
+    with pytest.raises(ValueError, match=r"'tqc-\*' matches no run of the queue; names look like mbmpo-Pendulum-v1-seed0"):
         workers.select(runs, ["tqc-*"])
 
 
@@ -531,7 +531,7 @@ def test_variants_have_runs_of_their_own_and_a_table(tmp_path, monkeypatch):
             records.append_row(csv_file(folder / "runs", run), row)
     lines = page.write_page(queue, folder / "runs").read_text().splitlines()
     table = lines[lines.index("| variant (seeds 0 1) | 100 | 200 |") :]
-    assert table[2:4] == ["| as it is | -900 - | -150 - |", "| horizon-10 | -850 -800 | - -700 |"]
+    assert table[2:4] == ["| unchanged | -900 - | -150 - |", "| horizon-10 | -850 -800 | - -700 |"]
     assert "horizon-10" not in "\n".join(lines[: lines.index("## Ablation: Pendulum-v1")])
 
 
@@ -573,7 +573,7 @@ def test_duration(seconds, text):
     [
         ("run --queue missing.yml", "missing.yml"),
         ("run --jobs 0", "must be an integer of at least 1, not '0'"),
-        ("run --only tqc-Pendulum*", "'tqc-Pendulum*' fits no run"),
+        ("run --only tqc-Pendulum*", "'tqc-Pendulum*' matches no run"),
         ("page --output nowhere", "nowhere has no rows of any run"),
     ],
 )
