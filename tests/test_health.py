@@ -1,4 +1,4 @@
-"""Warnings that people can act on: when they come, that they come once, and that healthy figures bring none."""
+"""Warnings about the training: when they appear, that each appears once, and that healthy metrics cause none."""
 
 import math
 import pickle
@@ -14,7 +14,7 @@ from sb3_mbmpo.common.health import EXPLOITATION_PATIENCE, LINE_SEARCH_WINDOW, T
 
 
 def caught(act):
-    """:return: messages of the warnings"""
+    """Return the messages of the warnings that a function causes."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         act()
@@ -23,7 +23,11 @@ def caught(act):
 
 
 def returns(first, iterations, health=None):
-    """:param iterations: (imagined return, return of the real episode that follows it)"""
+    """
+    Report the returns of a training to its health checks.
+
+    :param iterations: (imagined return, return of the real episode that follows it)
+    """
     health = health or TrainingHealth()
     health.real_episodes(first)
     for imagined, real in iterations:
@@ -145,7 +149,7 @@ def test_line_searches_that_fail_now_and_then_bring_no_warning():
 
 
 def test_a_policy_that_exploits_bad_models_is_warned_of():
-    # The models imagine a drift to 0, where the reward is; the real point stays where it is pushed
+    # The models imagine a drift to 0, where the reward is highest; the real point stays where it is pushed
     model = tiny_model(
         vec_drift(length=4),
         baseline="linear",

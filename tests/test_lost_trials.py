@@ -1,4 +1,4 @@
-"""Searches in which something goes wrong: environments that raise, processes that are killed, settings that cannot work."""
+"""Searches in which something goes wrong: environments that raise, workers that are killed, settings that cannot work."""
 
 import argparse
 import subprocess
@@ -35,10 +35,10 @@ STUDY = dict(
 
 
 class Breaking(Drift):
-    """Raises ``errors``, one after the other, each at the 30th step of an environment: after the first fit."""
+    """An environment that raises the next of ``errors`` at its 30th step, which is after the first fit."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
-    errors: list = []  # noqa: RUF012 - the tests' way in
+    errors: list = []  # noqa: RUF012 - set by the tests
 
     def step(self, action):
         if self.n_steps == 30 and self.errors:
@@ -63,12 +63,12 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def journal(tmp_path):
-    """Databases take their time to be made and to be written to."""
+    """Return a journal's URL: databases are slow to create and to write to."""
     return str(tmp_path / "study.log")
 
 
 def search(url, n_trials=1, settings=STUDY):
-    """:return: the trials that a process of the search leaves behind"""
+    """Run one worker of a search and return the trials that it leaves behind."""
     arguments = argparse.Namespace(storage=url, heartbeat=30, study_name="study", n_trials=n_trials, device="cpu")
     trials.work(arguments, settings, 1)
     return trials_of(url)
@@ -141,7 +141,7 @@ def test_an_evaluation_that_is_not_finite_is_no_value(mean, monkeypatch):
 
 def test_a_trial_that_was_taken_over_does_not_end_the_search(url, monkeypatch):
     def learning_curve(trial, *_):
-        if trial.number == 0:  # another machine has thought this one dead
+        if trial.number == 0:  # another machine has taken this one for dead
             trial.study.tell(trial.number, state=TrialState.FAIL)
             trial.report(1.0, 0)
         return [1.0]
@@ -185,7 +185,7 @@ def test_a_killed_process_leaves_no_running_trial(url):
     assert states(study.trials) == ["RUNNING"]
     lock = Path(study.trials[0].user_attrs["worker"]["lock"])
     assert lock.exists()
-    for _ in range(2):  # the second time, there is nothing to do
+    for _ in range(2):  # the second time, nothing is left to do
         lost_trials.reap(study, grace=60)
         assert states(study.trials) == ["FAIL", "WAITING"]
     assert study.trials[1].params == study.trials[0].params != {}
@@ -230,7 +230,7 @@ def test_a_journal_waits_for_the_trials_of_this_machine_only(journal):
 
 
 def test_each_waiting_trial_is_taken_once(tmp_path):
-    """Four processes, as far as the database can tell, ask for a trial while two are waiting; 8 times."""
+    """Four workers, as far as the database can tell, ask for a trial while two are waiting; 8 times."""
     url = studies.sqlite_url(tmp_path / "study.db")
     study = optuna.create_study(storage=studies.open_storage(url), study_name="study")
     others = [optuna.load_study(storage=studies.open_storage(url), study_name="study") for _ in range(4)]
@@ -361,7 +361,7 @@ def test_other_settings_are_named_to_the_entry():
 
 
 def damaged(content, how):
-    """:return: the bytes of a file after an accident"""
+    """Return the content of a file after an accident."""
     middle = len(content) // 2
     return {
         "cut": content[: content.rfind(b"\n", 0, middle) + 5],
@@ -373,7 +373,7 @@ def damaged(content, how):
 
 @pytest.fixture
 def command(url, tmp_path):
-    """The command line of a search that is finished."""
+    """Return the command line of a finished search."""
     argv = ["--env", "Pendulum-v1", "--study-name", "study", "--storage", url, "--output", str(tmp_path)]
     more = ["--n-timesteps", "2000", "--n-trials", "1"]
     settings = optimize.study_settings(optimize.parse([*argv, *more]))

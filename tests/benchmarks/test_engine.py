@@ -1,4 +1,4 @@
-"""The benchmark runs: it cannot rot unseen. What it measures here, at tiny sizes on a busy machine, means nothing."""
+"""Check that the benchmark still runs. Its results at these tiny sizes, on a busy machine, mean nothing."""
 
 import json
 import math
