@@ -1,4 +1,4 @@
-"""Deliberately bad models: the errors are those that were asked for, in the imagination and in ModelVecEnv."""
+"""Deliberately bad models: they have exactly the requested errors, in imagined rollouts and in ModelVecEnv."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ UNIT = th.tensor([0.1, 10.0])  # standard deviations of the observed changes
 
 
 def ensemble(**kwargs):
-    """Members with random weights, whose statistics are those of data with the changes' standard deviations above."""
+    """Make an ensemble with random weights, and the statistics of data whose changes have the deviations above."""
     made = DynamicsEnsemble(spaces.Box(-9, 9, (D,)), spaces.Box(-1, 1, (1,)), M, net_arch=(4,), seed=0, **kwargs)
     with th.no_grad():
         made.target_std[:D] = UNIT
