@@ -265,4 +265,4 @@ def test_the_time_baseline_is_a_cubic_of_the_time():
     for task in range(len(values)):
         assert (values - returns)[task][rollouts.alive[task]].square().mean() <= RIDGE * (3**2 + 2**2 + 5**2 + 1)
     changed = time_baseline(rollouts.policy_input + 7, returns, rollouts.alive)
-    assert th.equal(changed, values), "a state tells it nothing"
+    assert th.equal(changed, values), "the baseline must not depend on the state"

@@ -115,7 +115,7 @@ def test_false_stops_at_once(stop_at, as_list):
     recorder = Recorder(stop_at)
     model = tiny_model().learn(100, callback=[recorder, Recorder()] if as_list else recorder)
     assert model.num_timesteps == stop_at == model.env.envs[0].unwrapped.n_steps
-    assert recorder.names()[-2:] == ["step", "training_end"], "no end of the rollout, no training"
+    assert recorder.names()[-2:] == ["step", "training_end"], "neither an end of the rollout nor training"
     assert model._n_updates == (stop_at - 1) // 20
 
 

@@ -82,7 +82,7 @@ def test_returns_that_are_all_alike_stay_finite():
     report = critic.fit(rollouts, estimate)
     assert th.allclose(critic(rollouts.policy_input), th.tensor(3.0), atol=0.01)
     assert np.isfinite(report.value_loss)
-    assert np.isnan(report.explained_variance), "there is none to explain"
+    assert np.isnan(report.explained_variance), "there is no variance to explain"
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-9, 1e9, 1e30, 1e36])

@@ -28,7 +28,7 @@ CASES = [
 ]
 pytestmark = pytest.mark.skipif(
     not hasattr(th.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="PyTorch can pretend devices since 2.9",
+    reason="pretended devices need PyTorch 2.9",
 )
 
 

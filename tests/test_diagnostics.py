@@ -266,7 +266,7 @@ def test_there_is_no_rank_correlation_with_a_constant():
     assert np.isnan(diagnostics.rank_correlation(np.array([1, 2, 3]), np.ones(3)))
 
 
-# -- All together ---------------------------------------------------------------------------------------------------------
+# -- Everything together --------------------------------------------------------------------------------------------------
 
 
 def test_a_study_changes_nothing_of_the_model(trained):

@@ -104,7 +104,7 @@ def test_gaussian_samples_have_the_mean_and_the_deviation():
     assert noise.mean(1).abs().max() < limit
     assert (noise.std(1) - 1).abs().max() < limit / math.sqrt(2)
     assert noise.transpose(1, 2).reshape(-1, N_DRAWS).corrcoef().fill_diagonal_(0).abs().max() < limit
-    assert ours.log_std.abs().max() > 0.3, "deviations near 1 would hide a forgotten one"
+    assert ours.log_std.abs().max() > 0.3, "standard deviations near 1 would hide a forgotten one"
 
 
 @discrete_families

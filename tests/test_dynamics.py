@@ -226,7 +226,7 @@ def test_the_loss_is_that_of_the_formulas(kwargs):
     if kwargs:  # bounds of the variance that differ from member to member
         ensemble.max_log_var.data.copy_(th.randn(4, 1, 4, generator=seeded()))
     report = fit(ensemble, data, max_epochs=30, validation_fraction=0, rolling_average_persistency=0.5)
-    assert len(set(report.epochs)) > 1, "the losses of some members are to be tested too, not only those of all"
+    assert len(set(report.epochs)) > 1, "the test must also cover epochs in which only some members are active"
     mean, *others = unfolded(ensemble, data.obs.double(), data.action.double())
     target = th.cat([data.next_obs - data.obs, data.reward.unsqueeze(1)], dim=1)[:, : ensemble.target_dim]
     error = ((mean - target) / ensemble.target_std).square()
@@ -372,7 +372,7 @@ def test_no_data_is_refused():
         fit(make(), Transitions(*(x[:0] for x in TRAIN)))
 
 
-# -- Predictions for people -----------------------------------------------------------------------------------------------
+# -- Predictions for users ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

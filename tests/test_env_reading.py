@@ -80,7 +80,7 @@ class Raising(Drift):
         return super().step(action)
 
 
-# ---------------------------------------------------------------- nothing asks later
+# ---------------------------------------------------------------- no queries after set-up
 
 
 def close(env):
@@ -156,7 +156,7 @@ def test_closing_workers_that_have_ended(end):
     assert not any(process.is_alive() for process in env.processes)
 
 
-# ---------------------------------------------------------------- at set-up, anything may be the answer
+# ---------------------------------------------------------------- any answer at set-up
 
 
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])

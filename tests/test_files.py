@@ -53,7 +53,7 @@ WRITERS = {
 }
 
 
-# -- Whole or not there ---------------------------------------------------------------------------------------------------
+# -- Atomic writes --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def small_disk(kind, folder):
     if kind == "tmpfs":
         mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
         if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-            pytest.skip("only the administrator can mount a small disk; the other limit is tested")
+            pytest.skip("only root can mount a small disk; the other kind of limit is still tested")
         try:
             yield
         finally:
@@ -137,7 +137,7 @@ def test_parts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path)
         slow.write(b"slow")
         write_whole(path, "quick")
         assert path.read_text() == "quick"
-    assert path.read_text() == "slow", "whole, and the last one to be finished"
+    assert path.read_text() == "slow", "complete, and the last one to be finished"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.zip.00000000.part", "run[1].zip"]
 
 
@@ -170,7 +170,7 @@ def test_folders_of_the_name_are_not_in_the_way(model, tmp_path):
         load(str(tmp_path / "plain"))
 
 
-# -- Damaged --------------------------------------------------------------------------------------------------------------
+# -- Damaged files --------------------------------------------------------------------------------------------------------
 
 READERS = {
     "model": lambda path: parameters(MBMPO.load(path)),
@@ -344,7 +344,7 @@ def test_a_buffer_of_another_size_gives_its_newest_steps(capacity, expected, mod
     np.testing.assert_array_equal(smaller._transitions().obs, model._transitions().obs[-expected:])
 
 
-# -- Of unknown origin ------------------------------------------------------------------------------------------------------
+# -- Files of unknown origin ------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -476,7 +476,7 @@ def test_a_wrapper_that_only_the_file_names_is_not_called(tmp_path):
         report_main([str(tmp_path / "model.zip")])
 
 
-# -- Numbers of NumPy, other arguments ----------------------------------------------------------------------------------------
+# -- NumPy numbers, other arguments -------------------------------------------------------------------------------------------
 
 
 def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
@@ -611,7 +611,7 @@ def test_what_a_callback_saves_when_a_rollout_starts_is_the_state_between_two_it
     assert model._task_turn != turn
 
 
-# -- Over and over ----------------------------------------------------------------------------------------------------------
+# -- Repetition -------------------------------------------------------------------------------------------------------------
 
 
 def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
@@ -640,4 +640,4 @@ def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
         tracemalloc.stop()
     assert tensors_later == tensors
     # For an iteration, an adaptation and three saves; the smallest possible leak, a copy of the policy, is larger
-    assert (size_later - size) / 6 < 5 * 1024, "bytes that a round leaves behind"
+    assert (size_later - size) / 6 < 5 * 1024, "bytes that each repetition leaks"

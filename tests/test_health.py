@@ -133,7 +133,7 @@ def searches(*iterations):
 
 def test_a_line_search_that_keeps_failing_is_warned_of_once():
     failing = [True] + [False] * (LINE_SEARCH_WINDOW - 1)
-    assert caught(lambda: searches(failing[:-1])) == [], "too few to say"
+    assert caught(lambda: searches(failing[:-1])) == [], "too few for a warning"
     messages = caught(lambda: searches(failing, failing, failing))
     assert len(messages) == 1
     assert "only 3 % of the last 30 meta-steps" in messages[0]
@@ -145,7 +145,7 @@ def test_line_searches_that_fail_now_and_then_bring_no_warning():
     assert caught(lambda: searches(*[[]] * 20)) == []
 
 
-# ---------------------------------------------------------------- within MBMPO
+# ---------------------------------------------------------------- in MBMPO
 
 
 def test_a_policy_that_exploits_bad_models_is_warned_of():

@@ -22,7 +22,7 @@ def seeded(seed=0):
     return th.Generator().manual_seed(seed)
 
 
-# -- A world of linear dynamics, each model with its own ------------------------------------------------------------------
+# -- Linear dynamics, different for each model ----------------------------------------------------------------------------
 
 
 def linear_step(obs, action):

@@ -91,7 +91,7 @@ def test_an_exception_in_the_environment_is_marked_and_the_trial_done_again(erro
     first, second, third = search(journal, n_trials=2)
     assert states([first, second, third]) == ["FAIL", "COMPLETE", "COMPLETE"]
     assert f"{type(error).__name__}: {error}" in first.user_attrs["error"]
-    assert second.params == first.params, "the shipped settings are measured all the same"
+    assert second.params == first.params, "the shipped settings are still measured"
     assert "error" not in second.user_attrs
     assert third.params != second.params
 
@@ -163,7 +163,7 @@ def test_a_trial_that_is_interrupted_before_it_draws_keeps_its_settings(monkeypa
     assert suggest(study.ask(), STUDY["names"]) == wanted
 
 
-# ---------------------------------------------------------------- killed processes
+# ---------------------------------------------------------------- killed workers
 
 KILLED = """
 import os, signal, sys
@@ -217,7 +217,7 @@ def test_of_other_machines_nothing_is_known_and_a_trial_without_a_name_is_lost_a
 def test_a_journal_waits_for_the_trials_of_this_machine_only(journal):
     study = studies.open_study(studies.open_storage(journal), "study", STUDY)
     study.ask().set_user_attr("worker", {"host": "elsewhere", "lock": "/nowhere"})
-    assert trials.wait_for_a_trial(study, 1, has_heartbeat=False), "that one may be dead"
+    assert trials.wait_for_a_trial(study, 1, has_heartbeat=False), "the running one may be dead"
     waits = threading.Event()
     with lost_trials.signed(study.ask()):
         waiting = threading.Thread(
@@ -261,7 +261,7 @@ def test_a_study_whose_creator_was_killed_still_begins_with_the_configuration(ur
     assert len(studies.open_study(storage, "study", STUDY).trials) == 1
 
 
-# ---------------------------------------------------------------- what is searched, and where
+# ---------------------------------------------------------------- search space, environments and storages
 
 
 def settings_of(tmp_path, *options):
@@ -386,7 +386,7 @@ def command(url, tmp_path):
 @pytest.mark.parametrize("how", ["cut", "overwritten", "zeroed", "junk"])
 def test_a_damaged_study_is_named_with_what_to_do(how, url, command, tmp_path):
     if how == "cut" and url.endswith(".log"):
-        pytest.skip("what is left of a journal is a whole one, see below")
+        pytest.skip("a truncated journal is still a valid one, see below")
     argv, more = command
     file = tmp_path / ("study.log" if url.endswith(".log") else "study.db")
     file.write_bytes(damaged(file.read_bytes(), how))
@@ -405,7 +405,7 @@ def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):
     study.tell(study.ask(studies.search_space(STUDY)), state=TrialState.PRUNED)
     whole = Path(journal).read_bytes()
     studies.mend_journal(journal)
-    assert Path(journal).read_bytes() == whole, "nothing to mend"
+    assert Path(journal).read_bytes() == whole, "nothing to repair"
     Path(journal).write_bytes(whole + b'{"op_code":4,"work')
     with pytest.warns(UserWarning, match=r"study\.log ended with an incomplete line, now removed"):
         studies.mend_journal(journal)

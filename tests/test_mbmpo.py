@@ -98,7 +98,7 @@ def test_layers_with_a_training_mode_stay_in_evaluation_mode():
     model = tiny_model(policy_kwargs=dict(net_arch=[6], features_extractor_class=FlakyExtractor)).learn(40)
     assert not model.policy.training
     statistics = model.policy.features_extractor.layers[1].running_mean
-    assert th.equal(statistics, th.zeros_like(statistics)), "the imagination must not leak into batch statistics"
+    assert th.equal(statistics, th.zeros_like(statistics)), "imagined rollouts must not leak into batch statistics"
     obs = model.env.reset()
     np.testing.assert_array_equal(*(model.predict(obs, deterministic=True)[0] for _ in range(2)))
 
@@ -428,7 +428,7 @@ def starts_of(model, n_rows=2_000):
     starts = trainer.sample_starts(n_rows)
     obs = model._transitions().obs
     is_there = (starts.unsqueeze(1) == obs.unsqueeze(0)).all(2)
-    assert is_there.any(1).all(), "a start that is no real state"
+    assert is_there.any(1).all(), "a start that is not a real state"
     return is_there.float().argmax(1)
 
 

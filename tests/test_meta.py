@@ -107,7 +107,7 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
     return problem, th.cat([theta, learned]) if learned_lr else theta
 
 
-# -- What the functions should compute, written down without regard to speed ----------------------------------------------
+# -- Reference implementations, without regard to speed -------------------------------------------------------------------
 
 
 def inner_gradients(problem, phi):

@@ -55,7 +55,7 @@ def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept):
     trainer = scripted(returns)
     training = trainer.train(meta(0.0, 0.0), n_meta_steps=3, stop_on_return_drop=True)
     assert th.equal(training.meta.theta, th.full((2,), float(steps_kept)))
-    assert th.equal(training.adaptation.parameters, training.meta.theta.expand(1, -1)), "the policies that act descend from it"
+    assert th.equal(training.adaptation.parameters, training.meta.theta.expand(1, -1)), "the acting policies derive from it"
 
 
 def test_every_step_is_adopted_and_shown():
@@ -67,9 +67,9 @@ def test_every_step_is_adopted_and_shown():
 
     trainer = scripted([1.0, 2.0, 0.0], adopt=bounded)
     training = trainer.train(meta(0.0), n_meta_steps=2, on_step=lambda *args: shown.append(args))
-    assert adopted == [[1.0], [2.0], [1.5]], "the last one is what the meta-policy ends with"
+    assert adopted == [[1.0], [2.0], [1.5]], "the meta-policy ends with the last one"
     assert [(number, step.meta.theta.item()) for number, step in shown] == [(1, 1.0), (2, 2.0)]
-    assert training.meta.theta.item() == 1.5, "what the policy makes of it goes on"
+    assert training.meta.theta.item() == 1.5, "the value adopted by the policy is kept"
     assert training.metrics()["train/kl_divergence"] == pytest.approx(0.1)
     assert training.metrics()["imagined/ep_rew_mean"] == 0.0
 

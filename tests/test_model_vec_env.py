@@ -226,7 +226,7 @@ def test_integer_observations_are_rounded_within_bounds():
     assert first.dtype == steps[0][0].dtype == np.uint8
 
 
-# ---------------------------------------------------------------- the same world as the imagination's
+# ---------------------------------------------------------------- agreement with imagined rollouts
 
 
 @pytest.mark.parametrize("model_index", range(N_MODELS))
@@ -272,7 +272,7 @@ def test_episodes_are_those_of_imagine(learned):
         np.testing.assert_array_equal(imagined.terminated[0, t][alive], terminated[alive])
         n_terminated += (terminated & alive).sum()
         alive = alive & ~dones
-    assert 0 < n_terminated < 30, "both ends should be tried"
+    assert 0 < n_terminated < 30, "both kinds of ends must occur"
 
 
 def test_each_environment_follows_its_own_member():
@@ -434,7 +434,7 @@ def test_attributes_are_shared():
     env.close()
 
 
-# ---------------------------------------------------------------- algorithms train in it
+# ---------------------------------------------------------------- training in it
 
 ALGORITHMS = {
     PPO: {"n_steps": 16, "batch_size": 32, "n_epochs": 1},

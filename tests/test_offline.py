@@ -200,7 +200,7 @@ def test_minari_by_its_id(monkeypatch):
         load_minari("a/b-v0")
 
 
-# ---------------------------------------------------------------- all of the way, without an environment
+# ---------------------------------------------------------------- end to end, without an environment
 
 
 @pytest.mark.parametrize(("actions", "algorithm"), [("box", SAC), ("multi_discrete", PPO)])

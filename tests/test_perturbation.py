@@ -71,7 +71,7 @@ def test_without_errors_it_is_the_step_function():
     one, other = generator(), generator()
     step = perturbed_step_fn(dynamics, 0.1, one, None, np.zeros((M, D)), 0.0)
     assert th.equal(step(obs, action).next_obs, dynamics.step_fn(0.1, generator=other)(obs, action).next_obs)
-    assert th.equal(one.get_state(), other.get_state()), "no random number more"
+    assert th.equal(one.get_state(), other.get_state()), "no additional random numbers"
 
 
 def test_each_generator_has_a_function_of_its_own():

@@ -237,7 +237,7 @@ def test_every_entry_to_the_networks_standardises_once():
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], log_prob)
 
 
-# -- One unit -------------------------------------------------------------------------------------------------------------
+# -- Units of actions -----------------------------------------------------------------------------------------------------
 
 RANGES = [spaces.Box(np.float32([-3, 10]), np.float32([5, 12])), spaces.Box(-1, 1, (2,)), spaces.Box(-2e-3, 0, (2,))]
 

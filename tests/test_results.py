@@ -120,7 +120,7 @@ def test_shipped_queue_trains_everything_with_the_same_episodes_and_no_more_rand
     assert len({run.env_id for run in runs}) == 12
 
 
-# ---------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------- recipes
 
 
 def run_in(env_id, algo, overrides=None, n_timesteps=50, learning_starts=7):
@@ -222,7 +222,7 @@ def test_evaluation_is_of_the_same_episodes_each_time_in_raw_rewards(normalize, 
     assert before is None or env.obs_rms.count == before
 
 
-# ---------------------------------------------------------------- cut runs
+# ---------------------------------------------------------------- interrupted runs
 
 
 class CutError(Exception):

@@ -296,7 +296,7 @@ def test_replay_buffer_of_another_task_is_refused(model, tmp_path):
         tiny_model(Drift(ACTION_SPACES["discrete"])).load_replay_buffer(tmp_path / "buffer")
 
 
-# ---------------------------------------------------------------- policy and ensemble alone
+# ---------------------------------------------------------------- policy and ensemble on their own
 
 
 def test_policy_alone(model, tmp_path):

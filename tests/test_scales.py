@@ -94,7 +94,7 @@ def test_resolution_by_hand():
     assert resolution(th.tensor([[3]])).tolist() == [3 * 2.0**-42]
 
 
-# ---------------------------------------------------------------- large numbers that change little
+# ---------------------------------------------------------------- large numbers with small changes
 
 
 OFFSET = 5e6  # metres of a map
@@ -107,7 +107,7 @@ def test_an_offset_in_double_precision_changes_nothing(plain):
     np.testing.assert_allclose(changes(ensemble, data), plain[0], rtol=0, atol=2e-3)
     low, high = ensemble.observation_range(0.0)
     np.testing.assert_allclose([low.numpy(), high.numpy()], [both(data).min(0), both(data).max(0)], rtol=1e-15)
-    assert fitted(transitions(dtype=np.float64)).observation_dtype == th.float32, "twice the memory for nothing"
+    assert fitted(transitions(dtype=np.float64)).observation_dtype == th.float32, "double precision would waste memory"
 
 
 def both(data):

@@ -51,7 +51,7 @@ def test_a_training_that_ends_before_the_first_fit_is_warned_of_with_both_number
     assert len(messages) == (numbers is not None) == (model._n_fits == 0)
     for number in numbers or ():
         assert number in messages[0]
-    assert caught(lambda: model.learn(1)) == [], "once is enough, or it has been fitted"
+    assert caught(lambda: model.learn(1)) == [], "already warned, or already fitted"
 
 
 def test_the_rest_of_the_random_steps_counts():
@@ -86,7 +86,7 @@ def test_episodes_beyond_the_horizon_are_said_once(longest, horizon, start, expe
         assert "imagined_start='buffer'" in message
 
 
-# ---------------------------------------------------------------- spoilt data
+# ---------------------------------------------------------------- corrupted data
 
 
 class Reused(VecEnvWrapper):
@@ -233,7 +233,7 @@ def test_ends_that_are_the_next_start_by_nature_bring_no_warning(contexts):
     assert model._transitions().terminated.sum() >= 59
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
 @pytest.mark.parametrize("log_interval", [1, 2, None])
@@ -321,7 +321,7 @@ def test_starts_are_not_copied_at_every_step(monkeypatch):
 
     model.learn(60, callback=look)
     assert max(copies) == 20
-    assert len(copies) <= 9, "once a rollout, once to imagine, once to log their value"
+    assert len(copies) <= 9, "once per rollout, once for imagination, once to log their value"
     np.testing.assert_array_equal(model._initial_obs, np.array(seen[-25:]))
 
 

@@ -121,7 +121,7 @@ def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size
     np.testing.assert_allclose(report.val_loss, val.float().mean(1))
 
 
-# -- Bounds ---------------------------------------------------------------------------------------------------------------
+# -- Limits ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_fewer_rows_than_a_batch_still_train(n_rows, validation_fraction):
     np.testing.assert_allclose(report.val_loss, np.full(2, data.var(correction=0)), atol=1e-6)
 
 
-# -- Early stop -----------------------------------------------------------------------------------------------------------
+# -- Early stopping -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_momentum_that_moves_stopped_members_does_not_matter(make_optimizer):
     script = Script([[1.0, 4.0], [2.0, 3.0], [0.0, 2.0], [0.0, 1.0]], parameters)
     fit(parameters, script, optimizer=make_optimizer(parameters), rolling_average_persistency=0)
     after_epoch = th.stack(script.weights)
-    assert after_epoch[3, 0] > after_epoch[1, 0], "nothing pushes the stopped member: this tests nothing"
+    assert after_epoch[3, 0] > after_epoch[1, 0], "nothing pushes the stopped member, so the test is void"
     assert parameters[0].flatten().tolist() == [after_epoch[0, 0], after_epoch[3, 1]]
 
 

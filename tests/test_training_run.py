@@ -53,7 +53,7 @@ def train(monkeypatch, tmp_path):
     return run
 
 
-# -- Killed, interrupted, full ------------------------------------------------------------------------------------------------
+# -- Killed, interrupted, disk full -------------------------------------------------------------------------------------------
 
 
 def test_thirty_kills_lose_nothing_that_was_finished():
@@ -79,7 +79,7 @@ def test_thirty_kills_lose_nothing_that_was_finished():
     assert 0 < steps < TOTAL
 
 
-# -- The same command again ---------------------------------------------------------------------------------------------------
+# -- The same command repeated ------------------------------------------------------------------------------------------------
 
 
 def test_the_same_command_says_how_to_go_on_and_touches_nothing(train, tmp_path):
@@ -166,7 +166,7 @@ def test_names_with_dots_and_folders_have_files_of_their_own(train, tmp_path):
         assert read_progress(tmp_path / name / "progress.csv")["time/total_timesteps"][-1] == steps
 
 
-# -- The environment goes on ----------------------------------------------------------------------------------------------
+# -- The environment continues --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("env_id", ["Point-v0", "CartPole-v1", "Pendulum-v1"])

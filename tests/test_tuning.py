@@ -82,7 +82,7 @@ def test_trial_entry_merges_into_the_configuration():
     assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
 
 
-# ---------------------------------------------------------------- where a search begins
+# ---------------------------------------------------------------- first trial
 
 
 def test_the_first_trial_is_the_configuration(study):
@@ -274,7 +274,7 @@ def shared_database(kind, tmp_path):
     url = os.environ.get("MBMPO_TEST_POSTGRESQL")
     if url is None:
         assert "CI" not in os.environ, "CI must start PostgreSQL"
-        pytest.skip("MBMPO_TEST_POSTGRESQL names no server: `bash .ci/run` installs one and starts it")
+        pytest.skip("MBMPO_TEST_POSTGRESQL is not set: `bash .ci/run` installs a server and starts it")
     return url
 
 

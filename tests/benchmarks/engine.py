@@ -81,7 +81,7 @@ class Bench:
         turns = [[self.seconds(function) for function in functions] for _ in range(self.arguments.repeat + 1)]
         return [list(times) for times in zip(*turns[1:], strict=True)]
 
-    # ---------------------------------------------------------------- the matmuls alone
+    # ---------------------------------------------------------------- bare matmuls
 
     def matmuls_by_rows(self, rows: int, times: int) -> Callable[[], None]:
         """Return a function with the bare matmuls of imagination: the threads share the rows of each of ``times`` passes."""
@@ -255,16 +255,16 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     imagination, fit, meta_step, iteration = (result[key] for key in ("imagination", "fit", "meta_step", "iteration"))
     yield f"## {result['size']}, {result['device']}, {result['threads']} thread(s), {result['dtype']}"
     yield (
-        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s beside "
-        f"{imagination['bound_gflops']:.0f} of the dynamics' matmuls alone ({imagination['share_of_bound']:.0%})"
+        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s, compared with "
+        f"{imagination['bound_gflops']:.0f} for the bare matmuls of the dynamics ({imagination['share_of_bound']:.0%})"
     )
     if "times_one_thread" in imagination:
         yield (
-            f"  {imagination['times_one_thread']:.2f} times one thread; beside a busy process "
+            f"  {imagination['times_one_thread']:.2f} times one thread; next to a busy process "
             f"{imagination['times_one_thread_beside_a_busy_process']:.2f} times"
         )
     compared = f", {fit['times_one_thread']:.2f} times one thread" if "times_one_thread" in fit else ""
-    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its matmuls alone{compared}"
+    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its bare matmuls{compared}"
     yield f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; seconds of"
     yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
     yield (
@@ -279,12 +279,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=["authors", "pendulum"])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, worker_threads(CPU)}))
-    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is left out where it is float32')
+    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is skipped if it is float32')
     parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
-    parser.add_argument("--repeat", type=int, default=5, help="turns of which the median counts")
-    parser.add_argument("--rows", type=int, default=20_000, help="real transitions")
-    parser.add_argument("--epochs", type=int, default=50, help="of the iteration's fit")
-    parser.add_argument("--meta-steps", type=int, default=30, help="of the iteration")
+    parser.add_argument("--repeat", type=int, default=5, help="number of repetitions; the median counts")
+    parser.add_argument("--rows", type=int, default=20_000, help="number of real transitions")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs of the iteration's fit")
+    parser.add_argument("--meta-steps", type=int, default=30, help="meta-steps of the iteration")
     parser.add_argument("--override", type=json.loads, default={}, help="arguments of MBMPO as JSON")
     parser.add_argument("--output", type=Path, default=Path(".benchmarks/engine.json"))
     arguments = parser.parse_args(argv)
