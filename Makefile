@@ -1,10 +1,10 @@
-# Needs only Python >= 3.10 and make: the first verb that needs it builds .venv, later ones reuse it.
+# Needs only Python >= 3.10 and make: the first target that needs .venv builds it, later ones reuse it.
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3  # builds .venv
+PYTHON ?= python3  # used to build .venv
 ENV ?= Pendulum-v1
 ARGS ?=
-# Parallel test processes, e.g. `make test WORKERS=2`; a file stays in one process so that its fixtures are built once.
+# Number of parallel test processes, e.g. `make test WORKERS=2`. A file stays in one process, so its fixtures are built once.
 WORKERS ?=
 
 VENV := .venv
@@ -13,27 +13,27 @@ STAMP := $(VENV)/.installed
 SOURCES := sb3_mbmpo tests $(wildcard tuning docs/examples)
 TYPED := sb3_mbmpo $(wildcard tuning)
 
-# Rebuilt only when the requirements change. The package is installed in editable mode: edits need no rebuild.
+# Rebuilt only when the requirements change. The package is installed in editable mode, so edits need no rebuild.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 .PHONY: train
-train: $(STAMP) ## Train on Pendulum-v1, or go on; ENV=... for another environment, ARGS="..." for more options
+train: $(STAMP) ## Train on Pendulum-v1, or resume; ENV=... for another environment, ARGS="..." for more options
 	$(BIN)/python -m sb3_mbmpo train --env $(ENV) $(if $(findstring --overwrite,$(ARGS)),,--resume) $(ARGS)
 
-# One thread a process: the tests are many small networks, on which several threads only wait for one another.
+# One thread per process: the tests' networks are so small that several threads would only wait for one another.
 .PHONY: test
-test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to choose, WORKERS=2 for two processes
+test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to select, WORKERS=2 for two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Time the engine beside plain matmuls; ARGS="--sizes half-cheetah --threads 1 2" to choose
+bench: $(STAMP) ## Compare the engine with bare matmuls; ARGS="--sizes half-cheetah --threads 1 2" to select
 	$(BIN)/python -m tests.benchmarks.engine $(ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## Check style, formatting and who imports whom
+lint: $(STAMP) ## Check style, formatting and the order of the layers
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/lint-imports --no-logo
@@ -43,15 +43,15 @@ type: $(STAMP) ## Check types
 	$(BIN)/mypy $(TYPED)
 
 .PHONY: format
-format: $(STAMP) ## Sort imports, mend what ruff can mend, reformat
+format: $(STAMP) ## Sort imports, apply ruff's fixes, reformat
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 .PHONY: clean
-clean: ## Remove .venv, caches and builds; models and logs stay
+clean: ## Remove .venv, caches and builds; keep models and logs
 	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help
-help: ## Show this list
+help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

@@ -2,5 +2,5 @@
 
 import torch as th
 
-# Many small networks: threads would only wait for one another, and one thread makes sums come out in one order.
+# The networks are so small that threads would only wait for one another; and one thread fixes the order of sums.
 th.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Kill a training of the command line over and over, at random moments and at each step of a save, and resume it each time.
 
-A process of its own for ``test_training_run``: it imports PyTorch once and forks a training for each kill. It prints what it
-found as JSON.
+``test_training_run`` runs this module in a process of its own, which imports PyTorch once and forks a training for each kill.
+It prints its findings as JSON.
 """
 
 import json
@@ -28,7 +28,7 @@ TOTAL = 200
 TINY = dict(
     policy="MlpPolicy",
     n_timesteps=TOTAL,
-    env_id="sb3_mbmpo.envs:Point2D-v0",  # episodes of 50 steps, from anywhere: an iteration ends in the middle of one
+    env_id="sb3_mbmpo.envs:Point2D-v0",  # episodes of 50 steps from random starts: an iteration ends in the middle of one
     n_steps=20,
     learning_starts=20,
     buffer_size=1000,
@@ -43,7 +43,7 @@ TINY = dict(
 
 
 def start(path, *options, before=lambda: None):
-    """:return: the process that trains, forked from this one"""
+    """Fork a process that trains, and return its id."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(path.with_name("output"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -56,7 +56,7 @@ def start(path, *options, before=lambda: None):
             code = error.code if isinstance(error.code, int) else 1
             if isinstance(error.code, str):
                 print(error.code)
-        except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent
+        except BaseException as error:  # noqa: BLE001 - the child must not continue with the code of its parent
             print(f"not an exit: {error!r}")
             code = 99
         sys.stdout.flush()
@@ -65,12 +65,12 @@ def start(path, *options, before=lambda: None):
 
 
 def end(child):
-    """:return: its exit code; negative: the signal that ended it"""
+    """Wait for a process and return its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def found(path):
-    """:return: the real steps of the newest model; everything that belongs to it is there and in order"""
+    """Check that the newest model and everything that belongs to it is intact, and return its number of real steps."""
     model = MBMPO.load(path)
     run = vars(model)[training_run.RUN]
     model.load_replay_buffer(run_folder(path) / run["buffer"])
@@ -82,7 +82,7 @@ def found(path):
 
 
 def kill_at(when, count):
-    """:return: what makes a process kill itself "before" or "after" one of the calls that save a file"""
+    """Return a function that makes a process kill itself "before" or "after" one of the calls that save a file."""
 
     def arm():
         left = [count]
@@ -103,7 +103,7 @@ def kill_at(when, count):
 
 
 def signal_in_iteration(number, count):
-    """:return: what makes a process get a signal in the middle of an iteration"""
+    """Return a function that makes a process send itself a signal in the middle of an iteration."""
 
     def arm():
         left, original = [count], MBMPO.train
@@ -120,14 +120,14 @@ def signal_in_iteration(number, count):
 
 
 def learned(path):
-    """:return: everything that decides how the run in ``path`` goes on"""
+    """Return everything that determines how the run in ``path`` continues."""
     model = MBMPO.load(path)
     model.load_replay_buffer(run_folder(path) / vars(model)[training_run.RUN]["buffer"])
     return state(model)
 
 
 def kill_over_and_over(folder):
-    """:return: what happened"""
+    """Kill and resume a training until enough kills have happened, and return a report."""
     reference, path = folder / "reference.zip", folder / "killed.zip"
     begin = time.perf_counter()
     assert end(start(reference)) == 0, (folder / "output").read_text()
@@ -149,14 +149,14 @@ def kill_over_and_over(folder):
         if path.exists():
             steps.append(found(path))
             lost += steps[-1] < steps[-2]
-        if steps[-1] == TOTAL:  # over and over: the next run begins anew over this one
+        if steps[-1] == TOTAL:  # the run is finished: the next one starts over in its place
             report.setdefault("finished", learned(path))
             for file in [path, *run_folder(path).iterdir()]:
                 file.unlink()
             steps.append(0)
     report["kills"], report["lost"], report["resumed_from"] = kills, lost, sorted(set(steps))
 
-    # Ctrl-C and SIGTERM; and a disk that is full
+    # Ctrl-C, SIGTERM, and a full disk
     path = folder / "ended.zip"
     for number in (signal.SIGINT, signal.SIGTERM):
         child = start(path, "--resume", before=signal_in_iteration(number, 3))
@@ -176,7 +176,7 @@ def kill_over_and_over(folder):
 
 if __name__ == "__main__":
     th.set_num_threads(1)
-    tiny_model().learn(20)  # what PyTorch imports at first use, each child would import once more
+    tiny_model().learn(20)  # otherwise each child would repeat the imports that PyTorch defers to first use
     training_run.read_config = lambda name: dict(TINY)
     with tempfile.TemporaryDirectory() as temporary:
         print(json.dumps(kill_over_and_over(Path(temporary))))

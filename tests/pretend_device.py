@@ -1,10 +1,10 @@
-"""A device that does not exist, to find without a GPU what would fail on one: ``python -m pretend_device [CASE ...]``.
+"""A pretended device that reveals without a GPU what would fail on one: ``python -m pretend_device [CASE ...]``.
 
-Its tensors lie in ordinary memory, out of reach: an operation on a tensor of the device and one of the CPU fails as it does
-with CUDA, and what would make a GPU wait is counted. The numbers are those of the CPU.
+Its tensors live in ordinary memory but cannot be accessed directly: an operation that mixes a tensor of the device with one
+of the CPU fails as it does with CUDA, and operations that would make a GPU wait are counted. The CPU computes the numbers.
 
-PyTorch lets a process register one such device, for good: so this module is a program, which prints what it found as JSON.
-Where there is a GPU, the cases run there as well.
+PyTorch lets a process register only one such device, permanently. So this module is a program that prints its findings as
+JSON. On a machine with a GPU, the cases run there as well.
 """
 
 import json
@@ -30,15 +30,15 @@ from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_g
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = th.device("pretend", 0)
-# As with CUDA: these take tensors of two devices
+# Operations that accept tensors of two devices, as with CUDA
 CROSSING_ALLOWED = ("aten._to_copy", "aten.copy_", "aten.index")
-# How often the device had to wait for the CPU, by operation
+# Number of synchronisations between device and CPU, by operation
 waits: Counter[str] = Counter()
 HORIZON = imagination.ALIVE_CHECK_INTERVAL
 
 
 class Remote(th.Tensor):
-    """A tensor of the device; ``near`` is where its numbers really are."""
+    """A tensor of the device; ``near`` is the CPU tensor with its numbers."""
 
     near: th.Tensor
 
@@ -53,7 +53,7 @@ class Remote(th.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Remote":
         memo[id(self)] = copy = Remote(self.near.clone()).requires_grad_(self.requires_grad)
-        copy._is_param = getattr(self, "_is_param", False)  # by which PyTorch knows parameters of other classes
+        copy._is_param = getattr(self, "_is_param", False)  # marks parameters of other tensor classes for PyTorch
         return copy
 
     @classmethod
@@ -62,14 +62,14 @@ class Remote(th.Tensor):
 
 
 class Interception(TorchDispatchMode):
-    """Sees operations without a tensor, too: ``torch.zeros(3, device=...)``."""
+    """A mode that also intercepts operations without a tensor argument, such as ``torch.zeros(3, device=...)``."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
 
 class Generator(th.Generator):
-    """A generator of the CPU that says it is one of another device."""
+    """A CPU generator that claims to belong to another device."""
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls, "cpu")
@@ -86,7 +86,7 @@ class Generator(th.Generator):
 
 @contextmanager
 def pretending():
-    """Inside, the device exists."""
+    """Make the device exist inside the block."""
     real, th.Generator = th.Generator, Generator
     try:
         with Interception():
@@ -96,7 +96,7 @@ def pretending():
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation on the CPU; its results are where they would be with a real device."""
+    """Run an operation on the CPU, and return its results on the device on which they would be with real hardware."""
     name, tensors = str(func), []
     tree_map_only(th.Tensor, tensors.append, (args, kwargs))
     remote = [x for x in tensors if isinstance(x, Remote)]
@@ -116,7 +116,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     if not goes_there:
         return result
-    # An operation in place returns the tensor that it was given
+    # An in-place operation returns the tensor that it was given
     known = {id(x.near): x for x in remote}
     return tree_map_only(th.Tensor, lambda x: known[id(x)] if id(x) in known else Remote(x), result)
 
@@ -132,7 +132,7 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-# ``torch.tensor(numbers, device=...)`` goes round the interception
+# ``torch.tensor(numbers, device=...)`` bypasses the interception
 LIBRARY = th.library.Library("aten", "IMPL")
 LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
 LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
@@ -142,7 +142,7 @@ EVERYTHING = {"probabilistic": True, "weight_norm": True, "output_bias": 0.1, "o
 
 
 class Square(th.nn.Module):
-    """An activation unknown to the fast path, so that the policy is evaluated through vmap."""
+    """An activation that the fast path does not support, so that the policy is evaluated through vmap."""
 
     def forward(self, x):
         return x.square()
@@ -165,7 +165,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 
 @contextmanager
 def noted(found: dict[str, Any]):
-    """Note waits of the hot loop, and the numbers of the first meta-step, which are compared with the CPU's."""
+    """Record the synchronisations in the hot loop, and the numbers of the first meta-step to compare with the CPU's."""
     inside, step = imagination._imagine_share, meta_training.MetaTrainer.step
 
     def counting(model_env, *args, **kwargs):
@@ -200,7 +200,7 @@ def noted(found: dict[str, Any]):
 
 
 def train(device: str, **kwargs: Any) -> dict[str, Any]:
-    """:return: numbers, waits, and the error, if any, of a small training with all that follows one"""
+    """Run a small training and what follows one, and return its numbers, its synchronisations and its error, if any."""
     found: dict[str, Any] = {"numbers": {}, "error": None}
     try:
         with pretending() if device == DEVICE.type else nullcontext(), noted(found):
@@ -210,7 +210,7 @@ def train(device: str, **kwargs: Any) -> dict[str, Any]:
             model.predict(obs)
             model.adapt(n_episodes=2).predict(obs)
             model.dynamics.disagreement(np.zeros((1, 2), np.float32), np.stack([model.action_space.sample()]))
-    except Exception:  # noqa: BLE001 - whatever it is, the test that reads the report shows it
+    except Exception:  # noqa: BLE001 - the test that reads the report shows the error, whatever it is
         found["error"] = traceback.format_exc()
     return found
 

@@ -1,4 +1,4 @@
-"""Advantages against numbers written out by hand and against an explicit ridge regression."""
+"""Advantages compared with hand-computed numbers and with an explicit ridge regression."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from sb3_mbmpo.meta.advantages import (
 
 GAMMA = 0.5
 # One task, two rollouts: the first terminates with its third step, the second reaches the horizon.
-# What follows the termination is garbage that must not count.
+# The steps after the termination hold garbage that must not count.
 REWARDS = [[1, 2, 4, 99], [1, 2, 4, 8]]
 # The last is the value after the last step
 VALUES = [[10, 20, 30, 77, 88], [10, 20, 30, 40, 60]]
@@ -38,7 +38,7 @@ ADVANTAGES = {
 
 
 def by_rollout(rows, dtype=th.double):
-    """Rows of one rollout each -> (T = 1, H, N)."""
+    """Arrange rows, one for each rollout, as (T = 1, H, N)."""
     return th.tensor(rows, dtype=dtype).T.unsqueeze(0)
 
 
@@ -47,7 +47,7 @@ def random_rollouts(n_tasks=3, horizon=20, n_rollouts=6, observation_dim=2, dtyp
     shape = (n_tasks, horizon, n_rollouts)
     lengths = th.randint(1, 2 * horizon, (n_tasks, 1, n_rollouts), generator=draw)
     time = th.arange(horizon).view(1, -1, 1)
-    # Observations reach beyond the clip range of the features
+    # Observations exceed the clip range of the features
     policy_input = 5 * th.randn(*shape, observation_dim, generator=draw, dtype=dtype)
     rewards = th.randn(shape, generator=draw, dtype=dtype) + policy_input[..., 0]
     final_input = 5 * th.randn(n_tasks, 1, n_rollouts, observation_dim, generator=draw, dtype=dtype)
@@ -73,7 +73,7 @@ def test_generalized_advantages_by_hand(gae_lambda):
 
 
 def features(observation, step):
-    """The baseline's features of one observation, as the algorithm's description lists them."""
+    """Return the baseline's features of one observation, as the description of the algorithm lists them."""
     s, t = np.clip(observation, -10, 10), step / 100
     return np.concatenate([s, s**2, [t, t**2, t**3, 1.0]])
 
@@ -166,7 +166,7 @@ def test_advantages_are_standardized_for_each_task():
     raw = rollouts.rewards * th.tensor([1.0, 100.0, 1e-3]).view(-1, 1, 1) + 5
     for ours, task, alive in zip(standardize(raw, rollouts.alive), raw, rollouts.alive, strict=True):
         living = task[alive].numpy()
-        # The 1e-8 that guards the division is 1e-5 of the smallest deviation here
+        # The 1e-8 that guards against division by zero is 1e-5 of the smallest deviation here
         np.testing.assert_allclose(ours[alive], (living - living.mean()) / living.std(), rtol=2e-5)
         assert (ours[~alive] == 0).all()
 
@@ -176,7 +176,7 @@ def test_standardized_advantages_do_not_depend_on_the_unit(exponent):
     rollouts = random_rollouts()
     raw = (rollouts.rewards + 5) * rollouts.alive
     expected = standardize(raw, rollouts.alive)
-    # Of small advantages, the guard is 1e-4 of the largest
+    # For small advantages, the guard is 1e-4 of the largest
     th.testing.assert_close(standardize(raw * 2.0**exponent, rollouts.alive), expected, rtol=2e-3, atol=1e-6)
 
 
@@ -265,4 +265,4 @@ def test_the_time_baseline_is_a_cubic_of_the_time():
     for task in range(len(values)):
         assert (values - returns)[task][rollouts.alive[task]].square().mean() <= RIDGE * (3**2 + 2**2 + 5**2 + 1)
     changed = time_baseline(rollouts.policy_input + 7, returns, rollouts.alive)
-    assert th.equal(changed, values), "a state tells it nothing"
+    assert th.equal(changed, values), "the baseline must not depend on the state"

@@ -1,4 +1,4 @@
-"""Arguments that cannot work are refused before anything is built, by a message that names argument and value."""
+"""Invalid arguments are refused before anything is built, with a message that names the argument and its value."""
 
 import re
 
@@ -81,7 +81,7 @@ BAD_VALUES = [
     ("dynamics_kwargs", [8]),
     ("outer_kwargs", 3),
 ]
-# (entries of dynamics_kwargs, what the message must hold)
+# (entries of dynamics_kwargs, required part of the message)
 BAD_DYNAMICS = [
     (dict(hidden=8), "unknown entries ['hidden']; known are"),
     (dict(n_models=3), "unknown entries ['n_models']"),
@@ -106,7 +106,7 @@ BAD_DYNAMICS = [
     (dict(weight_norm=1), "`dynamics_kwargs['weight_norm']` must be True or False, not 1"),
     (dict(probabilistic="no"), "`dynamics_kwargs['probabilistic']`"),
 ]
-# (arguments that contradict one another, what the message must hold)
+# (arguments that contradict one another, required part of the message)
 BAD_COMBINATIONS = [
     (dict(n_tasks=5, n_models=2), "5 tasks cannot be shared out among 2 models"),
     (dict(n_tasks=2, n_models=4), "2 tasks cannot be shared out among 4 models"),
@@ -132,7 +132,7 @@ def box(shape=(2,), low=-1.0, high=1.0, dtype=np.float32):
     return spaces.Box(low, high, shape, dtype)
 
 
-# (observation space, action space, what the message must hold): the wrapper that helps, where there is one
+# (observation space, action space, required part of the message): the wrapper that helps, if there is one
 BAD_SPACES = {
     "image": (box((16, 16, 3), 0, 255, np.uint8), box(), "FlattenObservation"),
     "matrix": (box((2, 2)), box(), "FlattenObservation"),
@@ -152,7 +152,7 @@ BAD_SPACES = {
 
 
 class Spaces(gym.Env):
-    """Only spaces; nothing of it may be called."""
+    """An environment that has only spaces; none of its methods may be called."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
@@ -199,7 +199,7 @@ def test_nothing_is_built_for_bad_arguments(monkeypatch):
         raise AssertionError("built")
 
     monkeypatch.setattr("sb3_mbmpo.mbmpo.DynamicsEnsemble", fail)
-    monkeypatch.setattr("sb3_mbmpo.mbmpo.MBMPO._setup_lr_schedule", fail)  # the first thing that SB3 does
+    monkeypatch.setattr("sb3_mbmpo.mbmpo.MBMPO._setup_lr_schedule", fail)  # SB3 calls this first
     refused("`horizon`", horizon=0)
     with pytest.raises(AssertionError, match="built"):
         tiny_model()

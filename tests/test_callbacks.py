@@ -31,7 +31,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 class Recorder(BaseCallback):
-    """Every call, with the number of real steps and of meta-steps at that moment."""
+    """A callback that records every call, with the numbers of real steps and of meta-steps at that moment."""
 
     def __init__(self, stop_at=None):
         super().__init__()
@@ -74,7 +74,7 @@ def logged_keys(model):
 
 @pytest.fixture
 def log_to(tmp_path):
-    """:return: a function that lets a model log into files under ``tmp_path``, which are closed in the end"""
+    """Yield a function that makes a model log into files under ``tmp_path``, and close the files afterwards."""
     loggers = []
 
     def set_logger(model, *formats):
@@ -115,7 +115,7 @@ def test_false_stops_at_once(stop_at, as_list):
     recorder = Recorder(stop_at)
     model = tiny_model().learn(100, callback=[recorder, Recorder()] if as_list else recorder)
     assert model.num_timesteps == stop_at == model.env.envs[0].unwrapped.n_steps
-    assert recorder.names()[-2:] == ["step", "training_end"], "no end of the rollout, no training"
+    assert recorder.names()[-2:] == ["step", "training_end"], "neither an end of the rollout nor training"
     assert model._n_updates == (stop_at - 1) // 20
 
 

@@ -16,7 +16,7 @@ from sb3_mbmpo.meta.critic import Critic
 
 
 class Tripled(BaseFeaturesExtractor):
-    """A features extractor with parameters of its own."""
+    """A features extractor with its own parameters."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, 3 * observation_space.shape[0])
@@ -37,7 +37,7 @@ def make_critic(policy, n_updates=100, batch_size=64):
 
 
 def regression(critic, target, n_rows=200, alive_share=1.0, seed=0):
-    """:return: rollouts of one step at random states, and an estimate whose returns are a function of them"""
+    """Return rollouts of one step from random states, and an estimate whose returns are a function of these states."""
     draw = th.Generator().manual_seed(seed)
     states = th.randn(2, 1, n_rows, 2, generator=draw)
     alive = th.rand(2, 1, n_rows, generator=draw) < alive_share
@@ -82,7 +82,7 @@ def test_returns_that_are_all_alike_stay_finite():
     report = critic.fit(rollouts, estimate)
     assert th.allclose(critic(rollouts.policy_input), th.tensor(3.0), atol=0.01)
     assert np.isfinite(report.value_loss)
-    assert np.isnan(report.explained_variance), "there is none to explain"
+    assert np.isnan(report.explained_variance), "there is no variance to explain"
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-9, 1e9, 1e30, 1e36])
@@ -92,7 +92,7 @@ def test_returns_of_extreme_sizes_are_learned_and_leave_finite_numbers(scale):
         critic = make_critic(each)
         reports = [critic.fit(*regression(critic, lambda states: factor * states[..., 0])) for _ in range(3)]  # noqa: B023
         assert_finite(each)
-    if scale > 1e-37:  # the smallest numbers have few digits
+    if scale > 1e-37:  # numbers near the smallest float32 have fewer digits
         assert reports[-1].explained_variance > 0.9
         states = th.randn(5, 2)
         th.testing.assert_close(policy.values(states) / scale, ordinary.values(states), rtol=0.01, atol=0.01)
@@ -222,7 +222,7 @@ def test_training_explains_returns_and_logs_it(action_space):
 
 
 def tiny_logger(seen):
-    """A logger that leaves the last values of all keys in a dictionary."""
+    """Make a logger that keeps the last values of all keys in a dictionary."""
     from stable_baselines3.common.logger import KVWriter, Logger
 
     class Keep(KVWriter):
@@ -264,7 +264,7 @@ def test_the_other_baselines_train_no_critic():
 
 
 def test_the_value_of_a_cut_real_episode_is_that_of_its_last_observation():
-    # Two environments whose episodes are cut after 3 and 5 steps: the shorter one's value stands behind its last step
+    # Two environments whose episodes are truncated after 3 and 5 steps: the shorter one's value follows its last step
     from sb3_mbmpo.meta.few_shot import collect_episodes
 
     env = tiny.DummyVecEnv([lambda length=length: tiny.Drift(length=length, random_start=False) for length in (3, 5)])

@@ -1,4 +1,4 @@
-"""Everything on a device that is not the CPU: on a pretended one (``pretend_device.py``), and on a GPU if there is one."""
+"""Training on a device other than the CPU: a pretended one (``pretend_device.py``), and a GPU if there is one."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 
-# Cases of pretend_device.py; that these are all of them is tested, too
+# Cases of pretend_device.py; a test checks that none is missing
 CASES = [
     "box",
     "discrete",
@@ -28,7 +28,7 @@ CASES = [
 ]
 pytestmark = pytest.mark.skipif(
     not hasattr(th.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="PyTorch can pretend devices since 2.9",
+    reason="pretended devices need PyTorch 2.9",
 )
 
 

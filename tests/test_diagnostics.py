@@ -1,4 +1,4 @@
-"""Numbers of the figures, against simulators whose errors are known and against direct computation."""
+"""The numbers behind the report's plots, compared with simulators whose errors are known and with direct computation."""
 
 import gymnasium as gym
 import numpy as np
@@ -13,12 +13,12 @@ from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.report import episodes as real_episodes
 from sb3_mbmpo.report import study as diagnostics
 
-GROWTH = 1.1  # of a distance, in a step of Drift
+GROWTH = 1.1  # growth factor of a distance in one step of Drift
 
 
 class Simulator:
     """
-    ``Drift`` itself in the place of an ensemble; member ``i`` adds ``biases[i]`` to every dimension.
+    ``Drift`` itself in place of an ensemble; member ``i`` adds ``biases[i]`` to every dimension.
     """
 
     def __init__(self, biases, env):
@@ -215,7 +215,7 @@ def test_kl_is_that_of_sb3s_distributions(name):
 
     @th.no_grad()
     def distribution(policy):
-        # SB3's object mutates itself, but puts another one of PyTorch into itself
+        # SB3's object modifies itself, but replaces PyTorch's object inside it
         return policy.get_distribution(th.as_tensor(obs)).distribution
 
     before = distribution(model.policy)
@@ -266,7 +266,7 @@ def test_there_is_no_rank_correlation_with_a_constant():
     assert np.isnan(diagnostics.rank_correlation(np.array([1, 2, 3]), np.ones(3)))
 
 
-# -- All together ---------------------------------------------------------------------------------------------------------
+# -- Everything together --------------------------------------------------------------------------------------------------
 
 
 def test_a_study_changes_nothing_of_the_model(trained):

@@ -1,4 +1,4 @@
-"""The action distributions against torch.distributions, and the choice of family against Stable-Baselines3's."""
+"""The action distributions compared with torch.distributions, and the choice of family with Stable-Baselines3's."""
 
 import math
 
@@ -40,7 +40,7 @@ discrete_families = pytest.mark.parametrize("family", [categorical, categoricals
 
 
 def columns(ours):
-    """The same distribution in torch.distributions: one object for each column of an action."""
+    """Return the same distribution from torch.distributions, with one object for each column of an action."""
     if isinstance(ours, DiagGaussian):
         std = ours.log_std.exp().expand_as(ours.mean)
         return [reference.Normal(mean, std) for mean, std in zip(ours.mean.unbind(-1), std.unbind(-1), strict=True)]
@@ -50,7 +50,7 @@ def columns(ours):
 
 
 def by_column(method, distribution, actions):
-    """Sum of a method of each column's reference at the column's actions."""
+    """Sum a method of each column's reference distribution, called with the column's actions."""
     pairs = zip(columns(distribution), actions.unbind(-1), strict=True)
     return sum(getattr(column, method)(action.double()) for column, action in pairs)
 
@@ -87,12 +87,12 @@ def test_mode(family):
     th.testing.assert_close(ours.mode(), expected.to(ours.sample(seeded(1)).dtype))
 
 
-# 20,000 seeded draws a task; a correct sampler leaves five standard errors once in two million times
+# 20,000 seeded draws per task; a correct sampler exceeds five standard errors once in two million times
 N_DRAWS, N_ERRORS = 20_000, 5
 
 
 def repeated(distribution):
-    """The first row of each task, many times."""
+    """Repeat the first row of each task many times."""
     first, *rest = distribution.parameters
     return distribution.with_parameters((first[:, :1].expand(-1, N_DRAWS, -1), *rest))
 
@@ -104,7 +104,7 @@ def test_gaussian_samples_have_the_mean_and_the_deviation():
     assert noise.mean(1).abs().max() < limit
     assert (noise.std(1) - 1).abs().max() < limit / math.sqrt(2)
     assert noise.transpose(1, 2).reshape(-1, N_DRAWS).corrcoef().fill_diagonal_(0).abs().max() < limit
-    assert ours.log_std.abs().max() > 0.3, "deviations near 1 would hide a forgotten one"
+    assert ours.log_std.abs().max() > 0.3, "standard deviations near 1 would hide a forgotten one"
 
 
 @discrete_families

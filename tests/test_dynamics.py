@@ -29,7 +29,7 @@ def parameters_of(ensemble):
     return {name: value.detach().clone() for name, value in ensemble.named_parameters()}
 
 
-# next_obs = obs + DRIFT obs + PUSH action + noise, the reward is linear too, and a threshold ends the episode
+# next_obs = obs + DRIFT obs + PUSH action + noise; the reward is linear, too, and an episode ends beyond a threshold
 DRIFT = th.tensor([[-0.1, 0.2, 0.0], [0.0, -0.1, 0.1], [-0.2, 0.0, -0.1]])
 PUSH = th.tensor([[0.5, 0.0], [0.0, -0.3], [0.2, 0.2]])
 NOISE = th.tensor([0.1, 0.02, 0.3])
@@ -38,7 +38,9 @@ REWARD_OF_OBS, REWARD_OF_ACTION = th.tensor([1.0, -2.0, 0.0]), th.tensor([0.5, 3
 
 def linear_system(n_rows, seed, offset=0.0, scale=1.0, noisy=False):
     """
-    :param offset: where the observations are, in units of their spread
+    Return transitions of a linear system.
+
+    :param offset: mean of the observations, in units of their spread
     :param scale: spread of the observations
     """
     generator = seeded(seed)
@@ -51,13 +53,13 @@ def linear_system(n_rows, seed, offset=0.0, scale=1.0, noisy=False):
 
 
 def steps(ensemble, data, **kwargs):
-    """:return: every member's predictions for the same transitions"""
+    """Return every member's predictions for the same transitions."""
     action = ensemble.codec.to_dynamics(data.action)
     return ensemble.step_fn(**kwargs)(*(x.expand(ensemble.n_models, -1, -1) for x in (data.obs, action)))
 
 
 def relative_error(predicted, truth, trivial):
-    """:return: root mean square error of each member, relative to that of a trivial prediction"""
+    """Return each member's root mean square error, relative to that of a trivial prediction."""
     error = (predicted - truth).square().flatten(1).mean(1).sqrt()
     return error / (trivial - truth).square().mean().sqrt()
 
@@ -73,13 +75,13 @@ TRAIN, HELD_OUT = linear_system(1500, seed=0), linear_system(300, seed=1)
     ids=["plain", "weight_norm", "probabilistic"],
 )
 def learned(request):
-    """An ensemble that has seen enough of the linear system, heads included."""
+    """Return an ensemble that has learned the linear system, including reward and termination."""
     ensemble = make(learned_reward=True, learned_termination=True, learning_rate=1e-2, **request.param)
     fit(ensemble, TRAIN, max_epochs=40)
     return ensemble
 
 
-# A small ReLU network is not linear. Over four seeds, 40 epochs left errors of 1 to 3.5 %, where having learned nothing is
+# A small ReLU network is not linear. Over four seeds, 40 epochs left errors of 1 to 3.5 %, where having learned nothing gives
 # 100 %, and an accuracy of 97 to 100 %, where always guessing the same is 70 %.
 def test_linear_dynamics_are_recovered(learned):
     error = relative_error(steps(learned, HELD_OUT).next_obs, HELD_OUT.next_obs, trivial=HELD_OUT.obs)
@@ -101,8 +103,8 @@ def test_probabilistic_members_recover_the_noise():
     ensemble = make(probabilistic=True, learning_rate=1e-2, net_arch=(16,))
     fit(ensemble, linear_system(2000, seed=0, noisy=True), max_epochs=40)
     sampled = steps(ensemble, HELD_OUT, generator=seeded()).next_obs - steps(ensemble, HELD_OUT).next_obs
-    # Over four seeds 0 to 10 % more than the truth: a fitted mean leaves some of itself to the noise. 300 draws know a spread
-    # to 4 %, and the noises to tell apart are factors of 3 and 5 apart.
+    # Over four seeds, 0 to 10 % more than the truth: the error of the fitted mean adds to the noise. 300 draws determine a
+    # spread to 4 %, and the noise levels to be distinguished differ by factors of 3 and 5.
     th.testing.assert_close(sampled.square().mean(1).sqrt(), NOISE.expand(2, 3), rtol=0.2, atol=0)
 
 
@@ -142,7 +144,7 @@ ACTIVATIONS = {"relu": F.relu, "swish": F.silu, "silu": F.silu, "tanh": th.tanh,
 
 
 def unfolded(ensemble, obs, action):
-    """The network as the formulas have it, in float64: output (M, B, D) with means and standard deviations in raw units."""
+    """Evaluate the network as in the formulas, in float64: output (M, B, D), means and standard deviations in raw units."""
     inputs = [
         (obs - ensemble.observation_mean) / ensemble.observation_std,
         (action - ensemble.action_mean) / ensemble.action_std,
@@ -166,7 +168,7 @@ def test_low_precision_is_nearly_as_good(kwargs):
         losses[precision] = fit(ensemble, TRAIN, max_epochs=20).val_loss
         assert {parameter.dtype for parameter in ensemble.parameters()} == {th.float32}  # the master weights
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.3)
-    # The step that imagines is in low precision, predictions for the user are not
+    # Imagined steps are in low precision, predictions for the user are not
     low, high = steps(ensemble, TRAIN), ensemble.predict(TRAIN.obs.numpy(), TRAIN.action.numpy())
     assert low.next_obs.dtype == th.float32
     error = (low.next_obs.numpy() - high) / ensemble.target_std[:3].numpy()
@@ -187,7 +189,7 @@ def test_threads_share_the_members_and_change_nothing(n_threads, kwargs, monkeyp
     monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.FLOPS_PER_THREAD", 1)
     monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.MIN_FLOPS_TO_HAND_OVER", 0)
     alone, shared = (make(n_models=5, **kwargs) for _ in range(2))
-    for _ in range(2):  # the second goes on from the optimiser's state
+    for _ in range(2):  # the second fit continues from the optimiser's state
         reports = [fit(ensemble, TRAIN, n_threads=n) for ensemble, n in [(alone, 1), (shared, n_threads)]]
         for ours, theirs in zip(*reports, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -224,7 +226,7 @@ def test_the_loss_is_that_of_the_formulas(kwargs):
     if kwargs:  # bounds of the variance that differ from member to member
         ensemble.max_log_var.data.copy_(th.randn(4, 1, 4, generator=seeded()))
     report = fit(ensemble, data, max_epochs=30, validation_fraction=0, rolling_average_persistency=0.5)
-    assert len(set(report.epochs)) > 1, "the losses of some members are to be tested too, not only those of all"
+    assert len(set(report.epochs)) > 1, "the test must also cover epochs in which only some members are active"
     mean, *others = unfolded(ensemble, data.obs.double(), data.action.double())
     target = th.cat([data.next_obs - data.obs, data.reward.unsqueeze(1)], dim=1)[:, : ensemble.target_dim]
     error = ((mean - target) / ensemble.target_std).square()
@@ -250,7 +252,7 @@ def test_sampled_noise_has_the_predicted_spread():
     prediction = steps(ensemble, data, generator=seeded())
     change = prediction.next_obs - data.obs
     sampled = th.cat([change, prediction.reward.unsqueeze(-1)], dim=-1)
-    # Changes are differences of numbers around 30, which are 2e-6 apart
+    # Changes are differences of float32 numbers around 30, which are 2e-6 apart
     th.testing.assert_close(sampled.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -264,7 +266,7 @@ def test_predictions_are_clipped_to_the_widened_range_of_the_data(margin):
     low, high = data.obs.amin(0) - slack, data.next_obs.amax(0) + slack
     line = data._replace(obs=th.linspace(-20, 20, 200).unsqueeze(1).expand(-1, 3))
     free, clipped = (steps(ensemble, line, clip_margin=m).next_obs for m in (None, margin))
-    # The very same numbers inside; the bounds come out of another order of float32 operations
+    # Exactly the same numbers inside; the bounds result from another order of float32 operations
     th.testing.assert_close(clipped, free.clamp(low, high), rtol=1e-6, atol=1e-6)
     inside = (free > low + 1e-3) & (free < high - 1e-3)
     assert th.equal(clipped[inside], free[inside])
@@ -317,7 +319,7 @@ def test_statistics_are_those_of_the_data():
 
 
 def test_statistics_are_computed_in_float64():
-    # Around 2^14 float32 numbers are 2^-9 apart: half of these rows lie just there
+    # Around 2^14, float32 numbers are 2^-9 apart: half of these rows are there
     obs = 2.0**14 + 2.0**-9 * th.randint(3, (3001, 3), generator=seeded())
     change = th.full_like(obs, 2.0**-9)
     change[:1] = 0
@@ -347,7 +349,7 @@ def test_what_never_changes_is_predicted_exactly(kwargs):
     assert prediction.next_obs.isfinite().all()
     if ensemble.learned_reward:
         assert (prediction.reward == 1).all()
-    # The first two dimensions are agreed upon
+    # The members agree on the first two dimensions
     spread = ensemble.predict(obs.numpy(), action.numpy()).std(0)[:, 2] / ensemble.target_std[2].item()
     np.testing.assert_allclose(ensemble.disagreement(obs.numpy(), action.numpy()), spread / 3, rtol=1e-5)
 
@@ -370,7 +372,7 @@ def test_no_data_is_refused():
         fit(make(), Transitions(*(x[:0] for x in TRAIN)))
 
 
-# -- Predictions for people -----------------------------------------------------------------------------------------------
+# -- Predictions for users ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -475,7 +477,7 @@ def test_reset_parameters_starts_anew():
     fit(ensemble, TRAIN, max_epochs=1)
     ensemble.reset_parameters(seeded(1))
     for name, parameter in ensemble.named_parameters():
-        # The bounds of the variance start where they always do; all else is drawn
+        # The bounds of the variance have fixed initial values; everything else is drawn
         assert th.equal(parameter, before[name]) == name.endswith("log_var")
     (group,) = ensemble.optimizer.param_groups
     assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in ensemble.parameters()}

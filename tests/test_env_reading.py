@@ -1,4 +1,4 @@
-"""The environment is asked at set-up, whatever it answers, and never later: it may be closed, dead or hanging by then."""
+"""The environment is queried at set-up only, whatever it answers: later, it may be closed, dead or hanging."""
 
 import time
 from functools import partial
@@ -25,13 +25,13 @@ def in_workers(*make):
 
 
 def copied_pendulum():
-    """Its spec holds a function without a name, which does not pickle."""
+    """Make a pendulum whose spec holds a lambda, which cannot be pickled."""
     env = gym.make("Pendulum-v1", g=5.0)
     return gym.wrappers.TransformObservation(env, lambda obs: obs.copy(), env.observation_space)
 
 
 class Spec(Unknown):
-    """Something else is called ``spec``, as MuJoCo's is."""
+    """An unrelated object called ``spec``, as in MuJoCo."""
 
     def __init__(self, spec):
         super().__init__()
@@ -39,7 +39,7 @@ class Spec(Unknown):
 
 
 class AfterReset(Drift):
-    """Its attributes are properties that need a reset first."""
+    """An environment whose attributes are properties that need a reset first."""
 
     @property
     def reward(self):
@@ -53,7 +53,7 @@ class AfterReset(Drift):
 
 
 class Guarded(Drift):
-    """Keeps no attribute that it does not know."""
+    """An environment that refuses unknown attributes."""
 
     def __setattr__(self, name, value):
         if not name.startswith("_sb3"):
@@ -80,7 +80,7 @@ class Raising(Drift):
         return super().step(action)
 
 
-# ---------------------------------------------------------------- nothing asks later
+# ---------------------------------------------------------------- no queries after set-up
 
 
 def close(env):
@@ -156,7 +156,7 @@ def test_closing_workers_that_have_ended(end):
     assert not any(process.is_alive() for process in env.processes)
 
 
-# ---------------------------------------------------------------- at set-up, anything may be the answer
+# ---------------------------------------------------------------- any answer at set-up
 
 
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
@@ -212,7 +212,7 @@ def test_an_answer_that_does_not_pickle_is_none():
 
 
 class Foreign(Drift):
-    """Its methods take as many arguments as ours, and are others."""
+    """An environment whose methods take as many arguments as ours, but mean something else."""
 
     def reward(self, achieved, desired, info):
         return info["scale"] * float(np.linalg.norm(achieved - desired))

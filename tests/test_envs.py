@@ -17,7 +17,7 @@ ID = "sb3_mbmpo.envs:Point2D-v0"
 
 def test_gymnasium_finds_nothing_wrong():
     with warnings.catch_warnings():
-        # A "render_mode" of None is not an error; Gymnasium's advice on the action's range is ours to ignore
+        # A "render_mode" of None is not an error; Gymnasium's advice on the range of actions can be ignored
         warnings.simplefilter("ignore", UserWarning)
         check_env(gym.make(ID).unwrapped, skip_render_check=True)
 

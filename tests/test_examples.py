@@ -1,4 +1,4 @@
-"""The scripts in docs/examples run as they stand, one after the other in one folder, with a few steps each."""
+"""The scripts in docs/examples run unchanged, one after the other in the same folder, with a few steps each."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-# In this order: the second and third load what the first one saved. What each one prints last
+# In this order, because the second and third load what the first one saved; with the last line that each one prints
 LAST_LINES = {
     "train.py": r"Return after 300 real steps: -\d+ .*",
     "adapt.py": r"adapted: mean return -\d+",
@@ -20,8 +20,8 @@ LAST_LINES = {
 
 
 def run(script, folder, *arguments):
-    """:return: the last line that the script prints"""
-    # Warnings of libraries do not matter to a reader; ours do
+    """Run a script and return the last line that it prints."""
+    # Users of the examples can ignore the warnings of libraries, but not ours
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parents[1])}
     command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / script), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Files: whole or not there, damaged, of other programs, of unknown origin."""
+"""Files: written atomically, damaged, from other programs, of unknown origin."""
 
 import base64
 import copy
@@ -39,7 +39,7 @@ from sb3_mbmpo.zoo import read_config
 
 @pytest.fixture(scope="module")
 def model():
-    """A trained model; do not change it."""
+    """Return a trained model, which tests must not change."""
     return tiny_model(learn_inner_lr=True, buffer_size=64).learn(40)
 
 
@@ -53,16 +53,16 @@ WRITERS = {
 }
 
 
-# -- Whole or not there ---------------------------------------------------------------------------------------------------
+# -- Atomic writes --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def small_disk(kind, folder):
-    """:return: a context in which no file in ``folder`` can have more than 1 KiB"""
+    """Limit the files in ``folder`` to a small size inside the block: 1 KiB each, or 8 KiB in total on a tmpfs."""
     if kind == "tmpfs":
         mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
         if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-            pytest.skip("only the administrator can mount a small disk; the other limit is tested")
+            pytest.skip("only root can mount a small disk; the other kind of limit is still tested")
         try:
             yield
         finally:
@@ -137,7 +137,7 @@ def test_parts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path)
         slow.write(b"slow")
         write_whole(path, "quick")
         assert path.read_text() == "quick"
-    assert path.read_text() == "slow", "whole, and the last one to be finished"
+    assert path.read_text() == "slow", "complete, and the last one to be finished"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.zip.00000000.part", "run[1].zip"]
 
 
@@ -170,7 +170,7 @@ def test_folders_of_the_name_are_not_in_the_way(model, tmp_path):
         load(str(tmp_path / "plain"))
 
 
-# -- Damaged --------------------------------------------------------------------------------------------------------------
+# -- Damaged files --------------------------------------------------------------------------------------------------------
 
 READERS = {
     "model": lambda path: parameters(MBMPO.load(path)),
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_named_or_means_the_same(kind, model, tmp_path):
         except ValueError as error:
             messages.append(str(error))
             continue
-        for name in whole:  # some bits mean nothing
+        for name in whole:  # not every bit matters
             if isinstance(whole[name], (np.ndarray, th.Tensor)):
                 np.testing.assert_array_equal(found[name], whole[name], err_msg=f"bit in byte {place}")
     assert len(messages) > 10
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_named_or_means_the_same(kind, model, tmp_path):
 )
 def test_a_buffer_that_cannot_be_is_refused_by_name(change, match, model, tmp_path):
     buffer = copy.deepcopy(model.replay_buffer)
-    buffer.actions = np.clip(buffer.actions, -1, 1)  # as SB3's algorithms have them
+    buffer.actions = np.clip(buffer.actions, -1, 1)  # as SB3's algorithms store them
     save_to_pkl(tmp_path / "buffer.pkl", buffer)
     tiny_model(buffer_size=64).load_replay_buffer(tmp_path / "buffer.pkl")
     change(buffer)
@@ -280,7 +280,7 @@ def test_a_damaged_configuration_is_named(tmp_path, monkeypatch):
 
 
 class Noting(gym.Wrapper):
-    """Notes the actions that the environment receives."""
+    """A wrapper that records the actions that the environment receives."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -299,7 +299,7 @@ def off_policy(algorithm, env, **kwargs):
     ("algorithm", "action_space"), [(SAC, "box"), (TD3, "box"), (DQN, "discrete")], ids=["SAC", "TD3", "DQN"]
 )
 def test_real_steps_of_other_algorithms_mean_the_same_here(algorithm, action_space, tmp_path):
-    env = Noting(Drift(ACTION_SPACES[action_space]))  # a Box of [-1, 2], which is not that of the buffer
+    env = Noting(Drift(ACTION_SPACES[action_space]))  # a Box of [-1, 2], unlike that of the buffer
     off_policy(algorithm, env, seed=0).learn(40).save_replay_buffer(tmp_path / "buffer")
     ours = tiny_model(Drift(ACTION_SPACES[action_space]), buffer_size=64)
     ours.load_replay_buffer(tmp_path / "buffer")
@@ -307,7 +307,7 @@ def test_real_steps_of_other_algorithms_mean_the_same_here(algorithm, action_spa
     np.testing.assert_allclose(data.action.reshape(40, -1), np.reshape(env.received, (40, -1)), atol=1e-6)
     for obs, action, next_obs in zip(data.obs.numpy(), data.action.numpy(), data.next_obs.numpy(), strict=True):
         np.testing.assert_allclose(push(obs, action), next_obs, atol=1e-5)
-    # And back: what we save, they take for theirs, and we for what it was
+    # And back: they can load what we save, and we read the original actions from it
     ours.save_replay_buffer(tmp_path / "ours")
     theirs = off_policy(algorithm, Drift(ACTION_SPACES[action_space]))
     theirs.load_replay_buffer(tmp_path / "ours")
@@ -344,11 +344,11 @@ def test_a_buffer_of_another_size_gives_its_newest_steps(capacity, expected, mod
     np.testing.assert_array_equal(smaller._transitions().obs, model._transitions().obs[-expected:])
 
 
-# -- Of unknown origin ------------------------------------------------------------------------------------------------------
+# -- Files of unknown origin ------------------------------------------------------------------------------------------------
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -358,7 +358,7 @@ class Bomb:
 
 
 def rewritten(path, **changes):
-    """Change attributes in a file, as somebody would who wishes us ill: without its seal."""
+    """Change attributes in a file as an attacker would, without updating its checksum."""
     with zipfile.ZipFile(path) as old:
         entries = {name: old.read(name) for name in old.namelist()}
     entries["data"] = json.dumps({**json.loads(entries["data"]), **changes}).encode()
@@ -406,7 +406,7 @@ def test_spaces_come_back_from_json(space):
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """:return: the name of a module and a file that tells whether it was imported"""
+    """Yield the name of a module, and a file that exists once the module has been imported."""
     mark = tmp_path / "imported"
     (tmp_path / "a_stranger.py").write_text(
         f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
@@ -476,7 +476,7 @@ def test_a_wrapper_that_only_the_file_names_is_not_called(tmp_path):
         report_main([str(tmp_path / "model.zip")])
 
 
-# -- Numbers of NumPy, other arguments ----------------------------------------------------------------------------------------
+# -- NumPy numbers, other arguments -------------------------------------------------------------------------------------------
 
 
 def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
@@ -588,7 +588,7 @@ def test_going_on_without_the_real_steps_is_warned_of(model, tmp_path):
 
 
 class SaveBetween(BaseCallback):
-    """Saves the model where one iteration ends and the next one begins."""
+    """A callback that saves the model between two iterations."""
 
     def __init__(self, path):
         super().__init__()
@@ -611,14 +611,14 @@ def test_what_a_callback_saves_when_a_rollout_starts_is_the_state_between_two_it
     assert model._task_turn != turn
 
 
-# -- Over and over ----------------------------------------------------------------------------------------------------------
+# -- Repetition -------------------------------------------------------------------------------------------------------------
 
 
 def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
     model = tiny_model(vec_drift(random_start=False), stats_window_size=2).learn(60)
 
     def everything(n_times):
-        """:return: traced bytes of Python's objects, and the number of tensors"""
+        """Do everything ``n_times``, and return the bytes of traced Python objects and the number of tensors."""
         for _ in range(n_times):
             model.learn(20, reset_num_timesteps=False)
             model.adapt(model_index=1)
@@ -626,11 +626,11 @@ def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
             model.save_replay_buffer(tmp_path / "buffer")
             model.dynamics.save(tmp_path / "ensemble")
         gc.collect()
-        # These grow by design: a row an episode, and a sample of the buffer
+        # These grow by design: by a row per episode, and by a sample of the buffer
         model._initial_obs, model._start_sample = model._initial_obs[:2], model._start_sample[:2]
         return tracemalloc.get_traced_memory()[0], sum(issubclass(type(each), th.Tensor) for each in gc.get_objects())
 
-    everything(1)  # what is imported at first use is not traced, which would take its time
+    everything(1)  # before tracing, which would slow down imports at first use
     tracemalloc.start()
     try:
         everything(1)
@@ -639,5 +639,5 @@ def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
     finally:
         tracemalloc.stop()
     assert tensors_later == tensors
-    # An iteration, an adaptation and three saves; the least that could be forgotten, a copy of the policy, has more
-    assert (size_later - size) / 6 < 5 * 1024, "bytes that a round leaves behind"
+    # For an iteration, an adaptation and three saves; the smallest possible leak, a copy of the policy, is larger
+    assert (size_later - size) / 6 < 5 * 1024, "bytes that each repetition leaks"

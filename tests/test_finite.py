@@ -1,4 +1,4 @@
-"""Numbers that are none: what made them is named, and no parameter, action or buffer takes them in."""
+"""NaN and infinity: messages name their source, and no parameter, action or buffer adopts them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Deprecat
 
 
 class Double(Drift):
-    """Observes in double precision, and is paid what its step is told to be paid."""
+    """An environment with double-precision observations and prescribed rewards."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ def everything_finite(model):
 
 
 def root_of(threshold):
-    """A reward that is NaN where the first observation is beyond a threshold."""
+    """Return a reward function that is NaN where the first observation is beyond a threshold."""
     return lambda obs, action, next_obs: (threshold - next_obs[:, 0]).sqrt()
 
 
@@ -57,7 +57,7 @@ def test_a_reward_that_is_nan_at_the_first_observation_is_named_before_any_step(
 
 
 def test_a_reward_that_is_nan_on_real_steps_is_named():
-    # Finite where nothing moves, as when it is tried out
+    # Finite where nothing moves, as when the function is tried out at set-up
     model = tiny_model(reward_fn=lambda obs, action, next_obs: (1e-9 - (next_obs - obs).abs().amax(1)).sqrt())
     with pytest.raises(ValueError, match=r"(?s)\(argument\) gave the reward nan for obs \[.*, action \[.*next_obs \["):
         model.learn(40)
@@ -67,7 +67,7 @@ def test_a_reward_that_is_nan_on_real_steps_is_named():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["box", "discrete"])
 def test_a_reward_that_is_not_finite_at_imagined_states_only_is_named(name, value, tmp_path):
-    # Nobody has been there: the models may go a little beyond the data
+    # Outside the data: the models may go slightly beyond it
     env, farthest = Drift(ACTION_SPACES[name], random_start=True), []
 
     def reward_fn(obs, action, next_obs):
@@ -152,7 +152,7 @@ def test_what_single_precision_cannot_hold_stops_training(step, value):
 
 @fork
 def test_a_reward_that_single_precision_cannot_hold_stops_training():
-    env = SubprocVecEnv([lambda: Drift(bad={(27, "reward"): 1e39})], start_method="fork")  # in float64, unlike a DummyVecEnv
+    env = SubprocVecEnv([lambda: Drift(bad={(27, "reward"): 1e39})], start_method="fork")  # float64, unlike in a DummyVecEnv
     model = tiny_model(env, reward_fn="learned", termination_fn=None)
     with pytest.raises(ValueError, match="NaN or infinite reward at real step 27"):
         model.learn(60)
@@ -163,7 +163,7 @@ def test_a_reward_that_single_precision_cannot_hold_stops_training():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("norm_obs", [True, False])
 def test_terminal_observations_under_vec_normalize(norm_obs, value):
-    # Where nothing is clipped, an infinite one stays infinite
+    # Without clipping, an infinite observation stays infinite
     env = VecNormalize(vec_drift(random_start=False, bad={(24, "obs"): value}), norm_obs=norm_obs, clip_obs=np.inf)
     model = tiny_model(env)
     with pytest.raises(ValueError, match=r"terminal observation at real step 24.*So are the statistics of VecNormalize"):

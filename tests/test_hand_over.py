@@ -1,4 +1,4 @@
-"""What the training hands to a worker is a value: pickled and unpickled, it computes the same."""
+"""Objects that the training passes to workers are values: pickled and unpickled, they compute the same."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Warnings that people can act on: when they come, that they come once, and that healthy figures bring none."""
+"""Warnings about the training: when they appear, that each appears once, and that healthy metrics cause none."""
 
 import math
 import pickle
@@ -14,7 +14,7 @@ from sb3_mbmpo.common.health import EXPLOITATION_PATIENCE, LINE_SEARCH_WINDOW, T
 
 
 def caught(act):
-    """:return: messages of the warnings"""
+    """Return the messages of the warnings that a function causes."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         act()
@@ -23,7 +23,11 @@ def caught(act):
 
 
 def returns(first, iterations, health=None):
-    """:param iterations: (imagined return, return of the real episode that follows it)"""
+    """
+    Report the returns of a training to its health checks.
+
+    :param iterations: (imagined return, return of the real episode that follows it)
+    """
     health = health or TrainingHealth()
     health.real_episodes(first)
     for imagined, real in iterations:
@@ -129,7 +133,7 @@ def searches(*iterations):
 
 def test_a_line_search_that_keeps_failing_is_warned_of_once():
     failing = [True] + [False] * (LINE_SEARCH_WINDOW - 1)
-    assert caught(lambda: searches(failing[:-1])) == [], "too few to say"
+    assert caught(lambda: searches(failing[:-1])) == [], "too few for a warning"
     messages = caught(lambda: searches(failing, failing, failing))
     assert len(messages) == 1
     assert "only 3 % of the last 30 meta-steps" in messages[0]
@@ -141,11 +145,11 @@ def test_line_searches_that_fail_now_and_then_bring_no_warning():
     assert caught(lambda: searches(*[[]] * 20)) == []
 
 
-# ---------------------------------------------------------------- within MBMPO
+# ---------------------------------------------------------------- in MBMPO
 
 
 def test_a_policy_that_exploits_bad_models_is_warned_of():
-    # The models imagine a drift to 0, where the reward is; the real point stays where it is pushed
+    # The models imagine a drift to 0, where the reward is highest; the real point stays where it is pushed
     model = tiny_model(
         vec_drift(length=4),
         baseline="linear",

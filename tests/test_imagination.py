@@ -1,4 +1,4 @@
-"""Imagined rollouts against simulations in plain Python, in worlds whose dynamics are written by hand."""
+"""Imagined rollouts compared with simulations in plain Python, with hand-written dynamics."""
 
 import threading
 
@@ -15,24 +15,24 @@ from sb3_mbmpo.imagination.rollouts import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREA
 from sb3_mbmpo.rewards.functions import never_terminates
 
 M, T, N = 2, 4, 3
-ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # what the policies call -1 is 0, what they call 1 is 4
+ACT = spaces.Box(np.zeros(1, np.float32), np.full(1, 4, np.float32))  # the policies' -1 is 0, their 1 is 4
 
 
 def seeded(seed=0):
     return th.Generator().manual_seed(seed)
 
 
-# -- A world of linear dynamics, each model with its own ------------------------------------------------------------------
+# -- Linear dynamics, different for each model ----------------------------------------------------------------------------
 
 
 def linear_step(obs, action):
-    """Model ``m`` decays by 0.9 and adds (m + 1) x (1, -0.5) x action."""
+    """Predict with a model ``m`` that decays by 0.9 and adds (m + 1) x (1, -0.5) x action."""
     gain = (1.0 + th.arange(len(obs))).view(-1, 1, 1) * th.tensor([1.0, -0.5])
     return Prediction(0.9 * obs + gain * action, None, None)
 
 
 def telling_reward(obs, action, next_obs):
-    """Every argument can be read off the reward."""
+    """Return a reward that reveals every argument."""
     return obs[:, 0] + 10 * action[:, 0] + 100 * next_obs[:, 1]
 
 
@@ -50,7 +50,7 @@ def imagined(model_env, act, start, to_policy_input=lambda obs: (obs - 3) / 2, *
 
 LINEAR = model_env(linear_step, telling_reward)
 START = th.randn(T, N, 2, generator=seeded())
-WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # of the policy of each task
+WEIGHTS = th.tensor([[0.2, -0.1], [-0.3, 0.0], [0.0, 0.5], [0.1, 0.1]])  # weights of each task's policy
 STD = 0.8
 
 
@@ -64,7 +64,11 @@ def without_noise(policy_input):
 
 
 def simulate(task, rollout, noise):
-    """One imagined rollout as one would write it down. :return: policy inputs, actions, rewards"""
+    """
+    Simulate one imagined rollout in the plainest way.
+
+    :return: policy inputs, actions, rewards
+    """
     model = task // (T // M)
     obs, history = START[task, rollout].double().numpy(), []
     for e in noise:
@@ -123,7 +127,7 @@ def test_threads_imagine_what_one_would(n_threads, termination_fn):
     expected, rollouts = (imagined(world, without_noise, START, horizon=40, generator=seeded()) for world in (alone, shared))
     for ours, theirs in zip(rollouts, expected, strict=True):
         th.testing.assert_close(ours, theirs)
-    # Each thread has random numbers of its own, which the generator decides
+    # Each thread has its own random numbers, which the generator determines
     first, same = (imagined(shared, linear_policies, START, horizon=3, generator=seeded()) for _ in range(2))
     assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
     noise = first.actions[:, 0] - expected.actions[:, 0]
@@ -132,7 +136,7 @@ def test_threads_imagine_what_one_would(n_threads, termination_fn):
 
 @pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
 def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
-    """An n-th thread saves work / n (n - 1) and costs each of the others one unit."""
+    """The n-th thread saves work / n (n - 1) and costs each of the others one unit."""
     callers, everyone = set(), threading.Barrier(n_threads)
 
     def noting(obs, action):
@@ -180,7 +184,7 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
         assert action.shape == (len(obs),)
         return 10.0 * action
 
-    def act(policy_input):  # task i always takes choice i % 3: no batch of the first model has the last choice
+    def act(policy_input):  # task i always chooses i % 3: no batch of the first model has the last choice
         logits = th.full((T, N, 3), -1e9)
         logits[th.arange(T), :, th.arange(T) % 3] = 0
         return Categoricals(logits, (3,))
@@ -200,13 +204,15 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
 
 class Clock:
     """
-    A world of two tasks with a model and two rollouts each. Observations are (minus the steps left, the time), the reward is
-    the time after the step, and once a rollout has ended all predictions for it are one number.
+    A model environment of two tasks with one model and two rollouts each.
+
+    Observations are (minus the steps left, the time), and the reward is the time after the step. After the end of a rollout,
+    all predictions for it are the same number.
 
     :param lengths: steps until each rollout terminates, [2, 2]
     :param afterlife: this number
-    :param learned_reward: predict the reward instead of leaving it to a reward function
-    :param learned_termination: predict the termination instead of leaving it to a termination function
+    :param learned_reward: whether the model predicts the reward, instead of a reward function
+    :param learned_termination: whether the model predicts the termination, instead of a termination function
     """
 
     def __init__(self, lengths, afterlife=np.nan, learned_reward=False, learned_termination=False):
@@ -218,7 +224,7 @@ class Clock:
         self.time += 1
         dead = self.time > self.lengths
         next_obs = (obs + 1).masked_fill(dead.unsqueeze(-1), self.afterlife)
-        # Log-odds of 0 do not end a rollout yet
+        # Log-odds of exactly 0 do not end a rollout
         logit = th.where(self.time == self.lengths, 1e-3, 0.0).masked_fill(dead, self.afterlife)
         return Prediction(
             next_obs, next_obs[..., 1] if self.learned_reward else None, logit if self.learned_termination else None
@@ -276,7 +282,7 @@ def test_imagination_ends_soon_after_everything_has(longest, horizon, n_steps):
 @pytest.mark.parametrize(
     ("termination_fn", "logit", "expected"),
     [
-        (never_terminates, th.ones(3), None),  # episodes have no end, whatever the models think
+        (never_terminates, th.ones(3), None),  # episodes never end, whatever the models predict
         (None, None, None),
         (None, th.tensor([-1.0, 0.0, 1.0]), [False, False, True]),
         (lambda next_obs: next_obs[:, 0] > 1, th.ones(3), [False, False, True]),

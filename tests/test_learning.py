@@ -1,4 +1,4 @@
-"""MB-MPO learns: real environments, the shipped settings, returns of deterministic episodes."""
+"""MB-MPO learns: returns of deterministic episodes in real environments, with the shipped settings."""
 
 import time
 
@@ -13,15 +13,15 @@ from sb3_mbmpo.__main__ import main
 
 
 def trained_return(capsys: pytest.CaptureFixture[str], tmp_path, *arguments: str) -> float:
-    """:return: the last return that the command line reports"""
+    """Train with the command line and return the last return that it reports."""
     main(["train", "--no-progress-bar", "--save", str(tmp_path / "model.zip"), *arguments])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("MB-MPO")]
     return float(rows[-1][-2])
 
 
 def test_pendulum_improves_within_1000_real_steps(capsys, tmp_path):
-    # Five episodes of random actions, and one training. A random policy's mean of 10 episodes is about -1200 +- 100: -700 by
-    # luck is five deviations away
+    # Five episodes of random actions, and one training. A random policy's mean over 10 episodes is about -1200 +- 100, so that
+    # reaching -700 by luck would take five standard deviations
     arguments = ("--env", "Pendulum-v1", "--total-timesteps", "1000", "--eval-episodes", "10")
     assert trained_return(capsys, tmp_path, *arguments) > -700
 
@@ -57,10 +57,10 @@ def test_half_cheetah_learns_from_20_000_real_steps(capsys, tmp_path):
 
 
 def seconds_of_an_iteration(n_real_steps):
-    """:return: processor time of three trainings on so much data, 500 steps of which are new"""
+    """Return the processor times of three trainings on that many real steps, 500 of which are new."""
     env = make_vec_env("HalfCheetah-v5", seed=0, env_kwargs=dict(max_episode_steps=200))
     model = MBMPO("MlpPolicy", env, learning_starts=n_real_steps + 1, n_meta_steps=4, seed=0)
-    model.learn(n_real_steps)  # random steps only: one fewer than the first fit waits for
+    model.learn(n_real_steps)  # random steps only: the first fit would come one step later
     times = []
     for _ in range(3):
         model._n_new_steps = 500
@@ -73,7 +73,7 @@ def seconds_of_an_iteration(n_real_steps):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Nothing will be learned")
 def test_an_iteration_takes_no_longer_with_twice_the_data():
-    # So 100,000 real steps cost twice what 50,000 do, and no more
+    # So 100,000 real steps cost no more than twice what 50,000 do
     half, whole = (np.median(seconds_of_an_iteration(n_real_steps)) for n_real_steps in (50_000, 100_000))
     print(f"an iteration with 50,000 rows: {half:.1f} s, with 100,000: {whole:.1f} s of processor time")
     assert whole < 1.2 * half
@@ -82,12 +82,12 @@ def test_an_iteration_takes_no_longer_with_twice_the_data():
 # ---------------------------------------------------------------- few-shot adaptation
 
 
-# The pendulum that was trained with has length 1 and gravity 10. Smaller changes the meta-policy bears as it is
+# The training pendulum has length 1 and gravity 10. The meta-policy copes with smaller changes without adaptation
 CHANGES = {"l": 1.5, "g": 15.0}
 
 
 def changed_pendulum(name):
-    """:return: a function that makes a pendulum whose length "l" or gravity "g" is that of ``CHANGES``"""
+    """Return a function that makes a pendulum whose length "l" or gravity "g" is changed as in ``CHANGES``."""
 
     def make():
         env = gym.make("Pendulum-v1")
@@ -98,7 +98,7 @@ def changed_pendulum(name):
 
 
 def mean_return(policy, make_env):
-    """:return: of 50 deterministic episodes of 200 steps, which begin in the same states for every policy"""
+    """Return the mean return of 50 deterministic episodes of 200 steps, with the same first states for every policy."""
     env = make_vec_env(make_env, 50, seed=20_000)
     obs, total = env.reset(), np.zeros(50)
     for _ in range(200):
@@ -108,12 +108,12 @@ def mean_return(policy, make_env):
 
 
 def gains(model, name, batches):
-    """:return: the meta-policy's return, and by how much each adaptation to ten episodes betters it"""
+    """Return the meta-policy's return, and by how much each adaptation to ten episodes improves it."""
     make_env = changed_pendulum(name)
     before = mean_return(model.policy, make_env)
     found = []
     for batch in range(batches):
-        model.set_random_seed(batch)  # other actions, and first states, for each batch
+        model.set_random_seed(batch)  # other actions and first states for each batch
         adapted = model.adapt(make_vec_env(make_env, 10, seed=30_000 + 100 * batch), inner_lr=0.02)
         found.append(mean_return(adapted, make_env) - before)
     return before, found

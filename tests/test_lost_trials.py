@@ -1,4 +1,4 @@
-"""Searches in which something goes wrong: environments that raise, processes that are killed, settings that cannot work."""
+"""Searches in which something goes wrong: environments that raise, workers that are killed, settings that cannot work."""
 
 import argparse
 import subprocess
@@ -35,10 +35,10 @@ STUDY = dict(
 
 
 class Breaking(Drift):
-    """Raises ``errors``, one after the other, each at the 30th step of an environment: after the first fit."""
+    """An environment that raises the next of ``errors`` at its 30th step, which is after the first fit."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
-    errors: list = []  # noqa: RUF012 - the tests' way in
+    errors: list = []  # noqa: RUF012 - set by the tests
 
     def step(self, action):
         if self.n_steps == 30 and self.errors:
@@ -63,12 +63,12 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def journal(tmp_path):
-    """Databases take their time to be made and to be written to."""
+    """Return a journal's URL: databases are slow to create and to write to."""
     return str(tmp_path / "study.log")
 
 
 def search(url, n_trials=1, settings=STUDY):
-    """:return: the trials that a process of the search leaves behind"""
+    """Run one worker of a search and return the trials that it leaves behind."""
     arguments = argparse.Namespace(storage=url, heartbeat=30, study_name="study", n_trials=n_trials, device="cpu")
     trials.work(arguments, settings, 1)
     return trials_of(url)
@@ -91,7 +91,7 @@ def test_an_exception_in_the_environment_is_marked_and_the_trial_done_again(erro
     first, second, third = search(journal, n_trials=2)
     assert states([first, second, third]) == ["FAIL", "COMPLETE", "COMPLETE"]
     assert f"{type(error).__name__}: {error}" in first.user_attrs["error"]
-    assert second.params == first.params, "the shipped settings are measured all the same"
+    assert second.params == first.params, "the shipped settings are still measured"
     assert "error" not in second.user_attrs
     assert third.params != second.params
 
@@ -123,7 +123,7 @@ def test_a_search_in_which_every_trial_fails_ends_with_one_sentence(journal, mon
 
 
 def test_arguments_that_no_model_takes_end_the_search_and_the_trial_stays(journal):
-    with pytest.raises(trials.SearchError, match=r"No model can be made of .*horzion") as raised:
+    with pytest.raises(trials.SearchError, match=r"No model can be created with .*horzion") as raised:
         search(journal, settings=STUDY | {"config": STUDY["config"] | {"horzion": 5}})
     assert "\n" not in str(raised.value)
     assert states(trials_of(journal)) == ["FAIL", "WAITING"]
@@ -141,7 +141,7 @@ def test_an_evaluation_that_is_not_finite_is_no_value(mean, monkeypatch):
 
 def test_a_trial_that_was_taken_over_does_not_end_the_search(url, monkeypatch):
     def learning_curve(trial, *_):
-        if trial.number == 0:  # another machine has thought this one dead
+        if trial.number == 0:  # another machine has taken this one for dead
             trial.study.tell(trial.number, state=TrialState.FAIL)
             trial.report(1.0, 0)
         return [1.0]
@@ -163,7 +163,7 @@ def test_a_trial_that_is_interrupted_before_it_draws_keeps_its_settings(monkeypa
     assert suggest(study.ask(), STUDY["names"]) == wanted
 
 
-# ---------------------------------------------------------------- killed processes
+# ---------------------------------------------------------------- killed workers
 
 KILLED = """
 import os, signal, sys
@@ -185,7 +185,7 @@ def test_a_killed_process_leaves_no_running_trial(url):
     assert states(study.trials) == ["RUNNING"]
     lock = Path(study.trials[0].user_attrs["worker"]["lock"])
     assert lock.exists()
-    for _ in range(2):  # the second time, there is nothing to do
+    for _ in range(2):  # the second time, nothing is left to do
         lost_trials.reap(study, grace=60)
         assert states(study.trials) == ["FAIL", "WAITING"]
     assert study.trials[1].params == study.trials[0].params != {}
@@ -217,7 +217,7 @@ def test_of_other_machines_nothing_is_known_and_a_trial_without_a_name_is_lost_a
 def test_a_journal_waits_for_the_trials_of_this_machine_only(journal):
     study = studies.open_study(studies.open_storage(journal), "study", STUDY)
     study.ask().set_user_attr("worker", {"host": "elsewhere", "lock": "/nowhere"})
-    assert trials.wait_for_a_trial(study, 1, has_heartbeat=False), "that one may be dead"
+    assert trials.wait_for_a_trial(study, 1, has_heartbeat=False), "the running one may be dead"
     waits = threading.Event()
     with lost_trials.signed(study.ask()):
         waiting = threading.Thread(
@@ -230,7 +230,7 @@ def test_a_journal_waits_for_the_trials_of_this_machine_only(journal):
 
 
 def test_each_waiting_trial_is_taken_once(tmp_path):
-    """Four processes, as far as the database can tell, ask for a trial while two are waiting; 8 times."""
+    """Four workers, as far as the database can tell, ask for a trial while two are waiting; 8 times."""
     url = studies.sqlite_url(tmp_path / "study.db")
     study = optuna.create_study(storage=studies.open_storage(url), study_name="study")
     others = [optuna.load_study(storage=studies.open_storage(url), study_name="study") for _ in range(4)]
@@ -261,7 +261,7 @@ def test_a_study_whose_creator_was_killed_still_begins_with_the_configuration(ur
     assert len(studies.open_study(storage, "study", STUDY).trials) == 1
 
 
-# ---------------------------------------------------------------- what is searched, and where
+# ---------------------------------------------------------------- search space, environments and storages
 
 
 def settings_of(tmp_path, *options):
@@ -361,7 +361,7 @@ def test_other_settings_are_named_to_the_entry():
 
 
 def damaged(content, how):
-    """:return: the bytes of a file after an accident"""
+    """Return the content of a file after an accident."""
     middle = len(content) // 2
     return {
         "cut": content[: content.rfind(b"\n", 0, middle) + 5],
@@ -373,7 +373,7 @@ def damaged(content, how):
 
 @pytest.fixture
 def command(url, tmp_path):
-    """The command line of a search that is finished."""
+    """Return the command line of a finished search."""
     argv = ["--env", "Pendulum-v1", "--study-name", "study", "--storage", url, "--output", str(tmp_path)]
     more = ["--n-timesteps", "2000", "--n-trials", "1"]
     settings = optimize.study_settings(optimize.parse([*argv, *more]))
@@ -386,7 +386,7 @@ def command(url, tmp_path):
 @pytest.mark.parametrize("how", ["cut", "overwritten", "zeroed", "junk"])
 def test_a_damaged_study_is_named_with_what_to_do(how, url, command, tmp_path):
     if how == "cut" and url.endswith(".log"):
-        pytest.skip("what is left of a journal is a whole one, see below")
+        pytest.skip("a truncated journal is still a valid one, see below")
     argv, more = command
     file = tmp_path / ("study.log" if url.endswith(".log") else "study.db")
     file.write_bytes(damaged(file.read_bytes(), how))
@@ -405,9 +405,9 @@ def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):
     study.tell(study.ask(studies.search_space(STUDY)), state=TrialState.PRUNED)
     whole = Path(journal).read_bytes()
     studies.mend_journal(journal)
-    assert Path(journal).read_bytes() == whole, "nothing to mend"
+    assert Path(journal).read_bytes() == whole, "nothing to repair"
     Path(journal).write_bytes(whole + b'{"op_code":4,"work')
-    with pytest.warns(UserWarning, match=r"study\.log ended within a line, which is removed"):
+    with pytest.warns(UserWarning, match=r"study\.log ended with an incomplete line, now removed"):
         studies.mend_journal(journal)
     assert Path(journal).read_bytes() == whole
     assert not Path(f"{journal}.lock").exists()

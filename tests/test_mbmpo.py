@@ -1,4 +1,4 @@
-"""MBMPO as a whole: what it runs with, who acts, what it leaves alone, and what it refuses while it runs."""
+"""MBMPO as a whole: supported settings, acting policies, absence of side effects, and errors during training."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from sb3_mbmpo.meta.adaptation import adapt
 
 
 class FlakyExtractor(BaseFeaturesExtractor):
-    """Layers that behave differently in training mode."""
+    """A features extractor whose layers behave differently in training mode."""
 
     def __init__(self, observation_space, features_dim=6):
         super().__init__(observation_space, features_dim)
@@ -98,14 +98,14 @@ def test_layers_with_a_training_mode_stay_in_evaluation_mode():
     model = tiny_model(policy_kwargs=dict(net_arch=[6], features_extractor_class=FlakyExtractor)).learn(40)
     assert not model.policy.training
     statistics = model.policy.features_extractor.layers[1].running_mean
-    assert th.equal(statistics, th.zeros_like(statistics)), "the imagination must not leak into batch statistics"
+    assert th.equal(statistics, th.zeros_like(statistics)), "imagined rollouts must not leak into batch statistics"
     obs = model.env.reset()
     np.testing.assert_array_equal(*(model.predict(obs, deterministic=True)[0] for _ in range(2)))
 
 
 @pytest.mark.parametrize("outer_optimizer", ["trpo", "ppo"])
 def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_nothing_else(monkeypatch, outer_optimizer):
-    # Damped well, or conjugate gradient amplifies the rounding errors that the order of a sum makes
+    # Strong damping, because conjugate gradient would amplify rounding errors that depend on the order of sums
     settings = dict(n_tasks=4, n_imagined_rollouts=3, horizon=4, outer_optimizer=outer_optimizer, cg_damping=0.1)
     whole = tiny_model(**settings).learn(40)
     n_tasks_at_a_time = []
@@ -154,7 +154,7 @@ def test_no_more_real_steps_than_asked_for(total, n_envs, expected):
 
 
 class Rollouts(BaseCallback):
-    """What happens between the fits: the rows of each real rollout, and what the meta-policy would have done there."""
+    """A callback that records the rows of each real rollout, and what the meta-policy would have done there."""
 
     def __init__(self):
         super().__init__()
@@ -187,7 +187,7 @@ def test_first_fit_waits_for_the_random_steps_and_there_are_no_others(chunks):
 
 
 def test_adapted_policies_act_in_turn():
-    """The authors' order: every episode another model's policy, until all tasks have had their turn."""
+    """As in the authors' code, every episode uses another model's policy, until all tasks have had their turn."""
     model = tiny_model(Drift(length=5), n_tasks=4, policy_kwargs=dict(net_arch=[8], log_std_init=-10.0)).learn(20)
     constant = th.zeros(4, len(model.policy.actor_vector()))
     constant[:, :2] = -10.0  # log_std
@@ -203,7 +203,7 @@ def test_adapted_policies_act_in_turn():
 
 
 def test_a_stopped_iteration_leaves_no_torn_transition():
-    """The step that a callback stops at is not stored; going on from the observation before it would invent dynamics."""
+    """The step at which a callback stops is not stored; continuing from the observation before it would invent dynamics."""
     model = tiny_model(Drift(ACTION_SPACES["discrete"]))
     for at in (7, 31):
         model.learn(40, reset_num_timesteps=False, callback=Stop(at))
@@ -348,7 +348,7 @@ def test_adapt_to_each_model_differs_and_a_step_size_of_zero_does_nothing():
 @pytest.mark.parametrize("how", [dict(n_episodes=4), dict(model_index=1)], ids=["env", "model"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
-    # Every reset of this environment is the same, so that adaptations differ in nothing but what they are given
+    # Every reset of this environment is the same, so that adaptations differ only in their arguments
     env = vec_drift(random_start=False)
     model = tiny_model(env, learn_inner_lr=learned).learn(20)
     trained = model._meta_parameters()
@@ -369,7 +369,7 @@ def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
 
 
 def tiny_step_twice(model, how):
-    """:return: what a model that was made with two inner steps does"""
+    """Return the change of the parameters in an adaptation with two inner steps."""
     model.n_inner_steps = 2
     try:
         return model.adapt(**how).actor_vector() - model.policy.actor_vector()
@@ -389,7 +389,7 @@ def test_adapt_does_the_episodes_it_was_asked_for(n_envs, n_episodes, n_inner_st
             return result
 
     model.adapt(vec_drift(n_envs, Counting), n_episodes=n_episodes)
-    # Environments that have done their share go on while the others finish
+    # Environments that have finished their episodes continue while the others finish theirs
     assert n_episodes <= sum(finished) <= n_episodes + n_envs * n_inner_steps
 
 
@@ -423,12 +423,12 @@ def test_adapt_refuses(arguments, match):
 
 
 def starts_of(model, n_rows=2_000):
-    """:return: from which real steps imagined rollouts start, by their number in the buffer; every observation is another"""
+    """Return the indices in the buffer of the real steps from which imagined rollouts start; all observations differ."""
     trainer = model._meta_trainer(model._generators, n_threads=1)
     starts = trainer.sample_starts(n_rows)
     obs = model._transitions().obs
     is_there = (starts.unsqueeze(1) == obs.unsqueeze(0)).all(2)
-    assert is_there.any(1).all(), "a start that is no real state"
+    assert is_there.any(1).all(), "a start that is not a real state"
     return is_there.float().argmax(1)
 
 
@@ -444,7 +444,7 @@ def test_a_share_of_the_starts_is_recent():
     model = tiny_model(imagined_start="buffer", recent_starts=0.7).learn(60)
     model._n_new_steps = 20  # as during the training that follows 20 real steps
     recent = float((starts_of(model) >= 40).double().mean())
-    # 0.7 chosen so, and a third of the others by chance: 0.8, with a standard deviation of 0.009
+    # 0.7 by choice, and a third of the others by chance: 0.8, with a standard deviation of 0.009
     assert 0.76 < recent < 0.84
     model.recent_starts = 1.0
     assert (starts_of(model) >= 40).all()

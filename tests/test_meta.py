@@ -1,4 +1,4 @@
-"""The meta-learning step against finite differences, explicit Hessians and recomputed objectives, in double precision."""
+"""The meta-step compared with finite differences, explicit Hessians and recomputed objectives, in double precision."""
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ TRPO = dict(
     line_search_max_iter=15,
     sub_sampling_factor=1,
 )
-# Large enough that the second order matters, see test_the_second_order_matters
+# Large enough for the second order to matter, see test_the_second_order_matters
 INNER_LR = 0.5
 
 
-# The tests move along vectors phi: theta, or theta and as many step sizes
+# The tests move along vectors phi: theta, or theta followed by as many step sizes
 
 
 def at(problem, phi):
@@ -81,7 +81,7 @@ def make_policy(family):
 
 
 def random_batch(actor, parameters, draw):
-    """Steps of the policies, two of each task after a termination."""
+    """Draw steps of the policies; in each task, two follow a termination."""
     policy_input = th.randn(N_TASKS, N_ROWS, 2, generator=draw, dtype=th.double)
     actions = actor(parameters)(policy_input).sample(draw)
     advantages = th.randn(N_TASKS, N_ROWS, generator=draw, dtype=th.double)
@@ -91,11 +91,11 @@ def random_batch(actor, parameters, draw):
 
 
 def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs):
-    """A meta-step of a small policy on random advantages, and the outer variable at which its data was imagined."""
+    """Make a meta-step of a small policy with random advantages, and the outer variable with which its data was imagined."""
     draw = seeded(1)
     policy = make_policy(family)
     theta = policy.actor_vector()
-    # Stable-Baselines3 starts the last layer near 0, where little matters
+    # Stable-Baselines3 initialises the last layer near 0, where most parameters have little effect
     theta += 0.3 * th.randn(len(theta), generator=draw, dtype=th.double)
     learned = INNER_LR * (1 + th.rand(len(theta), generator=draw, dtype=th.double))
     pre, parameters = [], theta.expand(N_TASKS, -1)
@@ -107,11 +107,11 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
     return problem, th.cat([theta, learned]) if learned_lr else theta
 
 
-# -- What the functions should compute, written down without regard to speed ----------------------------------------------
+# -- Reference implementations, without regard to speed -------------------------------------------------------------------
 
 
 def inner_gradients(problem, phi):
-    """The gradient of each inner step (steps, T, P) as constants."""
+    """Return the gradient of each inner step (steps, T, P) as constants."""
     theta, lr = at(problem, phi)
     parameters, gradients = theta.expand(N_TASKS, -1), []
     for batch in problem.pre:
@@ -123,14 +123,14 @@ def inner_gradients(problem, phi):
 
 
 def post_distribution(problem, phi, frozen=None):
-    """The adapted policies; ``frozen`` inner gradients make it the first-order approximation."""
+    """Return the adapted policies; with ``frozen`` inner gradients, this is the first-order approximation."""
     theta, lr = at(problem, phi)
     gradients = inner_gradients(problem, phi) if frozen is None else frozen
     return problem.actor(theta + lr * gradients.sum(0))(problem.post.policy_input)
 
 
 def outer_objective(problem, phi, old_phi, frozen=None):
-    """Mean over tasks of mean(ratio A) plus entropy, adaptation included."""
+    """Return the mean over tasks of mean(ratio A) plus entropy, including the adaptation."""
     post, pre = problem.post, problem.pre[0]
     old, new = (post_distribution(problem, x, frozen).log_prob(post.actions) for x in (old_phi, phi))
     surrogate = (post.weight * post.advantages * th.exp(new - old)).sum(1)
@@ -145,7 +145,7 @@ def mean_kl(problem, phi, old_phi):
 
 
 def finite_differences(function, x, eps=1e-5):
-    """Central differences: in double precision both of their errors are near 1e-10 of the function."""
+    """Return central differences; in double precision, both of their errors are near 1e-10 of the function."""
     steps = eps * th.eye(len(x), dtype=x.dtype)
     return th.tensor([function(x + step) - function(x - step) for step in steps], dtype=x.dtype) / (2 * eps)
 
@@ -155,7 +155,7 @@ def matrix_of(product, size):
 
 
 def with_garbage(batch, chosen):
-    """The batch with the chosen rows (T, B) replaced by valid, but absurd numbers."""
+    """Return the batch with the chosen rows (T, B) replaced by valid but absurd numbers."""
     actions = batch.actions.masked_fill(chosen.unsqueeze(-1), 1)
     policy_input = batch.policy_input.masked_fill(chosen.unsqueeze(-1), -50.0)
     return batch._replace(policy_input=policy_input, actions=actions, advantages=batch.advantages.masked_fill(chosen, 1e6))
@@ -193,7 +193,7 @@ def test_the_adaptation_is_one_policy_gradient_step_a_batch(family, variant):
     adapted = theta + lr * inner_gradients(problem, phi).sum(0)
     th.testing.assert_close(problem.adapted(at(problem, phi)), adapted)
     th.testing.assert_close(problem.adapted(at(problem, phi.clone().requires_grad_()), create_graph=True), adapted)
-    # From the parameters of the first step, as they are when the second batch is imagined
+    # From the parameters after the first step, with which the second batch is imagined
     first = adapt(problem.actor, theta, problem.pre[:1], lr)
     th.testing.assert_close(adapt(problem.actor, first, problem.pre[1:], lr), adapted)
 
@@ -217,10 +217,10 @@ def test_a_batch_holds_the_rollouts_row_by_row():
 
 
 def everything(problem, phi):
-    """One tensor of all that is computed of a problem."""
+    """Return everything that is computed from a problem, as one tensor."""
     gradient, value, _ = meta_gradient(problem, phi)
     product = fisher_vector_product(problem, phi, 0.1)(gradient)
-    # Damped well, or conjugate gradient amplifies the rounding errors that the order of a sum makes
+    # Strong damping, because conjugate gradient would amplify rounding errors that depend on the order of sums
     steps = [trust_region_step(problem, phi, cg_damping=0.1), proximal_step(problem, phi)]
     assert all(report.accepted for _, report in steps)
     numbers = [value, *(number for _, report in steps for number in report[:2])]
@@ -311,7 +311,7 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_through_the_inner_step(fami
 
 
 def random_system(size, seed=0):
-    """A symmetric positive definite matrix, and a right-hand side."""
+    """Draw a symmetric positive definite matrix and a right-hand side."""
     factor = th.randn(size, size, generator=seeded(seed), dtype=th.double)
     return factor @ factor.T / size + 0.1 * th.eye(size, dtype=th.double), factor[0] + 1
 
@@ -320,7 +320,7 @@ def random_system(size, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_conjugate_gradient_solves_spd_systems(size, seed):
     A, b = random_system(size, seed)
-    # Exact after `size` steps, but for rounding: twice as many
+    # Exact after `size` steps, except for rounding, hence twice as many
     x, image = conjugate_gradient(lambda v: A @ v, b, 2 * size, tolerance=1e-24)
     th.testing.assert_close(image, A @ x)
     th.testing.assert_close(x, th.linalg.solve(A, b), rtol=1e-9, atol=1e-9)
@@ -369,7 +369,7 @@ def test_a_trust_region_step_improves_within_the_bound(family, variant, kwargs):
     new_phi, report = trust_region_step(problem, phi, **kwargs)
     assert_report_is_true(report, problem, phi, new_phi)
     assert report.objective_gain > 0
-    # A step that stays far below the bound would be a wrong scale
+    # A step far below the bound would mean a wrong scale
     assert 0.1 * kwargs.get("target_kl", 0.01) < report.kl_divergence <= kwargs.get("target_kl", 0.01)
 
 
@@ -382,7 +382,7 @@ def test_a_trust_region_step_is_a_natural_gradient_step(target_kl, factor):
     image = fisher_vector_product(problem.subsample(factor), phi, damping=0.1)(full_step)
     assert 0.5 * full_step @ image == pytest.approx(target_kl)
     gradient, _, _ = meta_gradient(problem, phi)
-    # Conjugate gradient leaves 1e-5 of the gradient
+    # Conjugate gradient leaves a residual of 1e-5 of the gradient
     th.testing.assert_close(image / image.norm(), gradient / gradient.norm(), rtol=0, atol=1e-4)
 
 
@@ -472,7 +472,7 @@ def test_single_precision_suffices(step, family):
     th.testing.assert_close(gradient, meta_gradient(problem, phi)[0].float(), rtol=1e-4, atol=1e-5)
     new_phi, report = step(single, phi.float())
     assert new_phi.dtype == th.float32
-    # Conjugate gradient ends somewhere else, but nowhere worse
+    # Conjugate gradient ends at another point, but not at a worse one
     assert report.objective_gain == pytest.approx(step(problem, phi)[1].objective_gain, rel=0.05)
     assert report.kl_divergence == pytest.approx(mean_kl(problem, new_phi.double(), phi), rel=1e-3)
 
@@ -500,5 +500,5 @@ def test_meta_steps_improve_the_adapted_policies(step):
         theta, report = step(problem, theta, **({"target_kl": 0.05} if step is trust_region_step else {"learning_rate": 0.02}))
         assert report.accepted
         assert step is proximal_step or report.kl_divergence <= 0.05
-    # 600 rewards of deviation 3 at most: means have a standard error of 0.12
+    # 600 rewards with a standard deviation of at most 3: means have a standard error of 0.12
     assert returns[-1] > returns[0] + 1

@@ -1,4 +1,4 @@
-"""The authors' early stop of the meta-steps. The steps themselves are tested in test_meta and test_imagination."""
+"""The authors' early stopping of the meta-steps. The steps themselves are tested in test_meta and test_imagination."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def rollouts(imagined_return: float) -> ImaginedRollouts:
         ([1.0, 2.0, 3.0], [False, False, False], 2),
         ([1.0, 2.0, 1.0], [False, False, True], 1),
         ([10.0, 20.0, 13.0], [False, False, False], 1),  # the average was 0.8 * 10 + 0.2 * 20 = 12
-        ([5.0, 5.0, 5.0], [False, False, False], 0),  # solved for good: the first of equals stays
+        ([5.0, 5.0, 5.0], [False, False, False], 0),  # already solved: the first of equals is kept
         ([-3.0, -9.0], [False, True], 0),
     ],
 )
@@ -46,7 +46,7 @@ def test_a_return_below_the_rolling_average_is_a_drop(returns, falls, best):
 @pytest.mark.parametrize(
     ("returns", "steps_kept"),
     [
-        ([1.0, 2.0, 0.0], 1),  # falls in the third step: back to what the first step made, which imagined 2
+        ([1.0, 2.0, 0.0], 1),  # falls in the third step: back to the result of the first step, which imagined 2
         ([1.0, 2.0, 3.0, 0.0], 2),  # falls after the last step
         ([1.0, 2.0, 3.0, 4.0], 3),  # never falls
     ],
@@ -55,7 +55,7 @@ def test_stop_on_return_drop_goes_back_to_the_best(returns, steps_kept):
     trainer = scripted(returns)
     training = trainer.train(meta(0.0, 0.0), n_meta_steps=3, stop_on_return_drop=True)
     assert th.equal(training.meta.theta, th.full((2,), float(steps_kept)))
-    assert th.equal(training.adaptation.parameters, training.meta.theta.expand(1, -1)), "the policies that act descend from it"
+    assert th.equal(training.adaptation.parameters, training.meta.theta.expand(1, -1)), "the acting policies derive from it"
 
 
 def test_every_step_is_adopted_and_shown():
@@ -67,9 +67,9 @@ def test_every_step_is_adopted_and_shown():
 
     trainer = scripted([1.0, 2.0, 0.0], adopt=bounded)
     training = trainer.train(meta(0.0), n_meta_steps=2, on_step=lambda *args: shown.append(args))
-    assert adopted == [[1.0], [2.0], [1.5]], "the last one is what the meta-policy ends with"
+    assert adopted == [[1.0], [2.0], [1.5]], "the meta-policy ends with the last one"
     assert [(number, step.meta.theta.item()) for number, step in shown] == [(1, 1.0), (2, 2.0)]
-    assert training.meta.theta.item() == 1.5, "what the policy makes of it goes on"
+    assert training.meta.theta.item() == 1.5, "the value adopted by the policy is kept"
     assert training.metrics()["train/kl_divergence"] == pytest.approx(0.1)
     assert training.metrics()["imagined/ep_rew_mean"] == 0.0
 
@@ -82,7 +82,7 @@ def test_without_meta_steps_the_policy_is_only_adapted():
 
 
 class Scripted(MetaTrainer):
-    """Imagines rollouts of the given returns, one after the other; each step adds 1 to the outer variable."""
+    """A trainer that imagines rollouts with the given returns, one by one; each step adds 1 to the outer variable."""
 
     def adapt(self, meta, **options):
         return Adaptation(meta.theta.expand(1, -1), (), rollouts(next(self.settings)), th.zeros(1, dtype=th.bool))

@@ -32,7 +32,7 @@ def distance_reward(obs, action, next_obs):
 
 
 def linear_ensemble(n_models=N_MODELS, observation_space=None, action_space=BOX_ACTIONS, **kwargs):
-    """Member ``m`` adds ``m + 1`` to every number of the observation, whatever the action."""
+    """Make an ensemble whose member ``m`` adds ``m + 1`` to every number of the observation, whatever the action."""
     ensemble = DynamicsEnsemble(observation_space or box(), action_space, n_models, net_arch=(), **kwargs)
     with th.no_grad():
         ensemble.weights[0].zero_()
@@ -69,7 +69,7 @@ def random_actions(env, steps, seed=2):
 
 
 def play(env, actions):
-    """First observations, and (obs, rewards, dones, infos) of each step."""
+    """Return the first observations, and (obs, rewards, dones, infos) of each step."""
     return env.reset(), [env.step(action) for action in actions]
 
 
@@ -84,7 +84,7 @@ def assert_same(left, right):
 
 
 class CountingEnv(gym.Env):
-    """The first member of ``linear_ensemble`` as a real environment, which rewards with the action."""
+    """The first member of ``linear_ensemble`` as a real environment, whose reward is the action."""
 
     def __init__(self, dtype, end):
         self.observation_space, self.action_space, self.end = box(dtype), BOX_ACTIONS, end
@@ -140,7 +140,7 @@ def test_episodes_end_one_by_one():
     for action in random_actions(env, 30):
         obs, rewards, dones, infos = env.step(action)
         expected, age = expected + 1, age + 1
-        np.testing.assert_array_equal(rewards, expected[:, 0])  # of the last state, though another episode begins
+        np.testing.assert_array_equal(rewards, expected[:, 0])  # of the last state, although another episode begins
         np.testing.assert_array_equal(dones, (expected[:, 0] >= 5) | (age == 4))
         for i in np.flatnonzero(dones):
             np.testing.assert_array_equal(infos[i]["terminal_observation"], expected[i])
@@ -206,7 +206,7 @@ def test_learned_reward_and_termination():
     results = [env.step(action) for action in random_actions(env, 3)]
     np.testing.assert_array_equal([rewards[0] for _, rewards, *_ in results], [0, 10, 20])
     np.testing.assert_array_equal([dones[0] for *_, dones, _ in results], [False, False, True])
-    # Functions go before learned heads
+    # Functions take precedence over learned heads
     never = ModelVecEnv(ensemble, starts(), distance_reward, lambda n: th.zeros(len(n), dtype=th.bool), n_envs=2, horizon=50)
     never.reset()
     for action in random_actions(never, 10):
@@ -226,7 +226,7 @@ def test_integer_observations_are_rounded_within_bounds():
     assert first.dtype == steps[0][0].dtype == np.uint8
 
 
-# ---------------------------------------------------------------- the same world as the imagination's
+# ---------------------------------------------------------------- agreement with imagined rollouts
 
 
 @pytest.mark.parametrize("model_index", range(N_MODELS))
@@ -247,7 +247,7 @@ def test_episodes_are_those_of_imagine(learned):
     ensemble = fitted_ensemble(n_models=1, learned_reward=learned, learned_termination=learned)
     if learned:
         with th.no_grad():
-            ensemble.weights[-1][..., -1] *= 100  # a logit that now and then is positive
+            ensemble.weights[-1][..., -1] *= 100  # a logit that is sometimes positive
     reward_fn = None if learned else distance_reward
     termination_fn = None if learned else (lambda next_obs: next_obs[:, 0] > 0.5)
     env = ModelVecEnv(ensemble, starts(), reward_fn, termination_fn, n_envs=30, horizon=12, clip_margin=0.1, seed=0)
@@ -272,7 +272,7 @@ def test_episodes_are_those_of_imagine(learned):
         np.testing.assert_array_equal(imagined.terminated[0, t][alive], terminated[alive])
         n_terminated += (terminated & alive).sum()
         alive = alive & ~dones
-    assert 0 < n_terminated < 30, "both ends should be tried"
+    assert 0 < n_terminated < 30, "both kinds of ends must occur"
 
 
 def test_each_environment_follows_its_own_member():
@@ -284,7 +284,7 @@ def test_each_environment_follows_its_own_member():
         obs, _, dones, infos = env.step(action)
         for i, info in enumerate(infos):
             next_obs = info["terminal_observation"] if dones[i] else obs[i]
-            # Not bit for bit: a matrix product of other rows may sum in another order
+            # Not bit for bit: a matrix product with other rows may sum in another order
             np.testing.assert_allclose(next_obs, expected[info["model_index"], i], rtol=1e-5, atol=1e-5)
 
 
@@ -434,7 +434,7 @@ def test_attributes_are_shared():
     env.close()
 
 
-# ---------------------------------------------------------------- algorithms train in it
+# ---------------------------------------------------------------- training in it
 
 ALGORITHMS = {
     PPO: {"n_steps": 16, "batch_size": 32, "n_epochs": 1},

@@ -21,7 +21,7 @@ ACTIONS = {
 
 
 def arrays(kind="box", **changes):
-    """Three episodes of 5, 4 and 3 steps: one terminates, one is truncated, one is cut by the end of the file."""
+    """Return three episodes of 5, 4 and 3 steps, which end by termination, by truncation and with the end of the file."""
     rng = np.random.default_rng(0)
     states = [rng.normal(size=(length + 1, D)) for length in (5, 4, 3)]
     result = {
@@ -157,7 +157,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 def minari_dataset(observation_space=spaces.Box(-9, 9, (D,)), n_episodes=2):  # noqa: B008 - spaces are not changed
-    """What is documented of ``minari.MinariDataset``: an episode has one observation more than steps."""
+    """Make a stand-in for ``minari.MinariDataset`` as documented: an episode has one more observation than steps."""
 
     def episode(length, terminates):
         ends = np.arange(length) == length - 1
@@ -200,7 +200,7 @@ def test_minari_by_its_id(monkeypatch):
         load_minari("a/b-v0")
 
 
-# ---------------------------------------------------------------- all of the way, without an environment
+# ---------------------------------------------------------------- end to end, without an environment
 
 
 @pytest.mark.parametrize(("actions", "algorithm"), [("box", SAC), ("multi_discrete", PPO)])

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs and which names it offers."""
+"""The package as a whole: the cost of importing it and the names that it offers."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ PUBLIC_NAMES = ["MBMPO", "DiagnosticsCallback", "DynamicsEnsemble", "MlpPolicy",
 
 @pytest.mark.parametrize("heavy", ["torch", "numpy", "gymnasium", "stable_baselines3"])
 def test_import_leaves_heavy_packages_alone(heavy):
-    # In a fresh interpreter: in this one conftest.py has imported PyTorch already.
+    # In a fresh interpreter, because conftest.py has already imported PyTorch in this one.
     code = f"import sys, sb3_mbmpo; dir(sb3_mbmpo); sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

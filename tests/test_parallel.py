@@ -1,4 +1,4 @@
-"""The members of a fit, shared out among threads."""
+"""The members of a fit, distributed among threads."""
 
 import threading
 from fractions import Fraction
@@ -58,7 +58,7 @@ def threads_for_small_networks(monkeypatch):
 
 
 def train(n_members, n_threads, n_batches, optimizer_class):
-    """Every member follows batches of its own; what it learns depends on their order. Member 1 is left out."""
+    """Train all members but member 1, each with its own batches, whose order affects what it learns."""
     parameter = th.nn.Parameter(th.zeros(n_members, 2))
     optimizer = optimizer_class([parameter], lr=0.1)
     rows = th.stack([th.randperm(n_batches, generator=th.Generator().manual_seed(i)) for i in range(n_members)])
@@ -91,7 +91,7 @@ def test_each_member_sees_its_batches_in_order_whatever_the_threads(n_members, n
 
 @pytest.mark.usefixtures("threads_for_small_networks")
 def test_a_step_of_one_thread_leaves_the_graphs_of_the_others_alone():
-    """Views of one tensor share autograd's counter of changes: with them, nine of ten such trainings failed."""
+    """Views of one tensor share autograd's version counter: with views, nine out of ten such trainings failed."""
     parameter = th.nn.Parameter(th.zeros(4, 100_000))
     training = ParallelTraining(
         [parameter], th.optim.SGD([parameter], lr=1), lambda parameters, rows: parameters[0][:, 0], batch_size=1, n_threads=4
@@ -119,7 +119,7 @@ def test_as_many_threads_as_the_work_of_a_batch_is_worth(work, n_threads):
 @pytest.mark.usefixtures("threads_for_small_networks")
 @pytest.mark.parametrize("bad", range(3))
 def test_an_error_in_any_thread_reaches_the_caller(bad):
-    """And nobody waits for ever for a member that will not be handed over."""
+    """No thread waits forever for a member that another thread will never hand over."""
     members = th.nn.Parameter(th.arange(3.0))
 
     def loss_fn(parameters, rows):

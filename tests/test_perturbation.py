@@ -1,4 +1,4 @@
-"""Deliberately bad models: the errors are those that were asked for, in the imagination and in ModelVecEnv."""
+"""Deliberately bad models: they have exactly the requested errors, in imagined rollouts and in ModelVecEnv."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ UNIT = th.tensor([0.1, 10.0])  # standard deviations of the observed changes
 
 
 def ensemble(**kwargs):
-    """Members with random weights, whose statistics are those of data with the changes' standard deviations above."""
+    """Make an ensemble with random weights, and the statistics of data whose changes have the deviations above."""
     made = DynamicsEnsemble(spaces.Box(-9, 9, (D,)), spaces.Box(-1, 1, (1,)), M, net_arch=(4,), seed=0, **kwargs)
     with th.no_grad():
         made.target_std[:D] = UNIT
@@ -71,7 +71,7 @@ def test_without_errors_it_is_the_step_function():
     one, other = generator(), generator()
     step = perturbed_step_fn(dynamics, 0.1, one, None, np.zeros((M, D)), 0.0)
     assert th.equal(step(obs, action).next_obs, dynamics.step_fn(0.1, generator=other)(obs, action).next_obs)
-    assert th.equal(one.get_state(), other.get_state()), "no random number more"
+    assert th.equal(one.get_state(), other.get_state()), "no additional random numbers"
 
 
 def test_each_generator_has_a_function_of_its_own():

@@ -1,4 +1,4 @@
-"""The meta-policy: explicit parameter sets against Stable-Baselines3's own evaluation, and what a saved policy keeps."""
+"""The meta-policy: explicit parameter sets compared with Stable-Baselines3's own evaluation, and saved policies."""
 
 import math
 
@@ -45,7 +45,7 @@ all_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values
 
 
 def make_policy(action_space=BOX, seed=0, **kwargs):
-    """A policy whose outputs depend visibly on all of its parameters (Stable-Baselines3 starts the last layer near 0)."""
+    """Make a policy whose outputs visibly depend on all parameters (Stable-Baselines3 initialises the last layer near 0)."""
     th.manual_seed(seed)
     policy = MlpPolicy(OBSERVATION_SPACE, action_space, lambda _: 0.0, **kwargs)
     policy.set_actor_vector(policy.actor_vector() + 0.3 * th.randn_like(policy.actor_vector()))
@@ -54,13 +54,13 @@ def make_policy(action_space=BOX, seed=0, **kwargs):
 
 
 def observations(n_rows=N_ROWS, seed=2):
-    """Far from standardised: (n_rows, O) in float64, as MBMPO holds its data."""
+    """Draw observations that are far from standardised, (n_rows, O) in float64, as MBMPO stores its data."""
     noise = th.randn(n_rows, 3, generator=th.Generator().manual_seed(seed), dtype=th.double)
     return noise * th.tensor([0.1, 1.0, 20.0]) + th.tensor([5.0, 0.0, -30.0])
 
 
 def nearby(policy, n_tasks=N_TASKS):
-    """Different parameters for each task (T, P)."""
+    """Return different parameters for each task (T, P)."""
     vector = policy.actor_vector()
     return vector + 0.1 * th.randn(n_tasks, len(vector), generator=th.Generator().manual_seed(3), dtype=vector.dtype)
 
@@ -69,12 +69,12 @@ def nearby(policy, n_tasks=N_TASKS):
 
 
 def sb3_actions(policy, actions):
-    """(B, A) as the log-likelihoods of Stable-Baselines3's distributions want them."""
+    """Return actions (B, A) in the form that the log-likelihoods of Stable-Baselines3's distributions expect."""
     return actions.squeeze(-1) if isinstance(policy.action_space, spaces.Discrete) else actions.float()
 
 
 def to_env_units(policy, actions):
-    """:return: the policy's own actions of [-1, 1] (..., A) in the environment's units, and log |d env / d own|"""
+    """Convert the policy's own actions in [-1, 1] (..., A) to the environment's units, and return log |d env / d own|, too."""
     space = policy.action_space
     if not isinstance(space, spaces.Box):
         return actions, 0.0
@@ -237,13 +237,13 @@ def test_every_entry_to_the_networks_standardises_once():
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], log_prob)
 
 
-# -- One unit -------------------------------------------------------------------------------------------------------------
+# -- Units of actions -----------------------------------------------------------------------------------------------------
 
 RANGES = [spaces.Box(np.float32([-3, 10]), np.float32([5, 12])), spaces.Box(-1, 1, (2,)), spaces.Box(-2e-3, 0, (2,))]
 
 
 class Exported(th.nn.Module):
-    """The module that SB3's recipe for ONNX exports."""
+    """The module that SB3's recipe for ONNX export creates."""
 
     def __init__(self, policy):
         super().__init__()
@@ -258,7 +258,7 @@ def test_the_exported_policy_acts_as_predict_does(space):
     policy, obs = make_policy(space), observations()
     with th.no_grad():
         policy.action_net.weight.mul_(50)  # beyond the bounds, too
-    # The recipe leaves clipping to whoever runs the export; `squash_output` would ask for more
+    # The recipe leaves clipping to the user of the exported policy; `squash_output` would need more
     assert not policy.squash_output
     exported = np.clip(Exported(policy)(obs)[0].detach().numpy(), space.low, space.high)
     predicted = policy.predict(obs.numpy(), deterministic=True)[0]
@@ -282,7 +282,7 @@ def test_cloned_actions_are_those_that_predict_gives(space):
 
 
 def test_densities_are_of_the_environments_units():
-    # Three times the range, a third of the density; and a sample's own density is what `forward` says
+    # Three times the range, a third of the density; and `forward` returns a sample's own density
     wide, unit = make_policy(spaces.Box(-3, 3, (2,))), make_policy(spaces.Box(-1, 1, (2,)))
     wide.set_actor_vector(unit.actor_vector())
     obs = observations()

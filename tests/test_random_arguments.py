@@ -1,4 +1,4 @@
-"""Whatever is passed to the constructor: it is refused by name, or it trains."""
+"""Random arguments of the constructor: each is refused by name, or the model trains with it."""
 
 import random
 import re
@@ -93,7 +93,7 @@ RELATED = {"n_tasks": "n_models", "n_models": "n_tasks", "learning_starts": "buf
 
 
 def built(arguments):
-    """:return: the message of a refusal, or the model"""
+    """Try to build a model, and return the error message and the model, one of which is empty."""
     try:
         return "", MBMPO("MlpPolicy", Drift(), **{**SETTINGS, **arguments})
     except ValueError as error:
@@ -103,7 +103,7 @@ def built(arguments):
 
 
 def trained(name, arguments, model):
-    """:return: False for a function that was refused: what it returns is seen when it is called, before any step"""
+    """Train a model, and return False if a function was refused: its result is checked at the first call, before any step."""
     try:
         model.learn(40)
     except Exception as error:
@@ -114,7 +114,7 @@ def trained(name, arguments, model):
 
 
 def drawn(rng):
-    """:return: the name that a refusal has to hold, and arguments"""
+    """Draw arguments, and return the name that an error message must contain, and the arguments."""
     name = rng.choice([*VALUES, *KWARGS, *KWARGS, *KWARGS])
     if name in KWARGS:
         key = rng.choice(list(KWARGS[name]))

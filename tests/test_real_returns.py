@@ -1,4 +1,4 @@
-"""Discounted returns of real episodes, by hand."""
+"""Discounted returns of real episodes, compared with hand-computed numbers."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def test_discounted_returns_by_hand():
     step(1, [4.0, 2.0], terminated=(True, False))
     step(5, [8.0, 4.0], truncated=(False, True))
     first, second = returns.take()
-    # 4 + 4 / 2, and nothing goes on; 1 + 2 / 2 + 4 / 4, and what comes behind the limit counts an eighth
+    # 4 + 4 / 2, and nothing after the termination; 1 + 2 / 2 + 4 / 4, and the value after the time limit counts an eighth
     assert (first.first_obs, first.final_obs, first.discounted_return, first.bootstrap) == ([0], [2], 6.0, 0.0)
     assert (second.first_obs, second.final_obs, second.discounted_return, second.bootstrap) == ([10], [16], 3.0, 0.125)
     step(6, [2.0, 7.0], truncated=(True, True))

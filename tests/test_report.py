@@ -1,4 +1,4 @@
-"""The report on a run, its files, its film and its figures in TensorBoard."""
+"""The report on a run, its files, its video and its plots in TensorBoard."""
 
 import io
 import re
@@ -32,7 +32,7 @@ FIGURES = ["learning_curve", "expectations", "prediction_error", "one_step_error
 
 
 class Page(HTMLParser):
-    """What a browser would load, and what it would show."""
+    """A parser that collects what a browser would load and what it would show."""
 
     def __init__(self, text):
         super().__init__()
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """:return: the folder of a run of the command line; the model lies beside it"""
+    """Train with the command line and return the folder of the run; the model lies next to it."""
     model = tmp_path_factory.mktemp("runs") / "point.zip"
     options = ["--total-timesteps", "300", "--eval-episodes", "1", "--no-progress-bar"]
     train(["train", "--env", "Point2D-v0", "--save", str(model), *options])
@@ -138,7 +138,7 @@ def test_figures_say_their_units(run):
     for picture in pictures:
         for axes in picture.figure.axes:
             labels = [axes.get_xlabel(), axes.get_ylabel()]
-            shared = axes.get_ylabel() == "" and axes.get_xlabel() != ""  # the panel to the left says it
+            shared = axes.get_ylabel() == "" and axes.get_xlabel() != ""  # the panel to the left has the label
             assert all(re.search(units, label) for label in labels if label), (picture.name, labels)
             assert any(labels) or shared, picture.name
         assert picture.figure.get_suptitle() or picture.figure.axes[0].get_title(), picture.name
@@ -160,7 +160,7 @@ def test_files_say_how_their_environment_is_made(tmp_path):
     spec = EnvSpec.from_json(MBMPO.load(tmp_path / "model").env_spec)
     made = gym.make(spec)
     assert (made.unwrapped.g, made.spec.max_episode_steps) == (5.0, 30)
-    # A model that was loaded without an environment still knows
+    # A model that was loaded without an environment still knows its environment's id
     MBMPO.load(tmp_path / "model").save(tmp_path / "again")
     assert MBMPO.load(tmp_path / "again").env_spec == spec.to_json()
 
@@ -257,7 +257,7 @@ def test_evaluations_of_sb3_are_read(tmp_path):
     np.testing.assert_array_equal(returns, [2, 7])
 
 
-# -- The film -------------------------------------------------------------------------------------------------------------
+# -- The video ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_an_observation_without_the_state_is_not_filmed(env_id):
 
 
 class Painted(gym.Wrapper):
-    """Renders without a graphics driver, and notes the state."""
+    """An environment that renders without a graphics driver, and records its state."""
 
     def __init__(self, env, seen):
         super().__init__(env)

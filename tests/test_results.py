@@ -1,4 +1,4 @@
-"""Learning curves of tuning/results: queue, fair peers, what is evaluated when, cut and killed runs, the page's numbers."""
+"""Learning curves of tuning/results: queue, fair peers, evaluations, interrupted and killed runs, numbers of the page."""
 
 import csv
 import io
@@ -87,9 +87,9 @@ ITEM = {"environment": "Pendulum-v1", "algorithms": ["sac"], "seeds": [0]}
     ("document", "message"),
     [
         ({"queue": [ITEM, ITEM]}, "sac-Pendulum-v1-seed0 twice"),
-        ({"queue": [ITEM | {"algorithms": ["a2c"]}]}, r"algorithms \['a2c'\] are none of mbmpo, sac"),
-        ({"queue": [ITEM | {"environment": "Hopper-v5"}]}, "'Hopper-v5' is none of Pendulum-v1"),
-        ({"queue": [ITEM | {"max_steps": 99}]}, "max_steps=99 leaves no evaluation of Pendulum-v1, whose first is at 100"),
+        ({"queue": [ITEM | {"algorithms": ["a2c"]}]}, r"algorithms \['a2c'\] are not among mbmpo, sac"),
+        ({"queue": [ITEM | {"environment": "Hopper-v5"}]}, "'Hopper-v5' is not one of Pendulum-v1"),
+        ({"queue": [ITEM | {"max_steps": 99}]}, "max_steps=99 leaves no evaluation of Pendulum-v1: the first is at 100"),
         ({"queue": [ITEM | {"seed": 3}]}, r"unknown \['seed'\]"),
         ({"queue": [{"environment": "Pendulum-v1"}]}, r"lacks \['algorithms', 'seeds'\]"),
         ({"environments": {"Pendulum-v7": {"evaluate_at": [1]}}}, "no entry 'Pendulum-v7'"),
@@ -120,7 +120,7 @@ def test_shipped_queue_trains_everything_with_the_same_episodes_and_no_more_rand
     assert len({run.env_id for run in runs}) == 12
 
 
-# ---------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------- recipes
 
 
 def run_in(env_id, algo, overrides=None, n_timesteps=50, learning_starts=7):
@@ -136,10 +136,10 @@ def test_peers_have_the_tuned_settings_of_rl_zoo3_as_it_reads_them():
 
     ppo = make_recipe(run_in("CartPole-v1", "ppo"))
     assert ppo.n_envs == 8
-    assert [ppo.arguments["clip_range"](progress) for progress in (1.0, 0.5)] == pytest.approx([0.2, 0.1])  # "lin_0.2"
+    assert [ppo.arguments["clip_range"](progress) for progress in (1.0, 0.5)] == pytest.approx([0.2, 0.1])  # from "lin_0.2"
     assert ppo.settings == "rl_zoo3: CartPole-v1"
 
-    ppo = make_recipe(run_in("Reacher-v5", "ppo"))  # there as v2 only; policy_kwargs are a string of Python in HalfCheetah's
+    ppo = make_recipe(run_in("Reacher-v5", "ppo"))  # rl_zoo3 has only v2; HalfCheetah's policy_kwargs are Python code
     assert (ppo.settings, ppo.normalize) == ("rl_zoo3: Reacher-v2", {"gamma": 0.9})
     assert make_recipe(run_in("HalfCheetah-v5", "ppo")).arguments["policy_kwargs"]["log_std_init"] == -2
 
@@ -166,7 +166,7 @@ def test_overrides_replace_settings_and_are_told():
 
 def test_what_rl_zoo3_asks_for_and_we_do_not_know_is_refused(monkeypatch):
     monkeypatch.setattr(recipes, "read_zoo", lambda algo, env_id: ("Mine-v1", {"policy": "MlpPolicy", "frame_stack": 4}))
-    with pytest.raises(ValueError, match=r"no \['frame_stack'\], which rl_zoo3's settings Mine-v1 of sac"):
+    with pytest.raises(ValueError, match=r"support \['frame_stack'\], which rl_zoo3's settings Mine-v1 of sac"):
         make_recipe(run_in("Pendulum-v1", "sac"))
 
 
@@ -176,7 +176,7 @@ def test_what_rl_zoo3_asks_for_and_we_do_not_know_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("algo", "evaluate_at", "seen"),
     [
-        # Real steps and updates so far: what was trained on the steps up to then, and nothing of the step that follows
+        # (real steps, updates) so far: trained on the steps up to then, and on nothing of the step that follows
         ("sac", (2, 8, 12), [(3, 0), (9, 4), (12, 8)]),
         ("ppo", (4, 12, 20), [(5, 0), (13, 2), (21, 4)]),  # learns after 8 and 16 steps; ends in the middle of a rollout
         ("mbmpo", (10, 20, 50), [(11, 0), (21, 1), (50, 3)]),  # learns after 20, 40 and 50 steps
@@ -222,11 +222,11 @@ def test_evaluation_is_of_the_same_episodes_each_time_in_raw_rewards(normalize, 
     assert before is None or env.obs_rms.count == before
 
 
-# ---------------------------------------------------------------- cut runs
+# ---------------------------------------------------------------- interrupted runs
 
 
 class CutError(Exception):
-    """A power failure after so many rows."""
+    """A stand-in for a power failure after a number of rows."""
 
 
 def cut_after(n_rows, monkeypatch, run, output, **kwargs):
@@ -252,7 +252,7 @@ def test_cut_run_goes_on_from_its_checkpoint(algo, tmp_path, monkeypatch):
     rows = rows_of(tmp_path, run)
     assert [row["real_steps"] for row in rows] == ["20", "40"]
     path, state = checkpoints.find_checkpoint(work_folder(tmp_path, run))
-    # After the first rollout's beginning that follows an evaluation; MBMPO's rollout from 40 to 60 steps was the last one
+    # After the first start of a rollout that follows an evaluation; MBMPO's rollout from 40 to 60 steps was the last one
     names = {"mbmpo": "steps-000000040", "sac": "steps-000000041", "ppo": "steps-000000048"}
     assert [entry.name for entry in path.parent.iterdir()] == [path.name] == [names[algo]]
     begun = []
@@ -299,7 +299,7 @@ def origin_of(run):
         ("sac", {"settings": "rl_zoo3: other"}, False),
         ("sac", {"torch": "1.0"}, False),
         ("sac", {"environment": "Pendulum-v0"}, False),
-        ("sac", {"commit": "4567def", "cpu": "another"}, True),  # our code does not decide what SAC learns
+        ("sac", {"commit": "4567def", "cpu": "another"}, True),  # our code does not affect what SAC learns
         ("mbmpo", {"commit": "4567def"}, False),
         ("mbmpo", {"cpu": "another", "threads": "2"}, True),
     ],
@@ -351,7 +351,7 @@ def test_half_a_line_is_no_row(tmp_path):
 def test_another_file_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("steps,return\n1,2\n")
-    with pytest.raises(ValueError, match=r"a\.csv has not the columns real_steps"):
+    with pytest.raises(ValueError, match=r"a\.csv does not have the columns real_steps"):
         records.read_rows(path)
 
 
@@ -377,7 +377,7 @@ def test_commit_is_given_or_git_s_own(tmp_path, monkeypatch):
     assert records.read_commit() == git("rev-parse", "HEAD")
     (tmp_path / "tuning" / "a.py").write_text("2")
     assert records.read_commit() == git("rev-parse", "HEAD") + "-dirty"
-    # An archive that was unpacked inside of a repository is not its commit
+    # The commit of a repository says nothing about an archive that is unpacked inside it
     monkeypatch.setattr(records, "ROOT", tmp_path / "tuning")
     with pytest.raises(ValueError, match="--commit"):
         records.read_commit()
@@ -404,12 +404,12 @@ def test_patterns_select_runs():
     runs = [pendulum(algo, seed=seed) for algo in ("mbmpo", "sac") for seed in (0, 1)]
     assert workers.select(runs, []) == runs
     assert [run.name for run in workers.select(runs, ["sac-*", "*-seed1"])] == [run.name for run in runs[1:]]
-    with pytest.raises(ValueError, match=r"'tqc-\*' fits no run of the queue; their names are like mbmpo-Pendulum-v1-seed0"):
+    with pytest.raises(ValueError, match=r"'tqc-\*' matches no run of the queue; names look like mbmpo-Pendulum-v1-seed0"):
         workers.select(runs, ["tqc-*"])
 
 
 def test_two_processes_share_a_queue_and_one_is_killed(tmp_path):
-    """Each run is done, each evaluation once; a run that cannot work keeps nobody from the others."""
+    """Each run is finished and each evaluation done once; a run that fails does not stop the others."""
     environments = {"Pendulum-v1": {"evaluate_at": list(range(20, 181, 20)), "env_kwargs": {"max_episode_steps": 10}}}
     item = {"environment": "Pendulum-v1", "algorithms": ["mbmpo"]}
     items = [item | {"seeds": [9], "overrides": TINY | {"n_models": 0}}, item | {"seeds": [0, 1], "overrides": TINY}]
@@ -441,7 +441,7 @@ def test_two_processes_share_a_queue_and_one_is_killed(tmp_path):
         assert [int(row["real_steps"]) for row in rows_of(tmp_path / "runs", run)] == list(run.evaluate_at)
     told = Counter(line.partition(" real steps")[0] for text in texts for line in text.splitlines() if "real steps, " in line)
     assert set(told.values()) == {1}
-    assert len(told) >= 17  # a row may be written and the process killed before it tells
+    assert len(told) >= 17  # a process may be killed after writing a row and before reporting it
 
 
 # ---------------------------------------------------------------- page
@@ -456,7 +456,7 @@ def write_curve(output, algo, seed, returns, seconds=1.0):
 
 @pytest.fixture
 def measured(tmp_path):
-    """A queue with handmade rows of three algorithms."""
+    """Write a queue with handmade rows of three algorithms."""
     items = [
         {"environment": "Pendulum-v1", "algorithms": ["sac", "mbmpo"], "seeds": [0, 1, 2]},
         {"environment": "Pendulum-v1", "algorithms": ["ppo"], "seeds": [0], "max_steps": 200},
@@ -531,7 +531,7 @@ def test_variants_have_runs_of_their_own_and_a_table(tmp_path, monkeypatch):
             records.append_row(csv_file(folder / "runs", run), row)
     lines = page.write_page(queue, folder / "runs").read_text().splitlines()
     table = lines[lines.index("| variant (seeds 0 1) | 100 | 200 |") :]
-    assert table[2:4] == ["| as it is | -900 - | -150 - |", "| horizon-10 | -850 -800 | - -700 |"]
+    assert table[2:4] == ["| unchanged | -900 - | -150 - |", "| horizon-10 | -850 -800 | - -700 |"]
     assert "horizon-10" not in "\n".join(lines[: lines.index("## Ablation: Pendulum-v1")])
 
 
@@ -551,7 +551,7 @@ def test_curves_that_are_drawn(measured):
     steps, means = plots.mean_curve(of_environment["mbmpo"])
     assert steps == [100, 200, 400]
     assert means == pytest.approx([-2400.4 / 3, -1480 / 3, -99.94])
-    assert plots.mean_curve(of_environment["mbmpo"][1:])[0] == [100, 200]  # 400: one seed of two is no mean
+    assert plots.mean_curve(of_environment["mbmpo"][1:])[0] == [100, 200]  # 400: one seed of two makes no mean
     assert plots.mean_curve(of_environment["ppo"]) == ([100, 200], [-1000, -1000])
     assert curves.median_seconds(of_environment["mbmpo"], 200) == 600
     by_wall_time = curves.read_curves(read_queue(measured), measured.parent / "runs", "wall")["Pendulum-v1"]
@@ -573,7 +573,7 @@ def test_duration(seconds, text):
     [
         ("run --queue missing.yml", "missing.yml"),
         ("run --jobs 0", "must be an integer of at least 1, not '0'"),
-        ("run --only tqc-Pendulum*", "'tqc-Pendulum*' fits no run"),
+        ("run --only tqc-Pendulum*", "'tqc-Pendulum*' matches no run"),
         ("page --output nowhere", "nowhere has no rows of any run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A model that is saved at the end of an iteration and loaded in a fresh process goes on as if it had never stopped."""
+"""A model that is saved at the end of an iteration and loaded in a fresh process continues as if it had never stopped."""
 
 import multiprocessing
 
@@ -10,8 +10,8 @@ from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, tiny_mo
 
 from sb3_mbmpo import MBMPO
 
-# Every episode starts at the same place and the iterations end with an episode: the environment, which no file holds, is
-# then the same for a process that begins with a reset
+# No file contains the environment. Every episode starts in the same state and every iteration ends with an episode, so that
+# it is the same for a process that begins with a reset
 ENV = dict(random_start=False, length=10)
 CASES = {
     "box": (Drift, dict(n_tasks=4), {}),
@@ -27,7 +27,7 @@ def make_env(case):
 
 
 def state(model):
-    """:return: everything that decides how the model goes on, and the real steps so far"""
+    """Return everything that determines how the model continues, and the number of real steps so far."""
     buffer = model.replay_buffer
     arrays = {
         name: getattr(buffer, name).copy() for name in ("observations", "actions", "next_observations", "rewards", "dones")
@@ -45,7 +45,7 @@ def state(model):
 
 
 def resume(folder):
-    """Run in another process."""
+    """Resume all cases; runs in another process."""
     th.set_num_threads(1)
     for case in CASES:
         model = MBMPO.load(folder / f"{case}.zip", env=make_env(case))
@@ -56,7 +56,7 @@ def resume(folder):
 
 @pytest.fixture(scope="module")
 def uninterrupted_and_resumed(tmp_path_factory):
-    """:return: by case, the states of a run at half time and at its end, and of one that went on from half time"""
+    """Return, for each case, the states of a run half-way and at its end, and the final state of one resumed half-way."""
     folder = tmp_path_factory.mktemp("resume")
     models = {case: tiny_model(make_env(case), **options) for case, (_, options, _) in CASES.items()}
     for case, model in models.items():
@@ -64,7 +64,7 @@ def uninterrupted_and_resumed(tmp_path_factory):
         model.save(folder / case)
         model.save_replay_buffer(folder / case)
     half = {case: state(model) for case, model in models.items()}
-    # One process for all: most of its time goes into imports
+    # One process for all cases, because most of its time goes into imports
     process = multiprocessing.get_context("spawn").Process(target=resume, args=(folder,))
     process.start()
     for model in models.values():
@@ -87,7 +87,7 @@ def test_resumes_to_the_last_bit_in_a_fresh_process(case, uninterrupted_and_resu
 @pytest.mark.parametrize("stop", [10, 34, 60], ids=["random-phase", "mid-episode", "iteration"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_goes_on_in_an_environment_that_lives_on(stop, normalize, tmp_path):
-    """Saved and loaded in between, with a random environment, against a model that was never loaded."""
+    """A model saved and loaded in between, with a random environment, equals a model that was never loaded."""
     models = []
     for loads in (False, True):
         env = vec_drift(2)

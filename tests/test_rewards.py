@@ -24,7 +24,7 @@ from sb3_mbmpo.rewards.resolve import (
     resolve_termination_fn,
 )
 
-# The v4 environments are tested because they are in use, not because they are new
+# The v4 environments are outdated but still in use
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
 ENDLESS = ("Pendulum", "Reacher", "Pusher", "Swimmer", "HalfCheetah", "HumanoidStandup")
@@ -43,9 +43,9 @@ class Transitions(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def mujoco_as_we_want_it(monkeypatch, tmp_path):
-    # Pusher-v4 refuses MuJoCo 3, which weighs its object differently; the formula of its reward is the same
+    # Pusher-v4 refuses MuJoCo 3, in which its object has another mass; the formula of its reward is the same
     monkeypatch.setattr(mujoco, "__version__", "2.3.7")
-    # MuJoCo logs its complaints about Gymnasium's models to MUJOCO_LOG.TXT, here
+    # MuJoCo writes warnings about Gymnasium's models to MUJOCO_LOG.TXT in the current folder
     monkeypatch.chdir(tmp_path)
 
 
@@ -54,7 +54,10 @@ def vec_env(env_id, wrapper=lambda env: env, **kwargs):
 
 
 def vigorous_action(env, obs, step, held, rng):
-    """Classic control: push along the last velocity, which reaches every goal. MuJoCo: bang-bang, held for four steps."""
+    """Return a vigorous action, to reach terminations and extreme states.
+
+    Classic control: push along the last velocity, which reaches every goal. MuJoCo: bang-bang, held for four steps.
+    """
     space = env.action_space
     if isinstance(space, spaces.Discrete):
         return int(space.n - 1 if obs[-1] > 0 else 0)
@@ -64,7 +67,7 @@ def vigorous_action(env, obs, step, held, rng):
 
 
 def collect(env, n_steps=400, seed=0):
-    """Steps of a Gymnasium environment, half of them uniformly random, half vigorous, resets included."""
+    """Collect steps of a Gymnasium environment, half of them uniformly random, half vigorous, across resets."""
     rng = np.random.default_rng(seed)
     env.action_space.seed(seed)
     obs, _ = env.reset(seed=seed)
@@ -110,7 +113,7 @@ def test_known_functions_agree_with_the_environment(env_id):
     task = known_functions(env)
     n_steps = 800 if env_id.startswith(("MountainCar", "Acrobot", "Humanoid-")) else 400
     data = collect(env.envs[0], n_steps)
-    # A test of terminations without any would not test them
+    # A test of terminations needs some
     assert data.terminated.any() == (not env_id.startswith(ENDLESS))
     for steps in (data.to(th.float32), data):
         obs, action, next_obs, reward, terminated = steps
@@ -125,7 +128,7 @@ def test_known_functions_agree_with_the_environment(env_id):
         if task.approximation:
             error = check_reward_fn(task.reward_fn, obs, action, next_obs, reward)
             assert error.mean_abs_error < stated_error(task.approximation)
-            # And it is worth having: far better than a constant
+            # And it is useful: far better than a constant
             assert error.relative_error < 0.25
         else:
             assert_exact(predicted, reward.double())
@@ -270,7 +273,7 @@ def test_known_functions_survive_pickling():
 
 
 class PointMass(gym.Env):
-    """Has torch functions of its own."""
+    """An environment with its own torch functions."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -292,7 +295,7 @@ class PointMass(gym.Env):
 
 
 class ScalarReward(PointMass):
-    """Its attributes only look like functions of batches."""
+    """An environment whose attributes only look like functions of batches."""
 
     reward = 1.0
 
@@ -301,7 +304,7 @@ class ScalarReward(PointMass):
 
 
 class Pendulum(gym.Wrapper):
-    """A known environment with an opinion of its own."""
+    """A known environment that overrides its reward function."""
 
     def reward(self, obs, action, next_obs):
         return th.full((len(obs),), 42.0)
@@ -366,7 +369,7 @@ def test_the_method_of_a_reward_wrapper_is_not_a_reward_function():
     env = vec_env("Pendulum-v1", wrapper=lambda env: gym.wrappers.TransformReward(env, lambda reward: 2 * reward))
     resolved = resolve_reward_fn("auto", env)
     assert resolved.source == "known: Pendulum-v1"
-    # The wrapper makes it wrong, and the check on real rewards tells
+    # The wrapper makes the known function wrong, which the check on real rewards detects
     assert check_reward_fn(resolved.fn, *collect(env.envs[0], 100)[:4]).relative_error > 0.5
 
 
@@ -479,7 +482,7 @@ def test_environments_in_other_processes():
         assert resolved.source.startswith("known: Hopper-v5")
         assert resolved.fn.keywords["healthy_reward"] == 3.0
         assert resolve_termination_fn("auto", env).fn is never_terminates
-        env.reset()  # the worker still lives
+        env.reset()  # the worker is still alive
     finally:
         env.close()
 
@@ -498,7 +501,7 @@ def check(fn: RewardFn, reward: Any) -> Any:
 
 
 def test_reward_errors_by_hand():
-    # Deviation of the rewards: sqrt(5 / 4) * 2; root mean square error: sqrt(4 / 4)
+    # Standard deviation of the rewards: sqrt(5 / 4) * 2; root mean square error: sqrt(4 / 4)
     result = check(shifted, [0.0, 2.0, 4.0, 6.0])
     assert result == pytest.approx((0.5, 2.0, 1 / 5**0.5))
 

@@ -1,4 +1,4 @@
-"""Files: of the model, its policy, its replay buffer and its ensemble."""
+"""Saving and loading the model, its policy, its replay buffer and its ensemble."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def greedy(model):
 
 @pytest.fixture(scope="module")
 def model():
-    """A trained model; do not change it."""
+    """Return a trained model, which tests must not change."""
     return tiny_model().learn(40)
 
 
@@ -39,7 +39,7 @@ def saved(model, tmp_path_factory):
 
 
 def edited(path, target, **changes):
-    """Copy a file with other entries among its attributes (None: removed)."""
+    """Copy a file with changed attributes (None: removed)."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = old.read(name)
@@ -223,7 +223,7 @@ def test_file_says_where_it_is_from(saved):
     ids=["older", "newer", "no stamp"],
 )
 def test_incompatible_files_are_refused(changes, match, saved, tmp_path):
-    # What could not even be unpickled any more is not looked at
+    # Attributes that could no longer be unpickled are not read
     gone = {":type:": "x", ":serialized:": "not base64"}
     path = edited(saved, tmp_path / "edited.zip", lr_schedule=gone, **changes)
     with pytest.raises(ValueError, match=match):
@@ -263,7 +263,7 @@ def test_replay_buffer_round_trip(in_memory, model, saved, tmp_path):
 @pytest.mark.parametrize("n_envs", [1, 2, 4, 5])
 @pytest.mark.parametrize("capacity", [1000, 24], ids=["part", "full"])
 def test_replay_buffer_of_another_number_of_environments(n_envs, capacity, tmp_path):
-    """Only rows that make no full step of all environments are lost, the oldest ones."""
+    """Only the oldest rows are lost, as many as do not make a full step of all environments."""
     before = tiny_model(vec_drift(3), buffer_size=capacity, learning_starts=24).learn(42)
     before.save(tmp_path / "model")
     before.save_replay_buffer(tmp_path / "buffer")
@@ -296,7 +296,7 @@ def test_replay_buffer_of_another_task_is_refused(model, tmp_path):
         tiny_model(Drift(ACTION_SPACES["discrete"])).load_replay_buffer(tmp_path / "buffer")
 
 
-# ---------------------------------------------------------------- policy and ensemble alone
+# ---------------------------------------------------------------- policy and ensemble on their own
 
 
 def test_policy_alone(model, tmp_path):
@@ -338,7 +338,7 @@ def test_ensemble_alone(arguments, action_space, in_memory, tmp_path):
     loaded = DynamicsEnsemble.load(target, device="cpu")
     np.testing.assert_array_equal(loaded.predict(OBS, actions), ensemble.predict(OBS, actions))
     np.testing.assert_array_equal(loaded.disagreement(OBS, actions), ensemble.disagreement(OBS, actions))
-    # The statistics and the optimiser too: both go on alike
+    # The statistics and the optimiser, too: both continue identically
     for each in (ensemble, loaded):
         each.fit(data, max_epochs=3, generator=th.Generator().manual_seed(1))
     assert_same(loaded.state_dict(), ensemble.state_dict())

@@ -16,7 +16,7 @@ from tiny import Drift, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
 
-fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # the others take seconds
+fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # other methods are slow
 
 
 @fork
@@ -24,7 +24,7 @@ fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Deprecat
 def test_subprocesses_learn_what_one_process_learns(n_envs):
     models = []
     for vec_env in (vec_drift(n_envs, monitor=False), SubprocVecEnv([Drift] * n_envs, start_method="fork")):
-        # The function is given: that of an environment in another process is not found
+        # The function is passed: that of an environment in another process cannot be found
         model = tiny_model(VecMonitor(vec_env), reward_fn=Drift.reward, termination_fn=Drift.done).learn(60)
         models.append(model)
         vec_env.close()
@@ -74,7 +74,7 @@ def test_buffer_is_in_raw_units_whatever_vecnormalize_does(n_envs, norm_reward, 
     columns = (buffer.observations, buffer.actions, buffer.next_observations, buffer.rewards, buffer.dones)
     n_terminal = 0
     for obs, action, next_obs, reward, done in zip(*(c[: buffer.size()].reshape(80, -1) for c in columns), strict=True):
-        # The observation at an episode's end comes back through the normalisation, rounded
+        # The last observation of an episode is recovered from the normalised one, with rounding
         np.testing.assert_allclose(next_obs, push(obs, action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(reward, -np.square(push(obs, action)).sum(), rtol=1e-4, atol=1e-5)
         n_terminal += int(done[0])
@@ -85,7 +85,7 @@ def test_buffer_is_in_raw_units_whatever_vecnormalize_does(n_envs, norm_reward, 
 
 
 def test_policy_sees_the_same_units_really_and_in_the_imagination():
-    """However VecNormalize scales them, what the network sees is standardised by the statistics of the real data."""
+    """The network sees observations standardised by the statistics of the real data, however VecNormalize scales them."""
     env = VecNormalize(vec_drift(2))
     model = tiny_model(env).learn(60)
     raw = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
@@ -98,7 +98,7 @@ def test_policy_sees_the_same_units_really_and_in_the_imagination():
 
 
 def test_dynamics_do_not_depend_on_vecnormalize():
-    """The first fit is on random steps, which are the same: so must its targets be."""
+    """The first fit uses the same random steps in both cases, so its targets must be the same."""
     plain, normalized = (tiny_model(env, n_meta_steps=0) for env in (vec_drift(), VecNormalize(vec_drift())))
     for model in (plain, normalized):
         model.learn(20)

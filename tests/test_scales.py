@@ -1,4 +1,4 @@
-"""Numbers of any scale, offset and dtype: what is learned depends on none of them."""
+"""Numbers of any scale, offset and dtype: learning depends on none of them."""
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +22,7 @@ def box(dtype, size=2):
 
 
 def transitions(scale=1.0, offset=0.0, step=0.1, dtype=np.float32):
-    """A point that the action pushes in its first dimension; the second one decays."""
+    """Draw transitions of a point that the action pushes in the first dimension; the second one decays."""
     rng = np.random.default_rng(0)
     x, action = rng.uniform(-1, 1, (ROWS, 2)), rng.uniform(-1, 1, (ROWS, 1)).astype(np.float32)
     following = x + step * np.concatenate([action, -x[:, 1:]], axis=1)
@@ -40,7 +40,7 @@ def fitted(data):
 
 
 def changes(ensemble, data):
-    """:return: predicted changes of the observations (M, B, O)"""
+    """Return predicted changes of the observations (M, B, O)."""
     return ensemble.predict(data.obs.numpy(), data.action.numpy()) - data.obs.numpy()
 
 
@@ -94,7 +94,7 @@ def test_resolution_by_hand():
     assert resolution(th.tensor([[3]])).tolist() == [3 * 2.0**-42]
 
 
-# ---------------------------------------------------------------- large numbers that change little
+# ---------------------------------------------------------------- large numbers with small changes
 
 
 OFFSET = 5e6  # metres of a map
@@ -107,7 +107,7 @@ def test_an_offset_in_double_precision_changes_nothing(plain):
     np.testing.assert_allclose(changes(ensemble, data), plain[0], rtol=0, atol=2e-3)
     low, high = ensemble.observation_range(0.0)
     np.testing.assert_allclose([low.numpy(), high.numpy()], [both(data).min(0), both(data).max(0)], rtol=1e-15)
-    assert fitted(transitions(dtype=np.float64)).observation_dtype == th.float32, "twice the memory for nothing"
+    assert fitted(transitions(dtype=np.float64)).observation_dtype == th.float32, "double precision would waste memory"
 
 
 def both(data):
@@ -125,7 +125,7 @@ def test_a_policy_sees_small_changes_of_large_numbers():
 
 
 class Far(Drift):
-    """The same task, far away from 0 and in double precision."""
+    """The same environment, far away from 0 and in double precision."""
 
     def __init__(self, offset=OFFSET, **kwargs):
         super().__init__(**kwargs)
@@ -164,7 +164,7 @@ def test_training_far_from_0_is_training_at_0(extra):
 
 
 class Counts(Drift):
-    """Observes whole numbers, as encoders do."""
+    """An environment with integer observations, as from encoders."""
 
     def __init__(self, dtype, resolution=50):
         super().__init__(length=8)
@@ -194,7 +194,7 @@ def test_observations_that_are_whole_numbers(dtype):
         dtypes.update((obs.dtype, next_obs.dtype))
         return -(next_obs - obs).square().mean(1).to(th.float32)
 
-    with pytest.warns(UserWarning, match="The reward function"):  # it is another one
+    with pytest.warns(UserWarning, match="The reward function"):  # it differs from the known one
         model = tiny_model(Counts(dtype), reward_fn=reward_fn, imagined_start="buffer").learn(60)
     assert dtypes <= {th.float32, th.float64}
     assert model.dynamics.target_std.min() > 0
@@ -205,7 +205,7 @@ def test_observations_that_are_whole_numbers(dtype):
 
 
 class Corridor(gym.Env):
-    """One of four places; what our message recommends makes a vector of it."""
+    """An environment with four places; the wrapper that our message recommends turns its observations into vectors."""
 
     observation_space, action_space = spaces.Discrete(4), spaces.Discrete(2)
 
@@ -239,7 +239,7 @@ def test_actions_that_are_whole_numbers_are_refused_and_the_wrapper_helps(dtype)
             super().__init__(space)
 
     wrapped = gym.wrappers.TransformAction(Whole(), lambda a: np.rint(a).astype(dtype), spaces.Box(0, 10, (2,), np.float32))
-    tiny_model(wrapped, reward_fn="learned", termination_fn="learned").learn(40)  # it asserts that the action is in its space
+    tiny_model(wrapped, reward_fn="learned", termination_fn="learned").learn(40)  # `step` asserts that the action is valid
 
 
 @pytest.mark.parametrize("bound", [1e39, 1e300])

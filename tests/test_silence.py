@@ -1,4 +1,4 @@
-"""What used to go wrong without a word: nothing is learned, data are spoilt, figures cannot be seen. And nothing leaks."""
+"""Failures that used to be silent: nothing is learned, data are corrupted, metrics are invisible. And nothing leaks."""
 
 import json
 import warnings
@@ -22,7 +22,7 @@ EXPECTED = "Nothing will be learned", "Real episodes last"
 
 
 def caught(act):
-    """:return: first words of the warnings"""
+    """Return the messages of the warnings that a function causes."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         act()
@@ -51,7 +51,7 @@ def test_a_training_that_ends_before_the_first_fit_is_warned_of_with_both_number
     assert len(messages) == (numbers is not None) == (model._n_fits == 0)
     for number in numbers or ():
         assert number in messages[0]
-    assert caught(lambda: model.learn(1)) == [], "once is enough, or it has been fitted"
+    assert caught(lambda: model.learn(1)) == [], "already warned, or already fitted"
 
 
 def test_the_rest_of_the_random_steps_counts():
@@ -86,11 +86,11 @@ def test_episodes_beyond_the_horizon_are_said_once(longest, horizon, start, expe
         assert "imagined_start='buffer'" in message
 
 
-# ---------------------------------------------------------------- spoilt data
+# ---------------------------------------------------------------- corrupted data
 
 
 class Reused(VecEnvWrapper):
-    """Hands out one array for all observations."""
+    """A wrapper that returns the same array for all observations."""
 
     def __init__(self, venv):
         super().__init__(venv)
@@ -125,7 +125,7 @@ class NoneAsTerminalObservation(WithoutTerminalObservation):
 
 
 class OneArray(Drift):
-    """Returns the same array from each step and reset."""
+    """An environment that returns the same array from each step and reset."""
 
     def reset(self, **kwargs):
         first, info = super().reset(**kwargs)
@@ -141,7 +141,7 @@ class OneArray(Drift):
 
 
 def assert_true_dynamics(model, missing=0):
-    """All that the model learns from is what the point did."""
+    """Assert that the model learns from nothing but the real movements of the point."""
     data = model._transitions()
     for obs, action, next_obs in zip(data.obs.numpy(), data.action.numpy(), data.next_obs.numpy(), strict=True):
         np.testing.assert_allclose(next_obs, push(obs, action), rtol=1e-5, atol=1e-6)
@@ -210,7 +210,7 @@ def test_an_end_that_reset_overwrites_is_warned_of_once_and_left_out():
 
 
 class Bandit(gym.Env):
-    """One step an episode; the observation is a context of few values, or always the same."""
+    """An environment with episodes of one step; the observation is one of a few contexts, or always the same."""
 
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
@@ -233,7 +233,7 @@ def test_ends_that_are_the_next_start_by_nature_bring_no_warning(contexts):
     assert model._transitions().terminated.sum() >= 59
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
 @pytest.mark.parametrize("log_interval", [1, 2, None])
@@ -321,7 +321,7 @@ def test_starts_are_not_copied_at_every_step(monkeypatch):
 
     model.learn(60, callback=look)
     assert max(copies) == 20
-    assert len(copies) <= 9, "once a rollout, once to imagine, once to log their value"
+    assert len(copies) <= 9, "once per rollout, once for imagination, once to log their value"
     np.testing.assert_array_equal(model._initial_obs, np.array(seen[-25:]))
 
 

@@ -1,4 +1,4 @@
-"""Coarse parallelism: results, errors, and settings that are put back."""
+"""Coarse parallelism: results, errors, and settings that are restored."""
 
 import threading
 

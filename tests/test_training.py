@@ -1,7 +1,7 @@
-"""The fit of stacked members, with losses made by hand.
+"""The fit of stacked members, with hand-written losses.
 
-Most of them are scripts: the weights count optimiser steps, so that the number in a restored weight is the epoch it is from,
-and the validation losses are read off a table.
+Most of the losses are scripted: the weights count optimiser steps, so that the value of a restored weight is its epoch, and
+the validation losses come from a table.
 """
 
 import numpy as np
@@ -22,7 +22,10 @@ def stacked(*shape):
 
 
 def numbers(n_members):
-    """A parameter that tells a loss whose parameters it got; it must use it, or it has no gradient: 0 * numbers."""
+    """Return a parameter that tells a loss which members it was called for.
+
+    The loss must use it, as in 0 * numbers, because otherwise it has no gradient.
+    """
     return th.nn.Parameter(th.arange(n_members).float())
 
 
@@ -39,11 +42,11 @@ def fit(parameters, loss_fn, n_rows=10, optimizer=None, seed=0, **kwargs):
 
 
 class Script:
-    """Every training step adds 1 to all weights of the active members; validation losses are those of the table."""
+    """A loss with which every step adds 1 to all weights of the active members; validation losses come from a table."""
 
     def __init__(self, val_losses, parameters):
         self.val_losses = th.tensor(val_losses)  # [epoch, member]
-        self.parameters = parameters  # the last are their numbers
+        self.parameters = parameters  # the last one holds the members' numbers
         self.epoch = 0
         self.weights = []  # of all members, after each epoch
 
@@ -57,7 +60,7 @@ class Script:
 
 
 def play(*val_losses_of_members, **kwargs):
-    """:return: report, final weights, script of a fit of one member for each list of validation losses"""
+    """Fit one member for each list of validation losses, and return the report, the final weights and the script."""
     n_members = len(val_losses_of_members)
     parameters = [stacked(n_members, 2, 3), stacked(n_members, 1, 1), numbers(n_members)]
     script = Script(np.array(val_losses_of_members, dtype=np.float32).T, parameters)
@@ -85,7 +88,7 @@ def test_without_rows_to_spare_the_training_rows_validate(n_rows, fraction):
 
 
 class Witness:
-    """Notes which rows train and which validate, epoch by epoch; the loss of a row is its number."""
+    """A loss that records the training and validation rows of each epoch; the loss of a row is its number."""
 
     def __init__(self):
         self.epochs = []
@@ -118,14 +121,14 @@ def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size
     np.testing.assert_allclose(report.val_loss, val.float().mean(1))
 
 
-# -- Bounds ---------------------------------------------------------------------------------------------------------------
+# -- Limits ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("n_rows", "max_epochs", "max_gradient_steps", "passes", "rows_of_pass", "epochs"),
     [
         (80, 3, 1000, 3, 80, 3),  # epochs are fewer: 3 of 8 batches
-        (80, 1000, 64, 8, 80, 8),  # steps are fewer: 8 epochs, as many as there shall be looks
+        (80, 1000, 64, 8, 80, 8),  # steps are fewer: 8 epochs, as many as there are to be validations
         (80, 1000, 32, 8, 40, 4),  # ... not enough for 8 epochs: half of one a pass
         (80, 1, 32, 2, 40, 1),  # ... and one epoch at most
         (800, 1000, 16, 8, 20, 0.2),  # not even one epoch
@@ -185,12 +188,12 @@ def test_fewer_rows_than_a_batch_still_train(n_rows, validation_fraction):
         validation_fraction=validation_fraction,
         max_epochs=30,
     )
-    # Half of the error goes with every step; float32 losses tell no errors below the root of 1e-7 apart
+    # Every step halves the error; float32 losses cannot distinguish errors below the square root of 1e-7
     np.testing.assert_allclose(parameter.detach(), np.full((2, 1), data.mean()), rtol=1e-3)
     np.testing.assert_allclose(report.val_loss, np.full(2, data.var(correction=0)), atol=1e-6)
 
 
-# -- Early stop -----------------------------------------------------------------------------------------------------------
+# -- Early stopping -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_members_stop_one_by_one():
 
 
 def test_every_member_ends_with_the_weights_of_its_own_best_epoch():
-    report, weights, script = play([5, 1, 2, 3], [5, 4, 3, 4], [1, 2, 3, 4], rolling_average_persistency=1)  # nobody stops
+    report, weights, script = play([5, 1, 2, 3], [5, 4, 3, 4], [1, 2, 3, 4], rolling_average_persistency=1)  # no early stop
     assert report.epochs.tolist() == [4, 4, 4]
     assert report.val_loss.tolist() == [1, 3, 1]
     # Weights count epochs
@@ -240,7 +243,7 @@ def test_momentum_that_moves_stopped_members_does_not_matter(make_optimizer):
     script = Script([[1.0, 4.0], [2.0, 3.0], [0.0, 2.0], [0.0, 1.0]], parameters)
     fit(parameters, script, optimizer=make_optimizer(parameters), rolling_average_persistency=0)
     after_epoch = th.stack(script.weights)
-    assert after_epoch[3, 0] > after_epoch[1, 0], "nothing pushes the stopped member: this tests nothing"
+    assert after_epoch[3, 0] > after_epoch[1, 0], "nothing pushes the stopped member, so the test is void"
     assert parameters[0].flatten().tolist() == [after_epoch[0, 0], after_epoch[3, 1]]
 
 
@@ -248,7 +251,7 @@ def test_weights_from_before_the_fit_do_not_compete():
     parameters = [stacked(1, 1), numbers(1)]
     fit(parameters, Script([[7.0]], parameters), max_epochs=1)
     assert parameters[0].item() == 1
-    # Worse than the last fit's best loss: that was of other validation rows
+    # Worse than the last fit's best loss, which came from other validation rows
     fit(parameters, Script([[9.0]], parameters), max_epochs=1)
     assert parameters[0].item() == 2
 
@@ -257,7 +260,7 @@ def test_weights_from_before_the_fit_do_not_compete():
 
 
 def squared_distance(factor):
-    """:return: loss of member m: factor[m] x the squared distance of its weights from m + 1"""
+    """Return a loss that is, for member m, factor[m] x the squared distance of its weights from m + 1."""
 
     def loss_fn(parameters, rows):
         weights, members = parameters
@@ -310,7 +313,7 @@ def test_the_hook_hears_of_every_pass_and_the_mean_best_loss():
 
 
 def noisy_fit(seed):
-    """Weights after a fit that depends on which rows were drawn when."""
+    """Return the weights after a fit that depends on the order in which rows are drawn."""
     parameter, data = stacked(2, 3), th.randn(20, 3, generator=seeded(1))
     fit([parameter], lambda parameters, rows: (parameters[0].unsqueeze(1) - data[rows]).square().mean((1, 2)), 20, seed=seed)
     return parameter

@@ -1,4 +1,4 @@
-"""The command line's trainings: killed, interrupted, on a full disk, resumed to the last bit, and never over an older one."""
+"""Trainings of the command line: killed, interrupted, on a full disk, resumed bit for bit, never overwriting an older one."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Point(Drift):
 
 
 class SecretNumbers(Point):
-    """Starts where random numbers say that Gymnasium does not know of: the machine's."""
+    """An environment whose first states come from the operating system's random numbers, which no seed controls."""
 
     def reset(self, **kwargs):
         super().reset(**kwargs)
@@ -42,7 +42,7 @@ for _class in (Point, SecretNumbers):
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """:return: the command line, with settings so small that an iteration takes a fraction of a second"""
+    """Return the command line, with settings so small that an iteration takes a fraction of a second."""
     config = {**TINY, "env_id": "Point-v0"}
     monkeypatch.setattr(training_run, "read_config", lambda name: {**config, "env_id": name})
 
@@ -53,7 +53,7 @@ def train(monkeypatch, tmp_path):
     return run
 
 
-# -- Killed, interrupted, full ------------------------------------------------------------------------------------------------
+# -- Killed, interrupted, disk full -------------------------------------------------------------------------------------------
 
 
 def test_thirty_kills_lose_nothing_that_was_finished():
@@ -65,7 +65,7 @@ def test_thirty_kills_lose_nothing_that_was_finished():
     report = json.loads(done.stdout)
     assert (report["kills"], report["lost"], report["left_behind"]) == (30, 0, [])
     assert len(report["resumed_from"]) > 3, "the kills came at different times"
-    # All that was learned, random numbers and buffer included, is that of a run that nobody disturbed
+    # Everything that was learned, including random numbers and buffer, equals that of an undisturbed run
     assert report["finished_differs_in"] == report["ended_differs_in"] == []
     for name, word in (("SIGINT", "Interrupted"), ("SIGTERM", "Terminated")):
         code, output, steps = report[name]
@@ -79,7 +79,7 @@ def test_thirty_kills_lose_nothing_that_was_finished():
     assert 0 < steps < TOTAL
 
 
-# -- The same command again ---------------------------------------------------------------------------------------------------
+# -- The same command repeated ------------------------------------------------------------------------------------------------
 
 
 def test_the_same_command_says_how_to_go_on_and_touches_nothing(train, tmp_path):
@@ -166,13 +166,13 @@ def test_names_with_dots_and_folders_have_files_of_their_own(train, tmp_path):
         assert read_progress(tmp_path / name / "progress.csv")["time/total_timesteps"][-1] == steps
 
 
-# -- The environment goes on ----------------------------------------------------------------------------------------------
+# -- The environment continues --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("env_id", ["Point-v0", "CartPole-v1", "Pendulum-v1"])
 def test_an_environment_repeats_its_episode_to_the_last_bit(env_id):
     def step(env, n_steps, rng):
-        """:return: the observations and rewards of random actions, resets where episodes end"""
+        """Take random actions, with resets at the ends of episodes, and return observations and rewards."""
         rows = []
         for _ in range(n_steps):
             env.action_space.np_random.bit_generator.state = rng.bit_generator.state
@@ -185,7 +185,7 @@ def test_an_environment_repeats_its_episode_to_the_last_bit(env_id):
 
     first, second = (RepeatableEpisode(gym.make(env_id)) for _ in range(2))
     first.reset(seed=3)
-    for n_steps in (0, 7, 40):  # of the first episode, and of later ones, which no seed began
+    for n_steps in (0, 7, 40):  # in the first episode, and in later ones, which start without a seed
         step(first, n_steps, np.random.default_rng(0))
         assert second.repeat(first.so_far())
         rows = [step(env, 230, np.random.default_rng(1)) for env in (first, second)]

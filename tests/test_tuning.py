@@ -1,4 +1,4 @@
-"""The search of tuning/: what a trial trains and reports, several processes on one study, and one of them killed."""
+"""The search of tuning/: what a trial trains and reports, several workers on one study, and one of them killed."""
 
 import inspect
 import os
@@ -82,7 +82,7 @@ def test_trial_entry_merges_into_the_configuration():
     assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
 
 
-# ---------------------------------------------------------------- where a search begins
+# ---------------------------------------------------------------- first trial
 
 
 def test_the_first_trial_is_the_configuration(study):
@@ -106,7 +106,7 @@ def test_shipped_settings_are_points_of_the_space(entry):
     shipped = studies.merge(DEFAULTS, zoo.read_config(entry))
     point = nearest_point(shipped)
     assert set(point) == set(SPACE)
-    # Without weight decay: 1e-7 is the nearest there is
+    # Without weight decay, 1e-7 is the nearest choice
     assert studies.merge(shipped, convert(point)) == studies.merge(shipped, {"dynamics_kwargs": {"weight_decay": 1e-7}})
 
 
@@ -115,7 +115,7 @@ def test_shipped_settings_are_points_of_the_space(entry):
     [
         ("inner_lr n_meta_steps", {"inner_lr": 0.1, "n_meta_steps": 13}, {"inner_lr": 0.03, "n_meta_steps": 15}),
         ("inner_lr n_meta_steps", {"inner_lr": 1e-6, "n_meta_steps": 99}, {"inner_lr": 1e-3, "n_meta_steps": 40}),
-        ("horizon", {"horizon": 77}, {}),  # no choice of the space
+        ("horizon", {"horizon": 77}, {}),  # not a choice of the space
         ("learning_rate", {"learning_rate": "lin_1e-3"}, {}),  # a schedule
         ("policy_kwargs.net_arch", {"policy_kwargs": {"net_arch": {"pi": [64, 64]}}}, {}),
         ("dynamics_kwargs.net_arch", {"dynamics_kwargs": {"net_arch": [512, 512]}}, {"dynamics_kwargs.net_arch": "512-512"}),
@@ -193,7 +193,7 @@ def test_training_without_learning_is_refused(study):
 
 
 def tuning(module, env, output, *options):
-    """:return: the command line of a tiny search or its report"""
+    """Return the command line of a tiny search or of its report."""
     tiny = ["--n-seeds", "1", "--n-timesteps", "300", "--n-evaluations", "2", "--n-eval-episodes", "1"]
     tiny += ["--search", "inner_lr", "gae_lambda", "--set", yaml.safe_dump(CONFIG, default_flow_style=True)]
     where = ["--env", env, "--output", str(output)]
@@ -265,7 +265,7 @@ def test_arguments_that_cannot_work(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         optimize.main(["--output", str(tmp_path), *options.split()])
     assert message in f"{ended.value} {capsys.readouterr().err}"
-    assert list(tmp_path.iterdir()) == []  # no study was begun
+    assert list(tmp_path.iterdir()) == []  # no study was created
 
 
 def shared_database(kind, tmp_path):
@@ -274,7 +274,7 @@ def shared_database(kind, tmp_path):
     url = os.environ.get("MBMPO_TEST_POSTGRESQL")
     if url is None:
         assert "CI" not in os.environ, "CI must start PostgreSQL"
-        pytest.skip("MBMPO_TEST_POSTGRESQL names no server: `bash .ci/run` installs one and starts it")
+        pytest.skip("MBMPO_TEST_POSTGRESQL is not set: `bash .ci/run` installs a server and starts it")
     return url
 
 
@@ -287,19 +287,19 @@ def wait_until(condition, seconds=240):
 
 @pytest.mark.parametrize("kind", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"])
 def test_killed_worker_loses_no_trial(kind, tmp_path):
-    """Two machines, as far as the database can tell, share a study; one dies in the middle of a trial."""
+    """Two machines, as far as the database can tell, share a study, and one dies in the middle of a trial."""
     url, name, n_trials = shared_database(kind, tmp_path), uuid.uuid4().hex, 4
     options = ["--storage", url, "--study-name", name, "--n-trials", str(n_trials), "--heartbeat", "2"]
     commands = [tuning("optimize", "Pendulum-v1", tmp_path / machine, *options) for machine in "ab"]
     storage = studies.open_storage(url)
-    # It is there already, so that both begin at once
+    # The study exists already, so that both start at once
     shared = studies.open_study(storage, name, optimize.study_settings(optimize.parse(commands[0][3:])))
 
     def both_train():
         running = shared.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [len(trial.params) for trial in running] == [2, 2]
 
-    # A session each, to end whatever is left of one
+    # A session for each, so that all of its processes can be ended
     machines = [subprocess.Popen(command, cwd=ROOT, start_new_session=True) for command in commands]
     try:
         wait_until(both_train)

@@ -1,4 +1,4 @@
-"""rl_zoo3's commands as they stand, in an environment where the package is installed as users install it: as a wheel."""
+"""rl_zoo3's own commands, in a virtual environment where the package is installed as users install it: as a wheel."""
 
 import os
 import re
@@ -37,7 +37,7 @@ TINY = (
     "dynamics_kwargs:dict(net_arch=[8],max_epochs=2) --env-kwargs max_episode_steps:20"
 )
 TRAIN = f"train --algo mbmpo --env Pendulum-v1 -n 80 --eval-freq 40 --eval-episodes 2 --save-replay-buffer {TINY}"
-# In this order: the later ones use what the first one left behind. The last column is a file that must be there afterwards
+# In this order: the later ones use what the first one has saved. The last column is a file that must exist afterwards
 COMMANDS = [
     (f"rl_zoo3 {TRAIN}", "logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip"),
     ("rl_zoo3 enjoy --algo mbmpo --env Pendulum-v1 -f logs -n 20 --reward-log rewards", "rewards/0.monitor.csv"),
@@ -45,17 +45,17 @@ COMMANDS = [
     ("rl_zoo3 all_plots -a mbmpo -e Pendulum-v1 -f logs --no-display -o results", "results.pkl"),
     ("python -m rl_zoo3.record_video --algo mbmpo --env Pendulum-v1 -f logs -n 5 -o video", "video/*.mp4"),
     (
-        # It closes the environment, in another process here, before it saves the model
+        # rl_zoo3 closes the environment, here in another process, before it saves the model
         f"python -m rl_zoo3.{TRAIN} --vec-env subproc -i logs/mbmpo/Pendulum-v1_1/Pendulum-v1.zip",
         "logs/mbmpo/Pendulum-v1_2/Pendulum-v1.zip",
     ),
-    # The sampler overrules most of -params; this seed draws small networks and short horizons
+    # The sampler overrides most of -params; this seed draws small networks and short horizons
     (f"rl_zoo3 {TRAIN} -optimize --n-trials 1 --sampler random --seed 148 --no-optim-plots", "logs/mbmpo/report_*.csv"),
 ]
 
 
 def run(command, folder, bin_folder):
-    """Run a command line in a folder, with that environment's programs first in the path, without a display."""
+    """Run a command line in a folder, with the virtual environment's programs first in the path and without a display."""
     env = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
@@ -77,9 +77,10 @@ def pip(*arguments):
 @pytest.fixture(scope="module")
 def wheel_bin(tmp_path_factory):
     """
-    The programs of an environment with the wheel in it. It sees our dependencies through a .pth file, because installing them
-    again would take minutes; the files that .pth files name are no site directories, so that ours, which would bring the
-    editable installation, are not read.
+    Create a virtual environment with the wheel in it, and return the folder of its programs.
+
+    It sees our dependencies through a .pth file, because installing them again would take minutes. A folder named in a .pth
+    file is not a site directory, so the .pth files in it, which would bring in the editable installation, are not read.
     """
     folder = tmp_path_factory.mktemp("wheel")
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
@@ -88,7 +89,7 @@ def wheel_bin(tmp_path_factory):
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
     (site / "our_dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip("--python", str(programs / "python"), "install", "--no-deps", "--ignore-installed", str(*folder.glob("*.whl")))
-    # The program that pip would write
+    # The script that pip would write
     ours = (Path(sys.prefix) / "bin" / "rl_zoo3").read_text().splitlines()
     (programs / "rl_zoo3").write_text("\n".join([f"#!{programs / 'python'}", *ours[1:]]))
     (programs / "rl_zoo3").chmod(0o755)
@@ -108,7 +109,7 @@ def test_literal_command(command, result, wheel_bin, empty_folder):
 
 
 def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
-    # As in a terminal: the workers get the signal, too
+    # As in a terminal, the workers get the signal, too
     command = TRAIN.replace("-n 80 --eval-freq 40", "-n 1000000 --eval-freq 1000000") + " --vec-env subproc"
     with subprocess.Popen(
         [wheel_bin / "rl_zoo3", *command.split()],
@@ -146,7 +147,7 @@ def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
         output = run("python -X importtime -c pass", tmp_path, wheel_bin)
         return int(re.search(r"\|\s*(\d+) \|\s*_sb3_mbmpo_zoo_hook", output)[1])
 
-    assert min(microseconds() for _ in range(10)) < 1000  # the least of several: other programs may run, too
+    assert min(microseconds() for _ in range(10)) < 1000  # the minimum of several, because other programs may be running
 
 
 def test_hook_imports_the_standard_library_only(wheel_bin, tmp_path):
@@ -221,7 +222,7 @@ def test_evaluation_has_the_env_kwargs_of_the_entry(given, size, tmp_path):
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_checkpoint_goes_on_with_its_real_steps_or_says_that_they_are_gone(keeps, tmp_path):
-    """``--save-freq``, a kill, then ``-i`` with the last checkpoint."""
+    """Train with ``--save-freq``, kill the process, and continue with ``-i`` from the last checkpoint."""
     zoo.register()
 
     def manager(**kwargs):
@@ -263,7 +264,7 @@ def test_entry_builds_a_model(name):
     env = gym.make(env_id, **config.pop("env_kwargs", {}))
     model = MBMPO(env=env, **config)
     assert n_timesteps > model.learning_starts, "nothing would be learned"
-    # Ant's contact forces are part of the observation that sb3_mbmpo knows the reward of
+    # sb3_mbmpo knows Ant's reward only for observations that include the contact forces
     assert (model._functions.reward.source == "learned") == env_id.startswith("Ant")
 
 

@@ -1,4 +1,4 @@
-"""A task and settings so small that an iteration of MBMPO takes a fraction of a second."""
+"""An environment and settings so small that an iteration of MBMPO takes a fraction of a second."""
 
 import copy
 
@@ -41,18 +41,20 @@ ACTION_SPACES = {
 
 class Drift(gym.Env):
     """
-    A point that an action pushes, in every dimension alike. It is paid for staying near 0, and ends when it leaves [-2, 2].
+    A point that the action pushes equally in every dimension.
 
-    :param action_space: any that MBMPO supports
-    :param size: dimensions
+    The reward is highest near 0, and an episode ends when the point leaves [-2, 2].
+
+    :param action_space: any space that MBMPO supports
+    :param size: number of dimensions
     :param length: time limit
     :param random_start: whether resets differ
-    :param bad: {(step, "obs" | "reward"): value} puts a number where it does not belong
+    :param bad: {(step, "obs" | "reward"): value} replaces an observation or a reward by an invalid number
     """
 
     def __init__(self, action_space=ACTION_SPACES["box"], size=2, length=8, random_start=True, bad=None):
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = copy.deepcopy(action_space)  # every environment has random numbers of its own
+        self.action_space = copy.deepcopy(action_space)  # every environment draws its own random numbers
         self.length, self.random_start, self.bad = length, random_start, bad or {}
         self.n_steps = self.n_resets = 0
 
@@ -87,13 +89,13 @@ class Drift(gym.Env):
 
 
 class Unknown(Drift):
-    """The same without functions of its own: reward and termination have to be learned."""
+    """The same environment without reward and termination functions, which therefore have to be learned."""
 
     reward = done = None
 
 
 def push(x, action):
-    """:return: where the point goes, float32"""
+    """Return the next position of the point, float32."""
     return (1.1 * x + 0.1 * (np.mean(np.asarray(action, dtype=float)) - 0.5)).astype(np.float32)
 
 
@@ -106,13 +108,13 @@ def tiny_model(env=None, **kwargs):
 
 
 def parameters(model):
-    """:return: everything that was learned, as one flat dictionary of tensors"""
+    """Return all learned parameters as one flat dictionary of tensors."""
     modules = {"policy": model.policy, "dynamics": model.dynamics}
     return {f"{k}.{key}": value.clone() for k, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def assert_same(one, other):
-    """Two dictionaries of tensors or arrays are equal to the last bit."""
+    """Assert that two dictionaries of tensors or arrays are equal to the last bit."""
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)

@@ -1,1 +1,1 @@
-"""Search for MBMPO's hyperparameters with Optuna, on one machine or many: ``python -m tuning.optimize --help``."""
+"""Hyperparameter search for MBMPO with Optuna, on one machine or many: ``python -m tuning.optimize --help``."""

@@ -1,7 +1,8 @@
-"""Trials that nobody works on any more, because their process was killed or their environment raised: found, and queued again.
+"""Find trials whose worker was killed or whose environment raised, and queue them again.
 
-Databases keep signs of life of running trials (``--heartbeat``), but only of those that have given one, and journals keep
-none. So each trial also names a lock that its process holds: on the same machine, any other can tell whether it is alive.
+Databases record heartbeats of running trials (``--heartbeat``), but only of trials that have sent one, and journals record
+none. Each trial therefore also names a lock that its worker holds: any process on the same machine can tell from it whether
+the worker is alive.
 """
 
 import datetime
@@ -17,18 +18,19 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-# A trial is tried again at most so often
+# A failed trial is retried at most this often
 MAX_RETRIES = 3
-# What a trial says of its process: {"host": name of the machine, "lock": path of a file}
+# User attribute that describes a trial's worker: {"host": name of the machine, "lock": path of a file}
 WORKER = "worker"
 
 
 @contextmanager
 def signed(trial: optuna.Trial) -> Iterator[None]:
     """
-    Tell other processes that this one works on the trial, as long as it does: the lock ends with it, however it ends.
+    Hold a lock that tells other processes that this one works on the trial.
 
-    SQLite's locks are the ones that the standard library has on every system.
+    The operating system releases the lock when the process ends, however it ends. SQLite's locks are the only ones that the
+    standard library offers on every system.
     """
     path = Path(tempfile.gettempdir()) / f"mbmpo-trial-{uuid.uuid4().hex}.lock"
     with closing(sqlite3.connect(path, isolation_level=None)) as lock:
@@ -41,16 +43,18 @@ def signed(trial: optuna.Trial) -> Iterator[None]:
 
 
 def is_here(trial: FrozenTrial) -> bool:
-    """:return: whether its process was started on this machine"""
+    """Return whether the trial's worker was started on this machine."""
     worker = trial.user_attrs.get(WORKER)
     return worker is not None and worker["host"] == platform.node()
 
 
 def is_lost(trial: FrozenTrial, grace: float) -> bool:
     """
-    :param trial: a running one
-    :param grace: seconds after which one that does not name its process has none
-    :return: whether its process is known to be dead; of those of other machines, nothing is known here
+    Return whether the worker of a trial is known to be dead.
+
+    :param trial: a running trial
+    :param grace: seconds after which a trial that does not name its worker counts as lost
+    :return: whether the trial is lost; False for workers of other machines, of which nothing is known here
     """
     if is_here(trial):
         return not _is_locked(trial.user_attrs[WORKER])
@@ -65,19 +69,19 @@ def _is_locked(worker: Mapping[str, str]) -> bool:
     with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
         try:
             lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:  # locked; or another user's, who will know
+        except sqlite3.OperationalError:  # locked, or another user's file: left to that user
             return True
-        path.unlink(missing_ok=True)  # the process that was to do it is dead
+        path.unlink(missing_ok=True)  # the worker that would have removed it is dead
     return False
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int = MAX_RETRIES) -> None:
     """
-    Let the next free process do a trial once more, with what is known of its hyperparameters.
+    Queue a failed trial for the next free worker, with the hyperparameters that were drawn so far.
 
-    :param study: of the trial
-    :param trial: has failed
-    :param max_retries: nothing happens if it has been tried again so often
+    :param study: study of the trial
+    :param trial: the failed trial
+    :param max_retries: number of retries after which the trial is not queued again
     """
     history = [*trial.system_attrs.get("retry_history", []), trial.number]
     if len(history) <= max_retries:
@@ -85,13 +89,13 @@ def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int = MAX_
 
 
 def hand_back(trial: optuna.Trial) -> None:
-    """Queue a trial again that is not to blame for its end: it does not count as a retry."""
+    """Queue a trial again without counting a retry, because its failure was not its own fault."""
     frozen = trial.study.get_trials(deepcopy=False)[trial.number]
     _queue(trial.study, frozen, dict(frozen.system_attrs))
 
 
 def _queue(study: optuna.Study, trial: FrozenTrial, system_attrs: dict[str, object]) -> None:
-    # Not its user attributes: they name a process and an error that the new one has nothing to do with
+    # Without the user attributes: they name the worker and the error of the old trial
     study.add_trial(
         create_trial(
             state=TrialState.WAITING,
@@ -104,14 +108,14 @@ def _queue(study: optuna.Study, trial: FrozenTrial, system_attrs: dict[str, obje
 
 def reap(study: optuna.Study, grace: float) -> None:
     """
-    Mark the running trials whose process was killed as failed, and queue them again.
+    Mark running trials whose worker was killed as failed, and queue them again.
 
-    :param study: shared by all processes
+    :param study: study shared by all workers
     :param grace: as in ``is_lost``
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_lost(trial, grace):
-            # Not if another process has been faster: then it is queued already
+            # Both errors mean that another process was faster and has queued it already
             with suppress(UpdateFinishedTrialError, ValueError):
                 study.tell(trial.number, state=TrialState.FAIL)
                 queue_again(study, trial)

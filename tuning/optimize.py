@@ -1,6 +1,7 @@
 """Search for MBMPO's hyperparameters: ``python -m tuning.optimize --env Pendulum-v1 --n-trials 20 --n-jobs 2``.
 
-The same command again goes on where a search ended or was killed; with the same ``--storage`` on other machines, it helps.
+Repeat the command to resume a search that ended or was killed. Run it with the same ``--storage`` on other machines to add
+workers.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from tuning.studies import (
 
 
 def work(*arguments: Any) -> None:
-    """A process of the search; only these need PyTorch, which takes its time to import."""
+    """Run one worker of the search; only workers import PyTorch, which is slow to import."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(KeyboardInterrupt):
         from tuning import trials
@@ -56,7 +57,11 @@ def work(*arguments: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """However a search is killed, it leaves no processes behind that nobody sees: their trials will be tried again."""
+    """
+    Wait for the parent process to end, then exit.
+
+    This way, a search leaves no orphaned workers behind, however it is killed. Their trials will be retried.
+    """
     parent = mp.parent_process()
     assert parent is not None
     parent.join()
@@ -64,7 +69,7 @@ def end_with_parent() -> None:
 
 
 def watch(study: optuna.Study, n_trials: int, processes: Sequence[BaseProcess]) -> None:
-    """Draw the progress of the whole study, other machines' trials too, until no process is left."""
+    """Show a progress bar of the whole study, including other machines' trials, until the last worker has ended."""
     with tqdm(total=n_trials, initial=len(finished(study)), unit="trial", desc=study.study_name) as bar:
         alive = True
         while alive:
@@ -78,14 +83,14 @@ def watch(study: optuna.Study, n_trials: int, processes: Sequence[BaseProcess]) 
 
 
 def positive(text: str) -> int:
-    """:return: an integer of at least 1"""
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
     return int(text)
 
 
 def yaml_mapping(text: str) -> dict[str, Any]:
-    """:return: what a dictionary in YAML says"""
+    """Parse a YAML dictionary."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -96,34 +101,38 @@ def yaml_mapping(text: str) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """:return: the command line's arguments"""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tuning.optimize", description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--n-trials", type=positive, default=20, help="finished trials the study is to have, of all machines")
-    parser.add_argument("--n-jobs", type=positive, default=1, help="processes on this machine; they share its PyTorch threads")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="last", help="of the returns of a learning curve")
-    parser.add_argument("--n-seeds", type=positive, default=3, help="the objective is the mean over seeds 0, 1, ...")
-    parser.add_argument("--n-timesteps", type=positive, help="real steps of a training; by default those of the configuration")
-    parser.add_argument("--n-evaluations", type=positive, default=8, help="points of a learning curve; a trial can end at any")
-    parser.add_argument("--n-eval-episodes", type=positive, default=10, help="of each evaluation")
+    parser.add_argument("--n-trials", type=positive, default=20, help="total number of trials to finish, over all machines")
+    parser.add_argument("--n-jobs", type=positive, default=1, help="workers on this machine; they share its PyTorch threads")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="last", help="how to score the returns of a learning curve")
+    parser.add_argument("--n-seeds", type=positive, default=3, help="number of seeds 0, 1, ... that a trial is averaged over")
+    parser.add_argument("--n-timesteps", type=positive, help="real steps of a training; default: those of the configuration")
     parser.add_argument(
-        "--search", nargs="+", choices=SPACE, default=list(SPACE), metavar="NAME", help=f"by default all of {', '.join(SPACE)}"
+        "--n-evaluations", type=positive, default=8, help="points of a learning curve; a trial can be pruned at any of them"
+    )
+    parser.add_argument("--n-eval-episodes", type=positive, default=10, help="episodes of each evaluation")
+    parser.add_argument(
+        "--search", nargs="+", choices=SPACE, default=list(SPACE), metavar="NAME", help=f"default: all of {', '.join(SPACE)}"
     )
     parser.add_argument(
         "--set",
         type=yaml_mapping,
         default={},
         metavar="YAML",
-        help="what all trials have other than the configuration, for example '{n_imagined_rollouts: 10}'",
+        help="changes to the configuration for all trials, for example '{n_imagined_rollouts: 10}'",
     )
-    parser.add_argument("--heartbeat", type=positive, default=30, help="seconds between two signs of life of a trial")
-    parser.add_argument("--device", default="cpu", help="of the networks: cpu, cuda, ...")
+    parser.add_argument("--heartbeat", type=positive, default=30, help="seconds between two heartbeats of a trial")
+    parser.add_argument("--device", default="cpu", help="device of the networks: cpu, cuda, ...")
     return complete(parser.parse_args(argv))
 
 
 def find_environment(env_id: str) -> None:
     """
-    :param env_id: of a registered environment, or "pkg.module:ID", whose module registers it
+    Check that an environment exists, importing the module that registers it if one is named.
+
+    :param env_id: id of a registered environment, or "pkg.module:ID", whose module registers it
     :raises ImportError: if there is no such module
     :raises gymnasium.error.Error: if there is no such environment
     """
@@ -135,10 +144,13 @@ def find_environment(env_id: str) -> None:
 
 def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    :return: what all trials of the study have in common, in numbers and strings that any storage keeps
+    Return the settings that all trials of the study have in common.
+
+    :param arguments: command-line arguments
+    :return: settings that any storage can keep, as JSON
     :raises ImportError: if the environment's module cannot be imported
     :raises gymnasium.error.Error: if there is no such environment
-    :raises ValueError: if nothing would be learned, or nothing searched
+    :raises ValueError: if nothing would be learned, or if there is nothing to search
     """
     config = merge(read_config(arguments.env), arguments.set)
     find_environment(config.get("env_id", arguments.env))
@@ -155,12 +167,12 @@ def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     check_training(settings)
     settings["names"] = sorted(search_space(settings))
     if not settings["names"]:
-        raise ValueError(f"Nothing is left to search: of {', '.join(arguments.search)}, --set or --n-timesteps decides all.")
+        raise ValueError(f"Nothing is left to search: --set or --n-timesteps fixes all of {', '.join(arguments.search)}.")
     return settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes, watch them, write the report."""
+    """Start the workers, show their progress and write the report."""
     arguments = parse(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -172,9 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (SearchError, ValueError, ImportError, OSError, gym.error.Error, SQLAlchemyError, OptunaError) as error:
         sys.exit(str(error).partition("\n")[0])
     if decided := sorted(set(arguments.search) - set(settings["names"])):
-        print(f"Not searched, as --set or --n-timesteps decides them: {', '.join(decided)}")
-    # Without it, the processes would outlive this one when a cluster ends it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: the same command goes on with the study."))
+        print(f"Not searched, because --set or --n-timesteps fixes them: {', '.join(decided)}")
+    # Without a handler, the workers would outlive this process when a cluster terminates it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: the same command resumes the study."))
     n_jobs = max(1, min(arguments.n_jobs, arguments.n_trials - len(finished(study))))
     task = (arguments, settings, n_jobs)
     processes = [mp.get_context("spawn").Process(target=work, args=task, daemon=True) for _ in range(n_jobs)]
@@ -185,10 +197,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         for process in processes:
             process.join()
-        sys.exit("Interrupted: the same command goes on with the study.")
+        sys.exit("Interrupted: the same command resumes the study.")
     if len(finished(study)) < arguments.n_trials:
-        sys.exit("All processes of this machine ended with an error, see above: the same command goes on with the study.")
-    from tuning.report import write_report  # Matplotlib and Plotly: nothing that a search should wait for
+        sys.exit("All workers of this machine ended with an error, see above: the same command resumes the study.")
+    from tuning.report import write_report  # imports Matplotlib and Plotly, which a search should not wait for
 
     print(f"Report: {write_report(study, arguments.output)}")
 

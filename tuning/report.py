@@ -1,4 +1,4 @@
-"""What a study found: ``python -m tuning.report --env Pendulum-v1`` writes report.html, figures as PNG, and best.yml."""
+"""Report on a study: ``python -m tuning.report --env Pendulum-v1`` writes report.html, plots as PNG files, and best.yml."""
 
 import argparse
 import datetime
@@ -35,7 +35,7 @@ from tuning.studies import (
     trial_entry,
 )
 
-# The best trials of the table and of the curves; the most important hyperparameters of the parallel coordinates
+# Trials in the table, trials among the curves, and hyperparameters in the parallel coordinates
 N_TRIALS, N_CURVES, N_COORDINATES = 10, 5, 8
 STYLE = """body { font: 15px sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; display: block; overflow-x: auto }
@@ -44,16 +44,16 @@ tr:nth-child(even) { background: #f2f2f2 } pre { background: #f2f2f2; padding: 1
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """:return: trials that were not pruned, the best first"""
+    """Return the trials that were not pruned, the best first."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(trials, key=lambda trial: trial.value or 0.0, reverse=True)
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- plots
 
 
 def with_short_names(study: optuna.Study) -> optuna.Study:
-    """:return: a copy for Optuna's figures, which cut names of 20 letters or more"""
+    """Return a copy of the study with shorter parameter names, because Optuna's plots truncate at 20 characters."""
     copy = optuna.create_study(direction="maximize")
     for trial in study.get_trials():
         trial.params = {name.replace("_kwargs.", "."): value for name, value in trial.params.items()}
@@ -63,11 +63,11 @@ def with_short_names(study: optuna.Study) -> optuna.Study:
 
 
 def most_important(study: optuna.Study) -> dict[str, Any]:
-    """:return: the argument that restricts a figure to the hyperparameters that decide most"""
+    """Return the argument that restricts a plot to the most important hyperparameters."""
     return {"params": list(optuna.importance.get_param_importances(study))[:N_COORDINATES]}
 
 
-# File name: (heading, Optuna's function of this name in both of its backends, its further arguments)
+# File name: (heading, name of Optuna's plot function in both of its backends, function that returns further arguments)
 FIGURES: dict[str, tuple[str, str, Callable[[optuna.Study], dict[str, Any]]]] = {
     "history": ("History", "plot_optimization_history", lambda study: {}),
     "importances": ("Importances of the hyperparameters", "plot_param_importances", lambda study: {}),
@@ -81,12 +81,14 @@ FIGURES: dict[str, tuple[str, str, Callable[[optuna.Study], dict[str, Any]]]] = 
 
 def draw(study: optuna.Study, folder: Path) -> str:
     """
-    :param study: has at least one complete trial
-    :param folder: receives a PNG a figure
-    :return: the figures as HTML that needs no network
+    Draw all plots, as PNG files and as interactive HTML.
+
+    :param study: study with at least one complete trial
+    :param folder: folder for the PNG files
+    :return: HTML of the interactive plots; it loads nothing from the network
     """
     matplotlib.use("Agg")
-    # Matplotlib's and Plotly's versions of each
+    # Heading, Matplotlib figure and Plotly figure of each plot
     drawn: dict[str, tuple[str, Figure, go.Figure]] = {}
     short, value = with_short_names(study), f"{study.user_attrs['settings']['objective']} return"
     for name, (heading, function, further) in FIGURES.items():
@@ -104,13 +106,13 @@ def draw(study: optuna.Study, folder: Path) -> str:
         write_whole(folder / f"{name}.png", png.getvalue())
         plt.close(figure)
         interactive.update_layout(title=None, margin={"t": 40})
-        # The first figure brings the library for all
+        # The first plot carries the Plotly library for all of them
         parts.append(f"<h2>{heading}</h2>" + interactive.to_html(full_html=False, include_plotlyjs=not parts))
     return "\n".join(parts)
 
 
 def make_coordinates_legible(figure: Figure, interactive: go.Figure) -> None:
-    """An axis with its numbers for each hyperparameter needs room; the worst trial's line is white."""
+    """Make room for one labelled axis per hyperparameter, and darken the background: the worst trial's line is white."""
     figure.set_size_inches(16, 6)
     for axes in figure.axes:
         axes.grid(False)
@@ -119,7 +121,7 @@ def make_coordinates_legible(figure: Figure, interactive: go.Figure) -> None:
 
 
 def draw_curves(study: optuna.Study) -> tuple[str, Figure, go.Figure]:
-    """:return: heading and figures of what the best trials returned, mean over the seeds, after how many real steps"""
+    """Draw the best trials' returns against real steps, averaged over the seeds, and return heading and figures."""
     settings = study.user_attrs["settings"]
     steps = evaluation_steps(settings)
     figure, axes = plt.subplots()
@@ -139,7 +141,7 @@ def draw_curves(study: optuna.Study) -> tuple[str, Figure, go.Figure]:
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """:return: HTML"""
+    """Return an HTML table."""
 
     def line(tag: str, cells: Sequence[Any]) -> str:
         texts = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
@@ -149,7 +151,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def trial_table(study: optuna.Study) -> str:
-    """:return: HTML of the best trials, a column each, and their hyperparameters"""
+    """Return an HTML table of the best trials, with one column per trial and one row per hyperparameter."""
     trials = complete_trials(study)[:N_TRIALS]
     rows: list[list[Any]] = [["value", *(trial.value for trial in trials)]]
     rows.append(["duration", *(str(trial.duration).split(".")[0] for trial in trials)])
@@ -159,16 +161,16 @@ def trial_table(study: optuna.Study) -> str:
 
 
 def error_table(study: optuna.Study) -> str:
-    """:return: HTML of why trials ended early, empty if none gives a reason"""
+    """Return an HTML table of the errors that ended trials early, or an empty string if there are none."""
     errors = Counter(trial.user_attrs["error"] for trial in study.get_trials(deepcopy=False) if "error" in trial.user_attrs)
     return table(["pruned or failed because of", "trials"], errors.most_common()) if errors else ""
 
 
 def meaning(settings: Mapping[str, Any]) -> str:
-    """:return: what the value of a trial is"""
+    """Return a sentence that explains the value of a trial."""
     return (
         f"Value of a trial: the {settings['objective']} return of {settings['n_evaluations']} evaluations of "
-        f"{settings['n_eval_episodes']} deterministic episodes each, in {settings['n_timesteps']:,} real steps; "
+        f"{settings['n_eval_episodes']} deterministic episodes each, within {settings['n_timesteps']:,} real steps; "
         f"{_seeds(settings)}."
     )
 
@@ -178,12 +180,12 @@ def _seeds(settings: Mapping[str, Any]) -> str:
 
 
 def best_entry(study: optuna.Study) -> str:
-    """:return: the best trial as YAML, ready for zoo_configs/mbmpo.yml"""
+    """Return the best trial as YAML, ready for zoo_configs/mbmpo.yml."""
     settings, trial = study.user_attrs["settings"], complete_trials(study)[0]
     comment = (
         f"# {settings['objective'].capitalize()} return {trial.value:.1f} in {settings['n_timesteps']} real steps, "
         f"{_seeds(settings)}. {datetime.date.today()}\n"
-        f"# The best of {len(finished(study))} trials of tuning.optimize: on other seeds it will rather do worse.\n"
+        f"# The best of {len(finished(study))} trials of tuning.optimize: on other seeds, expect a lower return.\n"
     )
     entry = trial_entry(settings, trial.params)
     return comment + yaml.safe_dump({settings["env"]: entry}, sort_keys=False, default_flow_style=None)
@@ -191,9 +193,11 @@ def best_entry(study: optuna.Study) -> str:
 
 def write_report(study: optuna.Study, folder: Path) -> Path:
     """
-    :param study: with or without complete trials
-    :param folder: receives the HTML file, the PNG files and best.yml
-    :return: the HTML file
+    Write the report, the plots and ``best.yml``.
+
+    :param study: study, with or without complete trials
+    :param folder: folder for the HTML file, the PNG files and ``best.yml``
+    :return: path of the HTML file
     """
     counts = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
     parts = [
@@ -206,18 +210,18 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
         best = best_entry(study)
         write_whole(folder / "best.yml", best)
         with warnings.catch_warnings():
-            # Importances of few trials are poor; and the matplotlib backend calls itself experimental
+            # Optuna warns that importances from few trials are unreliable and that its Matplotlib backend is experimental
             warnings.simplefilter("ignore")
             figures = draw(study, folder)
         parts += [
             "<h2>Best trials</h2>",
             trial_table(study),
-            "<h2>The best one as an entry of zoo_configs/mbmpo.yml</h2>",
+            "<h2>The best trial as an entry of zoo_configs/mbmpo.yml</h2>",
             f"<pre>{html.escape(best)}</pre>",
             figures,
         ]
     else:
-        parts.append("<p>No trial is complete: all were pruned, or none has ended yet.</p>")
+        parts.append("<p>No trial is complete: all were pruned, failed, or are still running.</p>")
     path = folder / "report.html"
     head = f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(study.study_name)}</title>"
     write_whole(path, f"{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>")
@@ -225,7 +229,7 @@ def write_report(study: optuna.Study, folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the report on a study, whether it is still running or not."""
+    """Write the report on a study, even while it is still running."""
     parser = argparse.ArgumentParser(prog="python -m tuning.report", description=__doc__)
     add_arguments(parser)
     arguments = complete(parser.parse_args(argv))
@@ -235,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             storage = open_storage(arguments.storage)
             if arguments.study_name not in optuna.get_all_study_names(storage):
                 raise SearchError(
-                    f"There is no study {arguments.study_name!r} in {arguments.storage}: give --study-name or --storage."
+                    f"There is no study {arguments.study_name!r} in {arguments.storage}: set --study-name or --storage."
                 )
             study = optuna.load_study(storage=storage, study_name=arguments.study_name)
             study.get_trials()

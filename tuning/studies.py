@@ -1,4 +1,4 @@
-"""What all processes of a search, and the report on it, must agree on: where the study is, and what a trial trains."""
+"""What every worker of a search and the report must agree on: where the study is stored and what a trial trains."""
 
 import argparse
 import json
@@ -24,51 +24,51 @@ from sb3_mbmpo.zoo.search_space import DEFAULTS, convert, nearest_point, part_of
 from tuning.lost_trials import queue_again
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# A machine is dead when it has not been heard of for so many heartbeats
+# A machine counts as dead after this many missed heartbeats
 MISSED_HEARTBEATS = 5
-# Seconds that a process which has just created a study may need until it is described
+# Seconds that a process may take between creating a study and storing its settings
 CREATION_TIME = 10
-# Seconds that a process waits for its turn at an SQLite database
+# Seconds that a process waits for the lock of an SQLite database
 SQLITE_TIMEOUT = 60
 
-# What one number says about a learning curve. The last return is what users get; single evaluations are noisy, and a
-# search over many trials finds the luckiest
+# Ways to score a learning curve. The last return is what users get. Single evaluations are noisy, so "best" favours the
+# luckiest one when a search runs many trials
 OBJECTIVES: dict[str, Callable[[Sequence[float]], float]] = {
     "last": lambda curve: curve[-1],
     "best": max,
     "auc": statistics.fmean,
 }
 
-# Heartbeats have been experimental, and in use, since Optuna 2.9
+# Optuna has called heartbeats experimental since 2.9, although they are widely used
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 class SearchError(Exception):
-    """Ends a process of the search: with other trials, the same would happen."""
+    """An error that stops a worker of the search, because every other trial would fail in the same way."""
 
 
 class DamagedStudyError(SearchError):
-    """The file of the study cannot be read."""
+    """An error for a study file that cannot be read."""
 
 
 class SettingsError(SearchError, ValueError):
-    """No trial can be trained with the settings of the study."""
+    """An error for study settings with which no trial can be trained."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says where the study is."""
+    """Add the arguments that locate the study."""
     parser.add_argument("--env", default="Pendulum-v1", help="environment id, or another entry of zoo_configs/mbmpo.yml")
-    parser.add_argument("--study-name", help="by default the name of --env")
-    parser.add_argument("--output", type=Path, help="folder of the report; by default runs/tuning/STUDY_NAME")
+    parser.add_argument("--study-name", help="default: the value of --env")
+    parser.add_argument("--output", type=Path, help="folder for the report; default: runs/tuning/STUDY_NAME")
     parser.add_argument(
         "--storage",
         help="an Optuna URL (sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE, mysql+pymysql://..., "
-        "redis://... or a journal FILE.log); by default study.db in the folder of the report",
+        "redis://... or a journal FILE.log); default: study.db in the folder of the report",
     )
 
 
 def complete(arguments: argparse.Namespace) -> argparse.Namespace:
-    """:return: the arguments with the defaults that depend on one another, and the folder made"""
+    """Fill in the defaults that depend on other arguments, and create the output folder."""
     arguments.study_name = arguments.study_name or arguments.env
     arguments.output = arguments.output or Path("runs") / "tuning" / arguments.study_name
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -78,23 +78,27 @@ def complete(arguments: argparse.Namespace) -> argparse.Namespace:
 
 def sqlite_url(path: Path) -> str:
     """
-    :param path: any name that the system allows: "?" begins the options of a URL
-    :return: Optuna's URL of the database
-    :raises ValueError: if there is none
+    Return the URL under which Optuna opens an SQLite database.
+
+    :param path: any file name that the operating system allows, even with characters such as "?" that are special in a URL
+    :return: URL of the database
+    :raises ValueError: if no URL can express the path
     """
     url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
     if sqlalchemy.make_url(url).database != str(path):  # SQLAlchemy 2.0
-        raise ValueError(f"No URL names {str(path)!r}: give another --output, or --storage, or install SQLAlchemy 2.1.")
-    return url.replace("{", "{{").replace("}", "}}")  # Optuna fills in a template
+        raise ValueError(f"No URL can express {str(path)!r}: give another --output, or --storage, or install SQLAlchemy 2.1.")
+    return url.replace("{", "{{").replace("}", "}}")  # Optuna treats the URL as a format string
 
 
 def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
     """
+    Open the storage that all workers of a search share.
+
     :param url: see ``--storage``
-    :param heartbeat: seconds between two signs of life of a running trial. Journals have none: a trial whose process was
-        killed stays "running" in them, and another one is started in its place
-    :return: what all processes of a search share
-    :raises ValueError: if an SQLite database is not in order
+    :param heartbeat: seconds between two heartbeats of a running trial. Journals have none: there, a trial whose worker was
+        killed stays "running", and another trial is started in its place
+    :return: the storage
+    :raises ValueError: if an SQLite database fails its integrity check
     """
     if url.endswith(".log"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
@@ -103,7 +107,7 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
     is_sqlite = url.startswith("sqlite")
     storage = RDBStorage(
         url,
-        # Between two evaluations, a server may have closed the connection
+        # A server may close the connection between two evaluations
         engine_kwargs={"pool_pre_ping": True, "connect_args": {"timeout": SQLITE_TIMEOUT} if is_sqlite else {}},
         heartbeat_interval=heartbeat,
         grace_period=MISSED_HEARTBEATS * heartbeat,
@@ -121,29 +125,34 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
 @contextmanager
 def damage_named(url: str) -> Iterator[None]:
     """
-    A file that was truncated or overwritten fails in as many ways as it has bytes: say which one it is, and what to do.
+    Turn any error from reading a damaged study file into one that names the file and the remedy.
 
-    :param url: of a storage that is read in the block
-    :raises DamagedStudyError: if it is a file that cannot be read
+    A truncated or overwritten file can make Optuna raise almost anything, so every exception type is caught.
+
+    :param url: URL of the storage that is read in the block
+    :raises DamagedStudyError: if the storage is a file that cannot be read
     """
     try:
         yield
     except Exception as error:
         file = storage_file(url)
-        if file is None or isinstance(error, (SearchError, sqlalchemy.exc.OperationalError)):  # is in use, cannot be opened
+        # OperationalError: the database is locked or cannot be opened
+        if file is None or isinstance(error, (SearchError, sqlalchemy.exc.OperationalError)):
             raise
         what = str(error).partition("\n")[0]
         raise DamagedStudyError(
-            f"{file} is damaged, or no study ({type(error).__name__}: {what}). Take an earlier copy of it, or begin "
-            "another study with another --storage or --output."
+            f"{file} is damaged or not a study ({type(error).__name__}: {what}). Restore an earlier copy, or start a new "
+            "study with another --storage or --output."
         ) from error
 
 
 def mend_journal(url: str) -> None:
     """
-    Remove a last line that a killed process or a full disk left incomplete: the next one would be appended to it.
+    Remove an incomplete last line, left by a killed process or a full disk, from a journal.
 
-    :param url: of any storage
+    Otherwise, Optuna would append the next record to it.
+
+    :param url: URL of any storage; storages other than journals are left alone
     """
     file = Path(url.removeprefix("journal://"))
     if not url.endswith(".log") or not file.is_file() or _ends_with_a_line(file):
@@ -151,10 +160,10 @@ def mend_journal(url: str) -> None:
     lock = JournalFileSymlinkLock(str(file))
     lock.acquire()
     try:
-        if not _ends_with_a_line(file):  # else another process was just writing it
+        if not _ends_with_a_line(file):  # otherwise another process was just writing the line
             length = file.read_bytes().rfind(b"\n") + 1
             os.truncate(file, length)
-            warnings.warn(f"{file} ended within a line, which is removed: what a process was about to store there is lost.")
+            warnings.warn(f"{file} ended with an incomplete line, now removed: the record being written there is lost.")
     finally:
         lock.release()
 
@@ -164,7 +173,7 @@ def _ends_with_a_line(file: Path) -> bool:
 
 
 def storage_file(url: str) -> str | None:
-    """:return: the file of a journal or of an SQLite database; None if the storage is a server"""
+    """Return the file of a journal or of an SQLite database, or None if the storage is a server."""
     if url.endswith(".log"):
         return url.removeprefix("journal://")
     return sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
@@ -172,21 +181,26 @@ def storage_file(url: str) -> str | None:
 
 def lock_before_reading(connection: sqlalchemy.Connection) -> None:
     """
-    Optuna reads a trial's state and then changes it, which databases keep together by locking the row that is read. SQLite has
-    no such locks, and two processes that have both read "waiting" would both do the trial: here, they take turns.
+    Make SQLite transactions take the write lock before they read.
+
+    Optuna reads a trial's state and then changes it. Other databases make this atomic by locking the row that is read. SQLite
+    has no row locks, so two workers that both read "waiting" would both run the trial.
     """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> optuna.Study:
     """
-    Create a study, whose first trial is the configuration as it is, or join it.
+    Create a study or join an existing one.
 
-    :param storage: where it is
-    :param name: what it is called there
-    :param settings: what a trial trains; part of the study
+    The first trial of a new study is the unchanged configuration.
+
+    :param storage: storage of the study
+    :param name: name of the study
+    :param settings: what a trial trains; stored with the study
     :return: the study
-    :raises SettingsError: if it exists with other settings, or another search space: its values could not be compared
+    :raises SettingsError: if the study exists with other settings or another search space, which would make values
+        incomparable
     """
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
@@ -198,24 +212,24 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     space = search_space(settings)
     if known is None:
         if not study.get_trials(deepcopy=False):
-            # A search that ends with worse than what there was would be worth nothing
+            # The search should never end with something worse than the current configuration
             study.enqueue_trial(nearest_point(merge(DEFAULTS, settings["config"]), space, space))
         study.set_user_attr("settings", dict(settings))
         return study
-    advice = "to go on with it, or begin another with --study-name."
+    advice = "to continue it, or start a new study with --study-name."
     if differences := _differences(_flat(known), _flat(settings)):
-        raise SettingsError(f"The study {name!r} has other settings, (its, yours): {differences}. Take the same ones {advice}")
+        raise SettingsError(f"The study {name!r} has other settings, (its, yours): {differences}. Use the same ones {advice}")
     of_trials = {key: value for trial in study.get_trials(deepcopy=False) for key, value in trial.distributions.items()}
     if differences := _differences(of_trials, {key: space.get(key) for key in of_trials}):
         raise SettingsError(
-            f"The study {name!r} was begun with another search space, (its, yours): {differences}. Take the version of "
-            f"sb3_mbmpo that began it {advice}"
+            f"The study {name!r} was created with another search space, (its, yours): {differences}. Use the version of "
+            f"sb3_mbmpo that created it {advice}"
         )
     return study
 
 
 def _known_settings(study: optuna.Study) -> Mapping[str, Any] | None:
-    """:return: what the study says of itself; None if the process that created it was killed before it could say anything"""
+    """Return the settings stored with the study, or None if the process that created it was killed before it stored them."""
     for _ in range(10 * CREATION_TIME):
         if "settings" in study.user_attrs:
             break
@@ -225,7 +239,7 @@ def _known_settings(study: optuna.Study) -> Mapping[str, Any] | None:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """:return: the entries of nested dictionaries as "a.b.c" """
+    """Flatten nested dictionaries into one whose keys have the form "a.b.c"."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
@@ -239,8 +253,9 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :return: the settings as a storage will give them back
-    :raises ValueError: if it could not keep them
+    Return the settings as they will read when they come back from a storage.
+
+    :raises ValueError: if the settings cannot be stored as JSON
     """
     try:
         stored: dict[str, Any] = json.loads(json.dumps(settings))
@@ -250,32 +265,36 @@ def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learning_starts(settings: Mapping[str, Any]) -> int:
-    """:return: random real steps before the first fit"""
+    """Return the number of random real steps before the first fit of the models."""
     return int(settings["config"].get("learning_starts", DEFAULTS["learning_starts"]))
 
 
 def check_training(settings: Mapping[str, Any]) -> None:
-    """:raises SettingsError: if the training would end before it learns"""
+    """
+    Refuse settings with which a training would end before it learns anything.
+
+    :raises SettingsError: if all real steps would be random
+    """
     if settings["n_timesteps"] <= learning_starts(settings):
         raise SettingsError(
-            f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), nothing "
-            "would be learned: ask for more --n-timesteps, or for less with --set '{learning_starts: ...}'."
+            f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), so "
+            "nothing would be learned: increase --n-timesteps, or lower learning_starts with --set '{learning_starts: ...}'."
         )
 
 
 def search_space(settings: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """:return: the hyperparameters that the study searches"""
+    """Return the search space of the study."""
     return part_of_space(settings["names"], settings["n_timesteps"] - learning_starts(settings))
 
 
 def evaluation_steps(settings: Mapping[str, Any]) -> list[int]:
-    """:return: after how many real steps a training is evaluated: not before the first fit, when the policy is a random one"""
+    """Return the real steps at which a training is evaluated, all after the first fit: before, the policy is random."""
     first, n_evaluations = learning_starts(settings), settings["n_evaluations"]
     return [first + (settings["n_timesteps"] - first) * (i + 1) // n_evaluations for i in range(n_evaluations)]
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """:return: ``base`` with the entries of ``update``, dictionaries within them merged likewise"""
+    """Return ``base`` updated with the entries of ``update``; nested dictionaries are merged recursively."""
     merged = dict(base)
     for key, value in update.items():
         both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -285,25 +304,27 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
 
 def trial_entry(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param settings: those of the study
-    :param params: of a trial
-    :return: what it trains, as an entry of zoo_configs
+    Return what a trial trains, as an entry of ``zoo_configs/mbmpo.yml``.
+
+    :param settings: settings of the study
+    :param params: parameters of the trial
+    :return: the entry
     """
     return merge(settings["config"], convert(params))
 
 
 def split_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """:return: the part of an entry that makes the environment, and the arguments of MBMPO"""
+    """Split an entry into the part that describes the environment and the arguments of MBMPO."""
     task = {key: value for key, value in entry.items() if key in ENV_ENTRIES}
     return task, {key: value for key, value in entry.items() if key not in ENV_ENTRIES}
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """:return: trials that came to an end, at the last step or pruned"""
+    """Return the trials that are complete or pruned."""
     return study.get_trials(deepcopy=False, states=FINISHED)
 
 
 def best_value(study: optuna.Study) -> float | None:
-    """:return: of the best complete trial, None before there is one"""
+    """Return the value of the best complete trial, or None if there is none yet."""
     values = [trial.value for trial in finished(study) if trial.state == TrialState.COMPLETE and trial.value is not None]
     return max(values, default=None)

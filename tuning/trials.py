@@ -1,4 +1,4 @@
-"""One process of a search: what a trial trains, what it reports, and which trial comes next."""
+"""A worker of a search: what a trial trains, what it reports, and which trial comes next."""
 
 import argparse
 import math
@@ -40,30 +40,39 @@ from tuning.studies import (
     trial_entry,
 )
 
-# One trial may fail for its hyperparameters (too large for the memory): when the next one does, too, no trial will do better
+# One trial may fail because of its hyperparameters (networks too large for memory). If the next one fails with all its
+# retries, too, the cause lies elsewhere, and every further trial would fail
 MAX_FAILURES = 2 * (1 + MAX_RETRIES)
 
 
 class TrialError(Exception):
-    """Ends a trial, not the search."""
+    """An error that ends a trial but not the search."""
 
 
 class EnvironmentRaisedError(Exception):
-    """The environment raised, which says nothing of the hyperparameters."""
+    """An error of the environment, which says nothing about the hyperparameters."""
 
 
 class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Tells an exception of the environment from one of the training."""
+    """A wrapper that marks exceptions of the environment, to tell them apart from those of the training."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """:raises EnvironmentRaisedError: if the environment raises"""
+        """
+        Reset the environment.
+
+        :raises EnvironmentRaisedError: if the environment raises
+        """
         try:
             return super().reset(**kwargs)
         except Exception as error:
             raise EnvironmentRaisedError(f"reset() raised {described(error)}") from error
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """:raises EnvironmentRaisedError: if the environment raises"""
+        """
+        Take a step in the environment.
+
+        :raises EnvironmentRaisedError: if the environment raises
+        """
         try:
             return super().step(action)
         except Exception as error:
@@ -71,18 +80,18 @@ class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def described(error: BaseException) -> str:
-    """:return: class and message"""
+    """Return an exception's class and message as text."""
     return f"{type(error).__name__}: {error}"
 
 
 class CurveCallback(BaseCallback):
     """
-    Evaluates the meta-policy at equal distances of real steps, and ends a trial that is worse than the others were there.
+    A callback that evaluates the meta-policy at regular intervals and prunes the trial if it lags behind the others.
 
-    :param trial: receives the returns
+    :param trial: trial that the returns are reported to
     :param env: environment to evaluate in
-    :param settings: those of the study
-    :param first_step: number of the first evaluation, as the trial counts them over all seeds
+    :param settings: settings of the study
+    :param first_step: index of the first evaluation; a trial counts evaluations across its seeds
     """
 
     def __init__(self, trial: optuna.Trial, env: VecEnv, settings: dict[str, Any], first_step: int) -> None:
@@ -91,7 +100,7 @@ class CurveCallback(BaseCallback):
         self.curve: list[float] = []
 
     def _on_step(self) -> bool:
-        # The last evaluation follows the last training, after `learn`
+        # The last evaluation comes after `learn`, so that it follows the last update
         due = evaluation_steps(self.settings)[:-1]
         if len(self.curve) < len(due) and self.num_timesteps >= due[len(self.curve)]:
             self.evaluate()
@@ -99,8 +108,10 @@ class CurveCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """
+        Evaluate the meta-policy and report its mean return to the trial.
+
         :raises TrialPruned: if other trials were better at this step
-        :raises EnvironmentRaisedError: if its rewards are not finite
+        :raises EnvironmentRaisedError: if the environment's rewards are not finite
         """
         mean, _ = evaluate_policy(self.model, self.env, self.settings["n_eval_episodes"], deterministic=True)
         assert isinstance(mean, float)
@@ -114,14 +125,14 @@ class CurveCallback(BaseCallback):
 
 def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, device: str) -> list[float]:
     """
-    Train with one seed.
+    Train with one seed and return the learning curve.
 
-    :param trial: has the hyperparameters
-    :param settings: those of the study
-    :param seed: of the training; the evaluation has another, the same in all trials
-    :param device: of the networks
-    :return: mean returns at equal distances of real steps
-    :raises SettingsError: if the arguments cannot work
+    :param trial: trial with the hyperparameters
+    :param settings: settings of the study
+    :param seed: seed of the training; the evaluation has another one, the same in all trials
+    :param device: device of the networks
+    :return: mean returns at regular intervals of real steps
+    :raises SettingsError: if MBMPO refuses the arguments
     """
     task, arguments = split_entry(trial_entry(settings, trial.params))
     make = partial(
@@ -137,12 +148,12 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
         try:
             model = MBMPO(env=env, seed=seed, device=device, **arguments)
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"No model can be made of {arguments}: {error}") from error
+            raise SettingsError(f"No model can be created with {arguments}: {error}") from error
         callback = CurveCallback(trial, evaluation_env, settings, seed * settings["n_evaluations"])
         try:
             model.learn(settings["n_timesteps"], callback=callback)
         except ValueError as error:
-            # Of a model that diverged: bad hyperparameters, not a broken search
+            # The model diverged: these are bad hyperparameters, not a broken search
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
         callback.evaluate()
@@ -151,9 +162,14 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
 
 def objective(trial: optuna.Trial, settings: dict[str, Any], device: str) -> float:
     """
-    :return: the mean over the seeds of what the chosen objective says about their learning curves
-    :raises SettingsError: if the arguments cannot work, or end the training before it learns
-    :raises TrialError: for any other reason
+    Train a trial with all seeds and return the mean of its scores.
+
+    :param trial: trial to compute
+    :param settings: settings of the study; its ``objective`` scores each learning curve
+    :param device: device of the networks
+    :return: mean score over the seeds
+    :raises SettingsError: if MBMPO refuses the arguments, or if the training would end before it learns
+    :raises TrialError: if the trial fails for any other reason
     """
     space = search_space(settings)
     score = OBJECTIVES[settings["objective"]]
@@ -162,7 +178,7 @@ def objective(trial: optuna.Trial, settings: dict[str, Any], device: str) -> flo
         suggest(trial, space, space)
         return statistics.fmean(score(learning_curve(trial, settings, seed, device)) for seed in range(settings["n_seeds"]))
     except (KeyboardInterrupt, SettingsError):
-        # Optuna marks the trial as failed; the next run begins with the same one
+        # Optuna marks the trial as failed; queued again, it is the first trial of the next run
         hand_back(trial)
         raise
     except (optuna.TrialPruned, UpdateFinishedTrialError):
@@ -174,14 +190,14 @@ def objective(trial: optuna.Trial, settings: dict[str, Any], device: str) -> flo
 
 def wait_for_a_trial(study: optuna.Study, n_trials: int, has_heartbeat: bool, grace: float = math.inf) -> bool:
     """
-    Wait while other processes compute the last trials: should one of them die, its trial is to be done again.
+    Wait while other workers compute the last trials, in case one of them dies and its trial has to be repeated.
 
-    :param study: shared by all processes
-    :param n_trials: trials it is to finish
-    :param has_heartbeat: whether its storage tells which running trials are alive; else only those of this machine are known
-        to be
-    :param grace: seconds without a sign of life after which a trial is lost
-    :return: whether there is a trial to do
+    :param study: study shared by all workers
+    :param n_trials: number of trials that the study is to finish
+    :param has_heartbeat: whether the storage records heartbeats. If not, only running trials of this machine are known to be
+        alive
+    :param grace: seconds after which a trial without a sign of life is lost
+    :return: whether there is a trial to compute
     """
     while True:
         fail_stale_trials(study)
@@ -203,16 +219,16 @@ def work(arguments: argparse.Namespace, settings: dict[str, Any], n_jobs: int) -
     """
     Compute trials until the study has enough.
 
-    :param arguments: the command line's
-    :param settings: those of the study
-    :param n_jobs: processes of this machine that share its PyTorch threads
+    :param arguments: command-line arguments
+    :param settings: settings of the study
+    :param n_jobs: number of workers that share the PyTorch threads of this machine
     :raises SearchError: if no trial can be computed
     """
     th.set_num_threads(max(1, th.get_num_threads() // n_jobs))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(arguments.storage, arguments.heartbeat)
     study = open_study(storage, arguments.study_name, settings)
-    # The others' running trials count as bad ones, so that processes do not all try the same point
+    # constant_liar: other workers' running trials count as bad ones, so that workers do not all try the same point
     study.sampler = TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True)
     study.pruner = MedianPruner(n_startup_trials=5, n_warmup_steps=settings["n_evaluations"] // 3)
     n_failures = 0
@@ -236,7 +252,9 @@ def work(arguments: argparse.Namespace, settings: dict[str, Any], n_jobs: int) -
         except SettingsError:
             raise
         except (UpdateFinishedTrialError, ValueError) as error:
-            # This machine was asleep for so long that another one has taken the trial over: Optuna cannot tell its value
+            # This machine slept for so long that another one took over the trial, and Optuna rejects a second value for it
             n_failures += 1
             if n_failures >= MAX_FAILURES:
-                raise SearchError(f"{n_failures} trials in a row had no end, the last one with {described(error)}") from error
+                raise SearchError(
+                    f"{n_failures} trials in a row could not be finished, the last one with {described(error)}"
+                ) from error

@@ -11,19 +11,19 @@ from sb3_mbmpo import MBMPO
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it runs")
+parser.add_argument("--fast", action="store_true", help="run only a few steps, as a quick check")
 args = parser.parse_args()
 
 
 def heavier():
-    """What has changed since the training."""
+    """Make the pendulum that differs from the one in training."""
     env = gym.make("Pendulum-v1")
     env.unwrapped.g = 15.0  # gravity, instead of 10
     return env
 
 
 model = MBMPO.load("pendulum")
-# A policy-gradient step larger than that of the training: the real pendulum differs more than the models do
+# A larger policy-gradient step than in training, because this pendulum differs from the old one more than the models do
 env = make_vec_env(heavier, seed=args.seed)
 policy = model.adapt(env, n_episodes=1 if args.fast else 10, inner_lr=0.02)
 

@@ -1,4 +1,4 @@
-"""No environment at all: learn models from a file of recorded steps, and train an SB3 algorithm inside them."""
+"""Learn models from a file of recorded steps, without any environment, and train an SB3 algorithm inside them."""
 
 import argparse
 
@@ -14,10 +14,10 @@ from sb3_mbmpo.offline import load_transitions
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it runs")
+parser.add_argument("--fast", action="store_true", help="run only a few steps, as a quick check")
 args = parser.parse_args()
 
-# Somebody else's recording: random actions for 20 episodes
+# A stand-in for recorded data: 20 episodes of random actions
 env = Monitor(gym.make("Pendulum-v1"))
 env.action_space.seed(args.seed)
 steps = []
@@ -35,12 +35,12 @@ np.savez("recording.npz", **{name: np.array(column) for name, column in zip(name
 data = load_transitions("recording.npz", action_space=spaces.Box(-2, 2, (1,)))
 ensemble = DynamicsEnsemble(data.observation_space, data.action_space, learned_reward=True, seed=args.seed)
 ensemble.fit(data.transitions, max_epochs=1 if args.fast else 100, max_gradient_steps=2_000)
-ensemble.save("ensemble")  # DynamicsEnsemble.load("ensemble") brings it back
+ensemble.save("ensemble")  # load it with DynamicsEnsemble.load("ensemble")
 
-# Short episodes from all recorded states: errors add up over imagined steps
+# Short episodes that start from all recorded states, because errors accumulate over imagined steps
 imagined_env = ModelVecEnv(ensemble, data.transitions.obs.numpy(), n_envs=32, horizon=50, resample_model="step")
 ppo = PPO("MlpPolicy", imagined_env, n_steps=64, batch_size=128, gamma=0.95, learning_rate=1e-3, device="cpu", seed=args.seed)
 ppo.learn(2_048 if args.fast else 200_000, progress_bar=True)
 
 mean, std = evaluate_policy(ppo, env, n_eval_episodes=2 if args.fast else 20)
-print(f"PPO's return in the real environment, which it never saw before: {mean:.0f} +- {std:.0f}")
+print(f"PPO's return in the real environment, which it has never seen before: {mean:.0f} +- {std:.0f}")

@@ -1,4 +1,4 @@
-"""Train PPO wholly inside the model that train.py learned: not one real step more."""
+"""Train PPO entirely inside the model that train.py learned, without any further real steps."""
 
 import argparse
 
@@ -12,14 +12,15 @@ from sb3_mbmpo import MBMPO
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it runs")
+parser.add_argument("--fast", action="store_true", help="run only a few steps, as a quick check")
 args = parser.parse_args()
 
 real_env = Monitor(gym.make("Pendulum-v1"))
 mbmpo = MBMPO.load("pendulum", env=real_env)
-mbmpo.load_replay_buffer("pendulum_buffer")  # imagined episodes begin in the states that are in it
+mbmpo.load_replay_buffer("pendulum_buffer")  # imagined episodes start from the states in the buffer
 
-# Errors add up over imagined steps, and PPO finds them: episodes of 50 steps, each step in another one of the five models
+# Errors accumulate over imagined steps, and PPO would exploit them. Hence short episodes of 50 steps, and one of the five
+# models drawn anew for each step
 imagined_env = mbmpo.imagined_env(n_envs=32, horizon=50, resample_model="step", seed=args.seed)
 ppo = PPO(
     "MlpPolicy",

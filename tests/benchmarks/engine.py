@@ -1,9 +1,9 @@
 """
-The engine against the machine's own limit: ``make bench``.
+Compare the engine's speed with the machine's own limit: ``make bench``.
 
-Every stage is timed beside the dynamics' matmuls alone, on the same shapes and threads, turn by turn in the same run: on a
-shared machine only their ratio means something. Each configuration has a process of its own, so that its peak memory and
-its threads are its own, too.
+Every stage is timed against the bare matmuls of the dynamics, with the same shapes and threads, alternating in the same run:
+on a shared machine, only their ratio is meaningful. Each configuration runs in a process of its own, so that its peak memory
+and its threads are its own, too.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_g
 from sb3_mbmpo.meta.training import MetaTrainer
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
-# Entries of zoo_configs/mbmpo.yml, by what they stand for
+# Size: its entry of zoo_configs/mbmpo.yml
 ENTRIES = {"authors": "HalfCheetah-v5-authors", "half-cheetah": "HalfCheetah-v5", "pendulum": "Pendulum-v1"}
 FIT_EPOCHS = 2
 CPU = th.device("cpu")
 
 
 class Bench:
-    """One configuration: a model with real data, and what is timed of it."""
+    """One configuration: a model with real data, and the measurements of it."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.n_threads = arguments, arguments.threads
@@ -51,7 +51,7 @@ class Bench:
         dynamics_kwargs = hyperparams.pop("dynamics_kwargs", {}) | {
             "precision": arguments.precision,
             "max_epochs": arguments.epochs,
-            "rolling_average_persistency": 1.0,  # no early stop: equally many epochs for everyone
+            "rolling_average_persistency": 1.0,  # no early stopping: the same number of epochs for all configurations
         }
         hyperparams |= {
             "learning_starts": arguments.rows + 1,
@@ -61,7 +61,7 @@ class Bench:
         self.model = MBMPO(
             env=env, seed=0, device=arguments.device, dynamics_kwargs=dynamics_kwargs, **{**hyperparams, **arguments.override}
         )
-        self.model.learn(arguments.rows)  # random steps only: one fewer than the first fit waits for
+        self.model.learn(arguments.rows)  # random steps only: the first fit would come one step later
         self.dynamics = self.model.dynamics
         self.layers = [weight.detach().to(self.dynamics.matmul_dtype) for weight in self.dynamics.weights]
         self.batch_size = dynamics_kwargs.get("batch_size", 256)
@@ -69,7 +69,7 @@ class Bench:
     # ---------------------------------------------------------------- time
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """:return: wall time of a call"""
+        """Return the wall time of a call."""
         start = time.perf_counter()
         function()
         if self.dynamics.device.type == "cuda":
@@ -77,19 +77,19 @@ class Bench:
         return time.perf_counter() - start
 
     def in_turns(self, *functions: Callable[[], object]) -> list[list[float]]:
-        """:return: wall times of each function, called in turns: the machine's moods hit all alike. The first turn warms up"""
+        """Return the wall times of functions called in turns, after a warm-up turn; so other load affects all alike."""
         turns = [[self.seconds(function) for function in functions] for _ in range(self.arguments.repeat + 1)]
         return [list(times) for times in zip(*turns[1:], strict=True)]
 
-    # ---------------------------------------------------------------- the matmuls alone
+    # ---------------------------------------------------------------- bare matmuls
 
     def matmuls_by_rows(self, rows: int, times: int) -> Callable[[], None]:
-        """:return: the products of ``times`` passes of ``rows`` rows a member, which the threads share as they imagine"""
+        """Return a function with the bare matmuls of imagination: the threads share the rows of each of ``times`` passes."""
         jobs = [partial(self._chain(share), times) for share in self._shares(rows)]
         return lambda: in_parallel(jobs, self.n_threads) and None
 
     def matmuls_by_batch(self, rows: int, times: int, backward: bool) -> Callable[[], None]:
-        """:return: the products of ``times`` batches of ``rows`` rows a member, whole batches to each thread"""
+        """Return a function with the bare matmuls of a fit: each thread takes whole batches of ``rows`` rows per member."""
         jobs = [partial(self._chain(rows, backward), count) for count in self._shares(times)]
         return lambda: in_parallel(jobs, self.n_threads) and None
 
@@ -120,7 +120,7 @@ class Bench:
     # ---------------------------------------------------------------- stages
 
     def fit(self) -> dict[str, Any]:
-        """:return: rows x models a second of the fit, beside its matmuls and beside one thread"""
+        """Measure rows x models per second of the fit, compared with its bare matmuls and with a single thread."""
         model, data = self.model, self.model._transitions()
         n_train = len(data.obs) - int(0.2 * len(data.obs))
         training = self.matmuls_by_batch(self.batch_size, round(FIT_EPOCHS * n_train / self.batch_size), backward=True)
@@ -145,7 +145,7 @@ class Bench:
         return result
 
     def imagination(self) -> dict[str, Any]:
-        """:return: imagined steps a second, beside the matmuls, beside one thread, and beside a busy process"""
+        """Measure imagined steps per second, compared with bare matmuls and with one thread, also next to a busy process."""
         trainer, alone = self.trainer(self.n_threads), self.trainer(1)
         s = trainer.settings
         steps, rows = s.n_tasks * s.n_imagined_rollouts * s.horizon, s.n_tasks * s.n_imagined_rollouts // self.model.n_models
@@ -184,7 +184,7 @@ class Bench:
         return imagine(trainer.model_env, trainer.actor(parameters), starts, **options)
 
     def meta_step(self) -> dict[str, Any]:
-        """:return: seconds of a meta-step by part, and its ratio to the imagination of its two batches"""
+        """Measure the seconds of each part of a meta-step, and its ratio to the imagination of its two batches."""
         trainer, meta = self.trainer(self.n_threads), self.model._meta_parameters()
         s = trainer.settings
         parameters = meta.theta.expand(s.n_tasks, -1)
@@ -217,7 +217,7 @@ class Bench:
         }
 
     def iteration(self) -> dict[str, Any]:
-        """:return: seconds of one whole iteration by stage, as the algorithm logs them"""
+        """Measure the seconds of each stage of a whole iteration, as the algorithm logs them."""
         self.model._stopwatch = type(self.model._stopwatch)()
         th.set_num_threads(self.n_threads)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -234,7 +234,7 @@ class Bench:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """:return: all figures of one configuration, in this process"""
+    """Take all measurements of one configuration in this process."""
     th.set_num_threads(arguments.threads)
     bench = Bench(arguments)
     result: dict[str, Any] = {
@@ -243,7 +243,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "dtype": str(bench.dynamics.matmul_dtype).removeprefix("torch."),
     }
-    # First: what follows it cannot lower the peak
+    # First, because the recorded peak memory never decreases
     result["iteration"] = bench.iteration()
     with single_threaded_operations():
         result["fit"], result["imagination"], result["meta_step"] = bench.fit(), bench.imagination(), bench.meta_step()
@@ -251,20 +251,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """:return: what a person reads of one configuration"""
+    """Yield the lines of a readable report on one configuration."""
     imagination, fit, meta_step, iteration = (result[key] for key in ("imagination", "fit", "meta_step", "iteration"))
     yield f"## {result['size']}, {result['device']}, {result['threads']} thread(s), {result['dtype']}"
     yield (
-        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s beside "
-        f"{imagination['bound_gflops']:.0f} of the dynamics' matmuls alone ({imagination['share_of_bound']:.0%})"
+        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s, compared with "
+        f"{imagination['bound_gflops']:.0f} for the bare matmuls of the dynamics ({imagination['share_of_bound']:.0%})"
     )
     if "times_one_thread" in imagination:
         yield (
-            f"  {imagination['times_one_thread']:.2f} times one thread; beside a busy process "
+            f"  {imagination['times_one_thread']:.2f} times one thread; next to a busy process "
             f"{imagination['times_one_thread_beside_a_busy_process']:.2f} times"
         )
     compared = f", {fit['times_one_thread']:.2f} times one thread" if "times_one_thread" in fit else ""
-    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its matmuls alone{compared}"
+    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its bare matmuls{compared}"
     yield f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; seconds of"
     yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
     yield (
@@ -275,16 +275,16 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Measure what is asked for, print it, and save it as JSON."""
+    """Measure the requested configurations, print the results and save them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=["authors", "pendulum"])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, worker_threads(CPU)}))
-    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is left out where it is float32')
+    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is skipped if it is float32')
     parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
-    parser.add_argument("--repeat", type=int, default=5, help="turns of which the median counts")
-    parser.add_argument("--rows", type=int, default=20_000, help="real transitions")
-    parser.add_argument("--epochs", type=int, default=50, help="of the iteration's fit")
-    parser.add_argument("--meta-steps", type=int, default=30, help="of the iteration")
+    parser.add_argument("--repeat", type=int, default=5, help="number of repetitions; the median counts")
+    parser.add_argument("--rows", type=int, default=20_000, help="number of real transitions")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs of the iteration's fit")
+    parser.add_argument("--meta-steps", type=int, default=30, help="meta-steps of the iteration")
     parser.add_argument("--override", type=json.loads, default={}, help="arguments of MBMPO as JSON")
     parser.add_argument("--output", type=Path, default=Path(".benchmarks/engine.json"))
     arguments = parser.parse_args(argv)

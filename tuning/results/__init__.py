@@ -1,5 +1,5 @@
-"""Learning curves of MBMPO and of what an SB3 user would pick instead: ``python -m tuning.results --help``.
+"""Learning curves of MBMPO and of the algorithms that an SB3 user would pick instead: ``python -m tuning.results --help``.
 
-Legend: a *queue* (YAML) lists *runs*, one for each algorithm, environment and seed; a run writes one CSV file, a row for each
-evaluation; the *page* shows all of them.
+Terms: a *queue* (YAML) lists *runs*, one for each algorithm, environment and seed. A run writes one CSV file with one row for
+each evaluation. The *page* shows all runs. *Peers* are the algorithms that MBMPO is compared with.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: model, replay buffer and statistics, whole or not there."""
+"""Checkpoints of a run, saved atomically: model, replay buffer and normalisation statistics."""
 
 import json
 import os
@@ -18,11 +18,13 @@ MODEL, BUFFER, STATISTICS, STATE = "model.zip", "replay_buffer.pkl", "vec_normal
 
 def save_checkpoint(folder: Path, model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
     """
-    Replace the run's checkpoint by a new one. Whoever kills the process at any moment leaves one of the two.
+    Replace the run's checkpoint by a new one.
 
-    :param folder: of the run's checkpoints
-    :param model: with its environment
-    :param state: whatever else belongs to it, as JSON can hold it
+    If the process is killed at any moment, either the old or the new checkpoint is complete.
+
+    :param folder: folder of the run's checkpoints
+    :param model: model with its environment
+    :param state: other data to save, serialisable as JSON
     """
     unfinished = folder / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -37,7 +39,7 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, state: Mapping[str, Any]
     older = list(folder.glob("steps-*"))
     target = folder / f"steps-{model.num_timesteps:09}"
     if target in older:
-        return  # nothing has happened since; `unfinished` goes with the next one
+        return  # no step since the last checkpoint; the next call removes `unfinished`
     os.replace(unfinished, target)
     for path in older:
         shutil.rmtree(path)
@@ -45,20 +47,22 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, state: Mapping[str, Any]
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
-    :param folder: of the run's checkpoints
-    :return: the newest one and the state it was saved with; None if there is none
+    Find the newest checkpoint of a run.
+
+    :param folder: folder of the run's checkpoints
+    :return: the newest checkpoint and the state it was saved with, or None if there is none
     """
     found = sorted(folder.glob("steps-*"))
     return (found[-1], json.loads((found[-1] / STATE).read_text())) if found else None
 
 
 def load_statistics(checkpoint: Path, env: VecEnv) -> VecNormalize:
-    """:return: the environment, normalised as it was when the checkpoint was saved"""
+    """Return the environment, normalised with the statistics of the checkpoint."""
     return VecNormalize.load(str(checkpoint / STATISTICS), env)
 
 
 def load_model(checkpoint: Path, algorithm: type[BaseAlgorithm], env: VecEnv) -> BaseAlgorithm:
-    """:return: the model as it was when the checkpoint was saved, in an environment that begins anew"""
+    """Return the model of the checkpoint, in an environment that starts with a reset."""
     model = algorithm.load(checkpoint / MODEL, env=env, device="cpu")
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(checkpoint / BUFFER)

@@ -1,4 +1,4 @@
-"""The figures of the page: learning curves of all runs, medians at fixed budgets, and who is ahead where."""
+"""The numbers on the page: learning curves of all runs, medians at fixed budgets, and which algorithm is ahead where."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from tuning.results.runs import OURS, Run
 NAMES = {OURS: "MB-MPO", "sac": "SAC", "crossq": "CrossQ", "tqc": "TQC", "ppo": "PPO", "trpo": "TRPO", "dqn": "DQN"}
 
 
-# Kinds of time: their columns. On a machine with other work to do, wall time says more of that than of the training
+# Kind of time: its column. On a busy machine, wall time says more about the other load than about the training
 TIMES = {"processor": "cpu_seconds", "wall": "wall_seconds"}
 
 
 class Curve(NamedTuple):
     """
-    What a run has measured so far.
+    The measurements of a run so far.
 
-    :param seed: of the training
-    :param returns: mean return of the evaluation episodes after so many real steps
-    :param seconds: time of the training until then
-    :param rows: of its file
+    :param seed: seed of the training
+    :param returns: mean return of the evaluation episodes, by the number of real steps
+    :param seconds: training time, by the number of real steps
+    :param rows: rows of the run's CSV file
     """
 
     seed: int
@@ -32,16 +32,18 @@ class Curve(NamedTuple):
     rows: list[dict[str, str]]
 
 
-# Of one environment: algorithm as rl_zoo3 names it, ours first: its curves, by seed
+# The curves of one environment by algorithm (rl_zoo3's names, ours first), in the order of their seeds
 Curves = dict[str, list[Curve]]
 
 
 def read_curves(runs: Sequence[Run], output: Path, time: str) -> dict[str, Curves]:
     """
-    :param runs: of the queue, whose order stays
+    Read the learning curves of all runs that have rows, except ablations.
+
+    :param runs: runs of the queue; the environments keep their order
     :param output: folder of the CSV files
-    :param time: which one the curves are to have, of ``TIMES``
-    :return: by environment, the curves of the runs that have any rows; without those of ablations
+    :param time: kind of time that the curves get, a key of ``TIMES``
+    :return: curves by environment
     """
     curves: dict[str, Curves] = {}
     for run in sorted(runs, key=lambda run: (list(NAMES).index(run.algo), run.seed)):
@@ -59,9 +61,11 @@ def read_curves(runs: Sequence[Run], output: Path, time: str) -> dict[str, Curve
 
 def read_ablations(runs: Sequence[Run], output: Path) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
     """
-    :param runs: of the queue, whose order stays
+    Read the mean returns of the ablations, and of the unchanged settings beside them.
+
+    :param runs: runs of the queue; the variants keep their order
     :param output: folder of the CSV files
-    :return: by environment and variant (an empty one: ours as they are), by seed, the mean return after so many real steps
+    :return: mean returns by environment, variant (empty for the unchanged settings), seed and number of real steps
     """
     ablated = {run.environment for run in runs if run.variant}
     found: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
@@ -75,39 +79,39 @@ def read_ablations(runs: Sequence[Run], output: Path) -> dict[str, dict[str, dic
 
 
 def all_rows(curves: Curves, algo: str | None = None) -> list[dict[str, str]]:
-    """:return: the rows of all runs in an environment, or of one algorithm's"""
+    """Return the rows of all runs in an environment, or only those of one algorithm."""
     return [row for name, of_algo in curves.items() if algo in (None, name) for curve in of_algo for row in curve.rows]
 
 
 def at(curves: Sequence[Curve], step: int) -> list[float]:
-    """:return: the returns of all seeds after so many real steps, of those that were evaluated there"""
+    """Return the returns at a number of real steps, for the seeds that were evaluated there."""
     return [curve.returns[step] for curve in curves if step in curve.returns]
 
 
 def budgets(curves: Curves) -> list[int]:
-    """:return: all real steps at which somebody was evaluated"""
+    """Return all numbers of real steps at which any run was evaluated."""
     return sorted({step for of_algo in curves.values() for curve in of_algo for step in curve.returns})
 
 
 def medians(curves: Curves, step: int) -> dict[str, float]:
-    """:return: by algorithm, the median over the seeds after so many real steps"""
+    """Return each algorithm's median return over the seeds at a number of real steps."""
     returns = {algo: at(of_algo, step) for algo, of_algo in curves.items()}
     return {algo: statistics.median(values) for algo, values in returns.items() if values}
 
 
 def median_seconds(curves: Sequence[Curve], step: int) -> float | None:
-    """:return: time of the training until then, median over the seeds; None if none was evaluated there"""
+    """Return the median training time over the seeds at a number of real steps, or None if no seed was evaluated there."""
     seconds = [curve.seconds[step] for curve in curves if step in curve.seconds]
     return statistics.median(seconds) if seconds else None
 
 
 class Verdict(NamedTuple):
     """
-    Where our median is, beside those of all peers that were evaluated at the same real steps.
+    Our median compared with those of all peers that were evaluated at the same numbers of real steps.
 
-    :param ahead: real steps at which it is above all of them
-    :param level: ... at which it equals the best of them
-    :param behind: ... at which it is below that of these peers
+    :param ahead: real steps at which our median is above all of theirs
+    :param level: real steps at which it equals the best of theirs
+    :param behind: real steps at which it is below theirs, with the names of these peers
     """
 
     ahead: list[int]
@@ -116,7 +120,7 @@ class Verdict(NamedTuple):
 
 
 def judge(curves: Curves) -> Verdict:
-    """:return: who is ahead, by medians; real steps at which only one side was evaluated do not count"""
+    """Compare the medians of MBMPO and its peers, ignoring real steps at which only one side was evaluated."""
     verdict = Verdict([], [], {})
     for step in budgets(curves):
         peers = medians(curves, step)
@@ -132,7 +136,7 @@ def judge(curves: Curves) -> Verdict:
 
 
 def settings_of(curves: Mapping[str, Curves]) -> dict[tuple[str, str], list[str]]:
-    """:return: what was trained, in words, by algorithm and the environments' settings that have it in common"""
+    """Return the environments that share the same algorithm and the same settings text."""
     found: dict[tuple[str, str], list[str]] = {}
     for environment, of_environment in curves.items():
         for algo in of_environment:

@@ -1,4 +1,4 @@
-"""Where a run's files are, and which process may write them."""
+"""The files of a run, and the claim that decides which process may write them."""
 
 import fcntl
 import os
@@ -11,24 +11,24 @@ from tuning.results.runs import Run
 
 
 def csv_file(output: Path, run: Run) -> Path:
-    """:return: the file of the run's rows"""
+    """Return the CSV file of the run's rows."""
     return output / f"{run.name}.csv"
 
 
 def work_folder(output: Path, run: Run) -> Path:
-    """:return: where the run keeps what nobody needs once it is finished; ignored by git"""
+    """Return the folder for what the run needs only until it is finished; git ignores it."""
     return output / ".work" / run.name
 
 
 def beside_work(output: Path, run: Run, suffix: str) -> Path:
-    """:return: a file beside the run's work folder, which therefore exists longer"""
+    """Return a path next to the run's work folder, for a file that must outlive the folder."""
     folder = work_folder(output, run)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
 def steps_left(output: Path, run: Run) -> list[int]:
-    """:return: the real steps at which the run has no evaluation yet; none once it is finished"""
+    """Return the real steps at which the run still has to be evaluated, an empty list once it is finished."""
     done = {int(row["real_steps"]) for row in read_rows(csv_file(output, run))}
     return [step for step in run.evaluate_at if step not in done]
 
@@ -36,9 +36,11 @@ def steps_left(output: Path, run: Run) -> list[int]:
 @contextmanager
 def claim(output: Path, run: Run) -> Iterator[bool]:
     """
-    Claim a run for as long as the block lasts. A process that dies, however it does, loses its claim at once.
+    Claim a run for the duration of the block.
 
-    :return: whether nobody else has it
+    The operating system releases the claim of a process that dies, however it dies.
+
+    :return: whether the claim succeeded; False if another process holds it
     """
     path = beside_work(output, run, "lock")
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644)) as file:

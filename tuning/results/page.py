@@ -1,4 +1,4 @@
-"""docs/results.md: what is generated stands between markers, and what was written by hand around them stays."""
+"""Generate docs/results.md: only the blocks between markers are replaced, the hand-written text around them is kept."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,18 +25,20 @@ from tuning.results.runs import OURS, Run, read_document, read_queue
 
 def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
     """
-    Write the page beside the queue's folder, a picture for each environment in it, and ``images/results.png`` for the README.
+    Write the page, a plot for each environment, and ``images/results.png`` for the README.
 
-    :param queue: YAML file
+    The page goes next to the folder of the queue, the plots into that folder.
+
+    :param queue: YAML file of the queue
     :param output: folder of the CSV files
-    :param time: that the trainings took: "processor" or "wall"
-    :return: the page
+    :param time: kind of training time to show, "processor" or "wall"
+    :return: path of the page
     :raises ValueError: if there is nothing to show
     """
     runs = read_queue(queue)
     curves = read_curves(runs, output, time)
     if not curves:
-        raise ValueError(f"{output} has no rows of any run of {queue} yet: `python -m tuning.results run` writes them.")
+        raise ValueError(f"{output} has no rows of any run of {queue} yet: create some with `python -m tuning.results run`.")
     page = queue.parent.with_suffix(".md")
     text = page.read_text() if page.exists() else "# Results\n"
     text = fill(text, "overview", overview(curves), "Overview")
@@ -57,11 +59,13 @@ def write_page(queue: Path, output: Path, time: str = "processor") -> Path:
 
 def fill(text: str, name: str, content: str, heading: str) -> str:
     """
-    :param text: of the page
-    :param name: of the block
-    :param content: takes the place of what is between its markers
-    :param heading: of a new section at the end of the page, where there is no such block yet
-    :return: the page with the block
+    Replace the content of a block, or append a section with the block if the page has none.
+
+    :param text: text of the page
+    :param name: name of the block
+    :param content: text to put between the markers of the block
+    :param heading: heading of the section, if a new one is appended
+    :return: new text of the page
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if begin not in text:
@@ -71,18 +75,18 @@ def fill(text: str, name: str, content: str, heading: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """:return: Markdown"""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def number(value: float) -> str:
-    """:return: a return, as exact as its noise deserves"""
+    """Format a return with the precision that its noise justifies."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """:return: in the unit that suits it"""
+    """Format a duration in hours, minutes or seconds."""
     for unit, name in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}" if seconds < 10 * unit else f"{seconds / unit:.0f} {name}"
@@ -90,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def listing(values: Sequence[str]) -> str:
-    """:return: a, b and c"""
+    """Join words as in "a, b and c"."""
     return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
 
 
@@ -99,8 +103,10 @@ def listing(values: Sequence[str]) -> str:
 
 def ablation_table(variants: Mapping[str, Mapping[int, Mapping[int, float]]]) -> str:
     """
-    :param variants: by name (an empty one: ours as they are), by seed, the mean return after so many real steps
-    :return: a row a variant, with the returns of the seeds that any of them was trained with
+    Return a Markdown table with one row per variant.
+
+    :param variants: mean returns by variant (empty name: the unchanged settings), seed and number of real steps
+    :return: table with the returns of all seeds that any variant was trained with
     """
     seeds = sorted({seed for name, by_seed in variants.items() if name for seed in by_seed})
     steps = sorted({step for name, by_seed in variants.items() if name for returns in by_seed.values() for step in returns})
@@ -109,12 +115,15 @@ def ablation_table(variants: Mapping[str, Mapping[int, Mapping[int, float]]]) ->
         return " ".join(number(by_seed[seed][step]) if step in by_seed.get(seed, {}) else "-" for seed in seeds)
 
     header = [f"variant (seeds {' '.join(map(str, seeds))})", *(f"{step:,}" for step in steps)]
-    rows = [[name or "as it is", *(cell(by_seed, step) for step in steps)] for name, by_seed in variants.items()]
+    rows = [[name or "unchanged", *(cell(by_seed, step) for step in steps)] for name, by_seed in variants.items()]
     return table(header, rows)
 
 
 def overview(curves: Mapping[str, Curves]) -> str:
-    """:return: for each environment, the first two budgets that both sides have and the last one; who is ahead in words"""
+    """Return a Markdown table that compares MBMPO with the best peer, with the winner in bold.
+
+    Each environment has a row for the first two and for the last budget at which both sides were evaluated.
+    """
     rows = []
     for name, of_environment in curves.items():
         verdict = judge(of_environment)
@@ -130,7 +139,7 @@ def overview(curves: Mapping[str, Curves]) -> str:
 
 
 def environment_section(name: str, curves: Curves, runs: Sequence[Run], time: str, picture: str) -> str:
-    """:return: Markdown of one environment: what it is, who is ahead, picture, table"""
+    """Return the Markdown section of one environment: description, verdict, plot and table."""
     described = sorted({row["environment"] for row in all_rows(curves)})
     unfinished = [
         f"{NAMES[run.algo]} seed {run.seed}"
@@ -152,7 +161,7 @@ def _is_finished(run: Run, curves: Curves) -> bool:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """:return: who is ahead, in a sentence"""
+    """Return a sentence that says which algorithm is ahead."""
     parts = []
     if verdict.ahead:
         parts.append(f"ahead of every peer's at {_steps(verdict.ahead)}")
@@ -163,7 +172,7 @@ def verdict_text(verdict: Verdict) -> str:
         by_peers.setdefault(listing([NAMES[algo] for algo in algos]), []).append(step)
     parts += [f"behind {names} at {_steps(steps)}" for names, steps in by_peers.items()]
     if not parts:
-        return "No peer was evaluated beside MB-MPO yet."
+        return "No peer has been evaluated at the same real steps yet."
     return f"MB-MPO's median is {'; '.join(parts)} real steps."
 
 
@@ -172,7 +181,7 @@ def _steps(steps: Sequence[int]) -> str:
 
 
 def budget_table(curves: Curves, time: str) -> str:
-    """:return: Markdown: median and, in brackets, all seeds in their order; the best median bold; the time it took"""
+    """Return a Markdown table of medians, the best in bold, with each seed's return in brackets, and of training times."""
     rows = []
     for step in budgets(curves):
         middle = medians(curves, step)
@@ -195,7 +204,7 @@ def budget_table(curves: Curves, time: str) -> str:
 
 
 def settings_table(curves: Mapping[str, Curves]) -> str:
-    """:return: Markdown: what each algorithm was trained with, and what was changed of it"""
+    """Return a Markdown table of the settings that each algorithm was trained with, including changes to them."""
     found = settings_of(curves)
     return table(
         ["algorithm", "environments", "settings"],
@@ -204,7 +213,7 @@ def settings_table(curves: Mapping[str, Curves]) -> str:
 
 
 def origin_table(curves: Mapping[str, Curves]) -> str:
-    """:return: Markdown: the versions and machines that the rows are from"""
+    """Return a Markdown table of the software versions and the machines that the rows come from."""
     rows = [row for of_environment in curves.values() for row in all_rows(of_environment)]
     ours = [row for of_environment in curves.values() for row in all_rows(of_environment, OURS)]
     found = {

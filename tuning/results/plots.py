@@ -1,4 +1,4 @@
-"""Pictures of learning curves, legible at the width of a phone."""
+"""Plots of learning curves, legible at the width of a phone."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from sb3_mbmpo.common.atomic import write_whole
 from tuning.results.curves import NAMES, Curve, Curves, at, budgets, median_seconds
 from tuning.results.runs import OURS
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the markers do it without colours
+# The colours of Okabe and Ito, which colour-blind readers can tell apart; the markers work without any colour
 STYLES = {
     OURS: ("#D55E00", "o"),
     "sac": ("#0072B2", "s"),
@@ -25,7 +25,7 @@ STYLES = {
     "trpo": ("#56B4E9", "P"),
     "dqn": ("#000000", "X"),
 }
-# 5 inches are shown 360 pixels wide on a phone: 11 points are 11 pixels there
+# A phone shows the 5 inches (360 points) 360 pixels wide, so that 11 points become 11 pixels
 WIDTH, DPI = 5.0, 180
 PARAMETERS: dict[Any, Any] = {
     "font.size": 11,
@@ -37,7 +37,7 @@ PARAMETERS: dict[Any, Any] = {
 
 
 def save_environment(title: str, curves: Curves, time: str, path: Path) -> None:
-    """Draw an environment's returns against real steps, and against the time of the training below."""
+    """Plot an environment's returns against real steps and, below, against training time."""
     with plt.rc_context(PARAMETERS):
         figure, (by_steps, by_time) = plt.subplots(2, 1, figsize=(WIDTH, 7.0), sharey=True, layout="constrained")
         draw(by_steps, curves)
@@ -50,7 +50,7 @@ def save_environment(title: str, curves: Curves, time: str, path: Path) -> None:
 
 
 def save_overview(curves: Mapping[str, Curves], names: Sequence[str], path: Path) -> None:
-    """Draw returns against real steps of the environments with these names, of those that have any, two in a row."""
+    """Plot returns against real steps for the named environments that have any, two plots in a row."""
     shown = [name for name in names if name in curves] or list(curves)[:4]
     n_rows = -(-len(shown) // 2)
     with plt.rc_context({**PARAMETERS, "font.size": 9}):
@@ -68,12 +68,12 @@ def save_overview(curves: Mapping[str, Curves], names: Sequence[str], path: Path
 
 def draw(axes: Axes, curves: Curves, against_time: bool = False, max_ticks: int = 7) -> None:
     """
-    Draw a thin line for each seed and a thick one for the mean, where there are several.
+    Draw a thin line for each seed and a thick one for the mean.
 
-    :param axes: empty
-    :param curves: of one environment
-    :param against_time: time is on the x axis, for the mean the median of the seeds'; otherwise the real steps
-    :param max_ticks: of the real steps, as many as have room
+    :param axes: empty axes
+    :param curves: curves of one environment
+    :param against_time: whether the x axis shows training time (for the mean, the median over the seeds) instead of real steps
+    :param max_ticks: number of ticks that there is room for on an axis of real steps
     """
     for algo, of_algo in reversed(curves.items()):  # ours above the others
         colour, marker = STYLES[algo]
@@ -94,7 +94,7 @@ def draw(axes: Axes, curves: Curves, against_time: bool = False, max_ticks: int 
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """:return: real steps at which at least two seeds were evaluated, or one if there is only one; their mean returns"""
+    """Return the real steps at which at least two seeds (or the only one) were evaluated, and the mean returns there."""
     steps = sorted({step for curve in curves for step in curve.returns})
     kept = [step for step in steps if len(at(curves, step)) >= min(2, len(curves))]
     return kept, [sum(at(curves, step)) / len(at(curves, step)) for step in kept]
@@ -104,14 +104,14 @@ TIME_TICKS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36_
 
 
 def step_ticks(steps: Sequence[int], max_ticks: int) -> list[int]:
-    """:return: 1, 2 and 5 times the powers of ten within the range; where that is much, those of the ten only"""
+    """Return the ticks 1, 2 and 5 times the powers of ten within the range, or only the powers if those are too many."""
     fine = [factor * 10**power for power in range(9) for factor in (1, 2, 5)]
     inside = [tick for tick in fine if steps[0] <= tick <= steps[-1]]
     return inside if len(inside) <= max_ticks else [tick for tick in inside if str(tick).strip("0") == "1"]
 
 
 def short(steps: int) -> str:
-    """:return: such as 500, 2k, 1M"""
+    """Format a number of steps, such as 500, 2k or 1M."""
     for unit, letter in ((1_000_000, "M"), (1_000, "k")):
         if steps >= unit:
             return f"{steps / unit:g}{letter}"
@@ -119,7 +119,7 @@ def short(steps: int) -> str:
 
 
 def add_legend(figure: Figure, *all_axes: Axes) -> None:
-    """One legend above all, with every algorithm once."""
+    """Add one legend above all axes that lists every algorithm once."""
     lines = {str(line.get_label()): line for axes in all_axes for line in axes.get_lines()}
     labels = [name for name in NAMES.values() if name in lines]
     handles = [lines[label] for label in labels]
@@ -135,5 +135,5 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-# No window system: servers have none
+# A backend without windows: servers have no display
 matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What each run trains: MBMPO as its entry of ``zoo_configs/mbmpo.yml`` says, its peers as rl_zoo3's tuned settings say."""
+"""What each run trains: MBMPO with its entry of ``zoo_configs/mbmpo.yml``, its peers with rl_zoo3's tuned settings."""
 
 import inspect
 import re
@@ -19,14 +19,14 @@ from tuning.studies import merge, split_entry
 
 class Recipe(NamedTuple):
     """
-    All that a run is built from.
+    Everything that a run is built from.
 
-    :param algorithm: class of SB3's kind
-    :param arguments: of its constructor, but for environment, seed and device
-    :param n_envs: environments to train in at once
-    :param wrapper: round each environment
-    :param normalize: arguments of ``VecNormalize``; None: there is none
-    :param settings: where the arguments are from, and what was changed, in words
+    :param algorithm: class with the interface of SB3's algorithms
+    :param arguments: arguments of its constructor, except environment, seed and device
+    :param n_envs: number of parallel training environments
+    :param wrapper: wrapper of each environment
+    :param normalize: arguments of ``VecNormalize``; None: the environment is not normalised
+    :param settings: text that says where the arguments come from and what was changed
     """
 
     algorithm: type[BaseAlgorithm]
@@ -39,9 +39,11 @@ class Recipe(NamedTuple):
 
 def make_recipe(run: Run) -> Recipe:
     """
-    :param run: of the queue
-    :return: what it trains
-    :raises ValueError: if rl_zoo3's settings need what this tool does not know
+    Return what a run trains.
+
+    :param run: run of the queue
+    :return: its recipe
+    :raises ValueError: if rl_zoo3's settings need something that this tool does not support
     """
     return _our_recipe(run) if run.algo == OURS else _peer_recipe(run)
 
@@ -53,7 +55,7 @@ def _our_recipe(run: Run) -> Recipe:
 
 
 def default_of(algorithm: type[BaseAlgorithm], argument: str) -> Any:
-    """:return: what the algorithm's constructor has where it is given nothing; None if it has no such argument"""
+    """Return the default of an argument of the algorithm's constructor, or None if it has no such argument."""
     parameter = inspect.signature(algorithm).parameters.get(argument)
     return None if parameter is None else parameter.default
 
@@ -62,10 +64,12 @@ def read_zoo(algo: str, env_id: str) -> tuple[str, dict[str, Any]]:
     """
     Read rl_zoo3's hyperparameters for an environment.
 
-    :param algo: as rl_zoo3 names it
-    :param env_id: of Gymnasium. The tuned settings of another version will do: rl_zoo3 has those of the v4 MuJoCo tasks, whose
-        v5 differ in details only
-    :return: name of the entry, the newest version there is, or "default"; its hyperparameters
+    If the environment has no entry, that of its newest version is used: rl_zoo3 has settings for the v4 MuJoCo environments,
+    and v5 differs from them in details only.
+
+    :param algo: rl_zoo3's name of the algorithm
+    :param env_id: Gymnasium's id of the environment
+    :return: name of the entry ("default" if there is none for any version) and its hyperparameters
     """
     import rl_zoo3
 
@@ -86,13 +90,16 @@ def _peer_recipe(run: Run) -> Recipe:
     entry, theirs = read_zoo(run.algo, run.env_id)
     unknown = {"callback", "frame_stack", "noise_type", "vec_env_wrapper"} & set(theirs)
     if unknown:
-        raise ValueError(f"tuning.results knows no {sorted(unknown)}, which rl_zoo3's settings {entry} of {run.algo} ask for.")
+        raise ValueError(
+            f"tuning.results does not support {sorted(unknown)}, which rl_zoo3's settings {entry} of {run.algo} ask for."
+        )
     changes = {**_fair_changes(algorithm, theirs, run), **run.overrides}
     manager = ExperimentManager(Namespace(), run.algo, run.env_id, log_folder="", n_timesteps=run.n_timesteps, verbose=0)
-    # Strings that are schedules or Python, normalisation, numbers of environments: as rl_zoo3 itself reads them
+    # rl_zoo3 itself evaluates schedules, Python strings, normalisation and the number of environments
     arguments, wrapper, _, _ = manager._preprocess_hyperparams(theirs | changes)
     if _given(algorithm, arguments, "buffer_size", 0) > run.n_timesteps:
-        # It would not be filled: the run is the same, and a checkpoint does not hold the empty rest of a million rows
+        # The buffer would never fill up. A smaller one trains the same, and keeps the empty rest of a million rows out of
+        # checkpoints
         arguments["buffer_size"] = run.n_timesteps
     source = f"rl_zoo3: {entry}" if entry != "default" else "defaults of SB3: rl_zoo3 has no tuned entry"
     said = [f"{key}={value} (there {theirs.get(key, default_of(algorithm, key))})" for key, value in changes.items()]
@@ -101,7 +108,7 @@ def _peer_recipe(run: Run) -> Recipe:
 
 
 def _fair_changes(algorithm: type[BaseAlgorithm], theirs: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """:return: fewer random first steps, where there would be more than the queue or, without its word, our entry allows"""
+    """Return a lower ``learning_starts`` if the peer's exceeds the limit, which is the queue's or, by default, our entry's."""
     bound = run.learning_starts
     if bound is None:
         bound = read_config(run.entry).get("learning_starts", default_of(MBMPO, "learning_starts"))
@@ -109,5 +116,5 @@ def _fair_changes(algorithm: type[BaseAlgorithm], theirs: Mapping[str, Any], run
 
 
 def _given(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any], name: str, otherwise: Any) -> Any:
-    """:return: the argument, or its default; ``otherwise`` if the algorithm has no such argument"""
+    """Return the argument, its default, or ``otherwise`` if the algorithm has no such argument."""
     return arguments.get(name, default_of(algorithm, name)) or otherwise

@@ -1,4 +1,4 @@
-"""The CSV file of a run: a row for each evaluation, which says with which code, on which machine it came about."""
+"""The CSV file of a run: one row for each evaluation, which also records the code and the machine that produced it."""
 
 import csv
 import os
@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[2]
 
 def read_commit(given: str | None = None) -> str:
     """
-    Find out which commit the code is of.
+    Return the commit of the code.
 
-    :param given: by the caller; by default the environment variable ``MBMPO_COMMIT``, else what git says
-    :return: its hash, with "-dirty" where the code has been changed since
-    :raises ValueError: if nothing says it, as in an archive of a commit
+    :param given: commit given by the user; by default the environment variable ``MBMPO_COMMIT``, otherwise git is asked
+    :return: its hash, with "-dirty" appended if the code has uncommitted changes
+    :raises ValueError: if the commit is unknown, for example in an archive of the code
     """
     given = given or os.environ.get("MBMPO_COMMIT")
     if given:
         return given
-    # An archive may lie in the working tree of another commit, whose hash would be wrong
+    # An archive may be unpacked inside another repository, whose hash would be wrong
     if Path(_git("rev-parse", "--show-toplevel") or "/").resolve() != ROOT.resolve():
-        raise ValueError("No git repository says which commit this code is of: give it with --commit or MBMPO_COMMIT.")
+        raise ValueError("The commit of this code is unknown, as it is in no git repository: set --commit or MBMPO_COMMIT.")
     changed = _git("status", "--porcelain", "--", "sb3_mbmpo", "tuning", "zoo_configs")
     return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 
@@ -45,14 +45,16 @@ def _git(*arguments: str) -> str:
 
 def describe_machine(commit: str, threads: int) -> dict[str, str]:
     """
-    :param commit: of the code
-    :param threads: of the training
-    :return: the columns that are the same in all rows of all runs of this process
-    :raises ValueError: if ``sb3_mbmpo`` comes from elsewhere, so that the commit would not be its own
+    Return the columns that are the same in all rows that this process writes.
+
+    :param commit: commit of the code
+    :param threads: number of threads of the training
+    :return: value of each column
+    :raises ValueError: if ``sb3_mbmpo`` is imported from elsewhere, so that the commit would not apply to it
     """
     package = Path(sb3_mbmpo.__file__).parents[1]
     if package.resolve() != ROOT.resolve():
-        raise ValueError(f"tuning is of {ROOT}, sb3_mbmpo of {package}: run the command in the folder that has both.")
+        raise ValueError(f"tuning is in {ROOT}, but sb3_mbmpo in {package}: run the command in the folder that has both.")
     versions = {library: _version(library) for library in LIBRARIES}
     return {"commit": commit, "sb3_mbmpo": sb3_mbmpo.__version__, **versions, "cpu": cpu_model(), "threads": str(threads)}
 
@@ -65,7 +67,7 @@ def _version(library: str) -> str:
 
 
 def cpu_model() -> str:
-    """:return: the name that its maker gave it, where the system tells"""
+    """Return the CPU's model name if the system reveals it, otherwise the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -76,22 +78,28 @@ def cpu_model() -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """
+    Read the complete rows of a run.
+
+    A last line that a full disk or a power failure has cut short is ignored.
+
     :param path: CSV file of a run, which need not exist
-    :return: its complete rows, ascending in real steps; a last line that a full disk or a power failure cut is none
-    :raises ValueError: if it is no such file
+    :return: rows in ascending order of real steps
+    :raises ValueError: if the file has other columns
     """
     text = path.read_text() if path.exists() else ""
     rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
     if any(set(row) != set(COLUMNS) or None in row.values() for row in rows):
         raise ValueError(
-            f"{path} has not the columns {', '.join(COLUMNS)}: it is no file of this tool, or of another version."
+            f"{path} does not have the columns {', '.join(COLUMNS)}: it was not written by this version of tuning.results."
         )
     return sorted(rows, key=lambda row: int(row["real_steps"]))
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """
-    Append a row in one go: whoever reads, or kills, at any moment finds all of it or nothing.
+    Append a row atomically.
+
+    A reader sees all of the row or none of it, even if the process is killed at any moment.
 
     :param path: CSV file; only one process may append at a time
     :param row: a value for each of ``COLUMNS``
@@ -105,7 +113,7 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
         file.truncate()
         lines = [] if complete else [",".join(COLUMNS)]
         lines.append(",".join(_quote(str(row[column])) for column in COLUMNS))
-        file.write("".join(line + "\n" for line in lines).encode())  # unbuffered: a single call of the system
+        file.write("".join(line + "\n" for line in lines).encode())  # unbuffered: a single system call
         os.fsync(file.fileno())
 
 

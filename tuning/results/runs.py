@@ -1,4 +1,4 @@
-"""The queue: which algorithm is trained in which environment, with which seeds, and at which real steps it is evaluated."""
+"""The queue: which algorithm is trained in which environment with which seeds, and when it is evaluated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ N_EVAL_EPISODES = 10
 @dataclass(frozen=True)
 class Run:
     """
-    One training, with all that decides its learning curve.
+    One training, with everything that determines its learning curve.
 
-    :param algo: "mbmpo", or a peer as rl_zoo3 names it
-    :param environment: name of the task in the queue and in file names
-    :param env_id: of Gymnasium
-    :param env_kwargs: of Gymnasium; the same for all algorithms
-    :param entry: of ``zoo_configs/mbmpo.yml``: our hyperparameters
-    :param seed: of the training
-    :param evaluate_at: real steps, ascending; the last ones end the run
-    :param learning_starts: random first steps that a peer may make at most; None: as many as our entry
-    :param n_eval_episodes: of each evaluation
-    :param overrides: arguments that replace those of the entry, or of rl_zoo3's
-    :param variant: what an ablation calls these overrides; empty for runs of the settings themselves
+    :param algo: "mbmpo", or rl_zoo3's name of a peer
+    :param environment: name of the environment in the queue and in file names
+    :param env_id: Gymnasium's id of the environment
+    :param env_kwargs: arguments of the environment; the same for all algorithms
+    :param entry: entry of ``zoo_configs/mbmpo.yml`` with our hyperparameters
+    :param seed: seed of the training
+    :param evaluate_at: real steps at which to evaluate, ascending; the last value ends the run
+    :param learning_starts: maximum number of random first steps of a peer; None: as many as our entry has
+    :param n_eval_episodes: number of episodes of each evaluation
+    :param overrides: arguments that replace those of our entry or of rl_zoo3's settings
+    :param variant: name of an ablation with these overrides; empty for runs that are no ablation
     """
 
     algo: str
@@ -46,25 +46,26 @@ class Run:
 
     @property
     def name(self) -> str:
-        """:return: what its files are called"""
+        """Return the name of the run, which its files have, too."""
         parts = (self.algo, self.environment.rpartition(":")[2], self.variant, f"seed{self.seed}")
         return "-".join(part for part in parts if part)
 
     @property
     def n_timesteps(self) -> int:
-        """:return: real steps of the whole run"""
+        """Return the number of real steps of the whole run."""
         return self.evaluate_at[-1]
 
 
 def read_queue(path: Path) -> list[Run]:
     """
-    Read all runs of a queue, in the order in which they are to be done.
+    Read all runs of a queue, in the order in which they are trained.
 
-    :param path: a YAML file. Its ``environments`` have, by name, ``evaluate_at``, the ``learning_starts`` of the peers, and
-        ``entry``, ``env_id`` and ``env_kwargs`` where they differ from the entry of ``zoo_configs/mbmpo.yml`` that has this
-        name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, if wanted, ``max_steps``, ``overrides`` and
+    :param path: a YAML file. Its ``environments`` map a name to ``evaluate_at``, the ``learning_starts`` of the peers, and
+        those of ``entry``, ``env_id`` and ``env_kwargs`` that differ from the entry of ``zoo_configs/mbmpo.yml`` with this
+        name. Its ``queue`` lists ``environment``, ``algorithms``, ``seeds`` and, optionally, ``max_steps``, ``overrides`` and
         ``variant``
-    :raises ValueError: if something in it is missing, misspelt or given twice
+    :return: the runs
+    :raises ValueError: if something in the file is missing, misspelt or listed twice
     """
     document = read_document(path)
     ours = yaml.safe_load(config_file().read_text())
@@ -73,16 +74,18 @@ def read_queue(path: Path) -> list[Run]:
     for item in document["queue"]:
         for run in _runs_of(item, tasks, document.get("n_eval_episodes", N_EVAL_EPISODES)):
             if run.name in runs:
-                raise ValueError(f"{path} lists {run.name} twice: each run has one file, so one place in the queue.")
+                raise ValueError(f"{path} lists {run.name} twice: each run writes one file, so list it only once.")
             runs[run.name] = run
     return list(runs.values())
 
 
 def read_document(path: Path) -> dict[str, Any]:
     """
-    :param path: a YAML file, see ``read_queue``. Its ``picture`` names the environments of the README's
-    :return: what is in it
-    :raises ValueError: if something at its top level is missing or misspelt
+    Read the YAML file of a queue and check its top level.
+
+    :param path: a YAML file, see ``read_queue``. Its ``picture`` names the environments that the README's plot shows
+    :return: content of the file
+    :raises ValueError: if something at the top level is missing or misspelt
     """
     return _mapping(yaml.safe_load(path.read_text()), f"{path}", ("environments", "queue"), ("n_eval_episodes", "picture"))
 
@@ -100,14 +103,14 @@ def _mapping(value: Any, where: str, required: Sequence[str], others: Sequence[s
 
 
 def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """:return: an environment of the queue, completed by what our entry says"""
+    """Return an environment of the queue, with missing values taken from our entry."""
     given = _mapping(given, f"Environment {name}", ("evaluate_at",), ("entry", "env_id", "env_kwargs", "learning_starts"))
     entry = given.get("entry", name)
     if entry not in ours:
-        raise ValueError(f"zoo_configs/mbmpo.yml has no entry {entry!r} for the environment {name}: name one with `entry`.")
+        raise ValueError(f"zoo_configs/mbmpo.yml has no entry {entry!r} for the environment {name}: choose one with `entry`.")
     steps = given["evaluate_at"]
     if not steps or not all(isinstance(step, int) and step > 0 for step in steps) or sorted(set(steps)) != steps:
-        raise ValueError(f"evaluate_at of {name} must be ascending real steps, all positive, not {steps}.")
+        raise ValueError(f"evaluate_at of {name} must be a list of positive, ascending real steps, not {steps}.")
     config = ours[entry]
     return {
         "environment": name,
@@ -120,21 +123,21 @@ def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes: int) -> list[Run]:
-    """:return: the runs of one item of the queue: all algorithms with the first seed, then with the second"""
+    """Return the runs of one item of the queue: all algorithms with the first seed, then with the second, and so on."""
     item = _mapping(
         item, f"The queue's {item!r}", ("environment", "algorithms", "seeds"), ("max_steps", "overrides", "variant")
     )
     name, max_steps = item["environment"], item.get("max_steps", float("inf"))
     if name not in tasks:
-        raise ValueError(f"The queue's environment {name!r} is none of {', '.join(tasks)}.")
+        raise ValueError(f"The queue's environment {name!r} is not one of {', '.join(tasks)}.")
     unknown = set(item["algorithms"]) - {OURS, *PEERS}
     if unknown:
-        raise ValueError(f"The queue's algorithms {sorted(unknown)} are none of {', '.join((OURS, *PEERS))}.")
+        raise ValueError(f"The queue's algorithms {sorted(unknown)} are not among {', '.join((OURS, *PEERS))}.")
     task = dict(tasks[name])
     task["evaluate_at"] = tuple(step for step in task["evaluate_at"] if step <= max_steps)
     if not task["evaluate_at"]:
         raise ValueError(
-            f"max_steps={max_steps} leaves no evaluation of {name}, whose first is at {tasks[name]['evaluate_at'][0]}."
+            f"max_steps={max_steps} leaves no evaluation of {name}: the first is at {tasks[name]['evaluate_at'][0]}."
         )
     return [
         Run(

@@ -1,4 +1,4 @@
-"""One run: train, evaluate at fixed real steps, write a row for each evaluation, and go on where it was cut."""
+"""One run: train, evaluate at fixed real steps, write a row for each evaluation, and resume after an interruption."""
 
 import shutil
 import time
@@ -21,27 +21,28 @@ from tuning.results.recipes import Recipe, make_recipe
 from tuning.results.records import LIBRARIES, MEASURED, append_row, read_rows
 from tuning.results.runs import OURS, Run
 
-# Training episodes have the seeds 0, 1, ...; the same evaluation episodes return at every evaluation, for every algorithm
+# Training episodes have the seeds 0, 1, ...; every evaluation of every algorithm uses the same episodes
 EVALUATION_SEED = 10_000
 CHECKPOINT_SECONDS = 600.0
 
 
 def clock() -> np.ndarray:
-    """:return: wall time and processor time in seconds (2,): other processes of a busy machine lengthen only the first"""
+    """Return wall time and processor time in seconds (2,); load from other processes lengthens only the first."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 class CurveCallback(BaseCallback):
     """
-    Evaluates what an algorithm makes of so many real steps: the policy as it is when the first step beyond them was taken.
+    A callback that evaluates what an algorithm has learned from given numbers of real steps.
 
-    Algorithms that train after each rollout have the policy of the last rollout before.
+    It evaluates the policy as it is when the first step beyond that number has been taken. For algorithms that train after
+    each rollout, this is the policy learned from the rollouts before.
 
-    :param due: real steps, ascending; after the last one there is nothing left to train for
-    :param report: is called with the real steps and the seconds of training (2,), see ``clock``
-    :param save: is called with the seconds of training, between two rollouts, after an evaluation or when the time has come
-    :param seconds: of training so far (2,)
-    :param checkpoint_seconds: wall time between two checkpoints at most, but for the length of a rollout and its training
+    :param due: real steps at which to evaluate, ascending; training stops after the last one
+    :param report: called with the real steps and the seconds of training (2,), see ``clock``
+    :param save: called with the seconds of training, between two rollouts, after an evaluation or when a checkpoint is due
+    :param seconds: seconds of training so far (2,)
+    :param checkpoint_seconds: maximum wall time between two checkpoints; a rollout and its training may exceed it
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class CurveCallback(BaseCallback):
 
     @property
     def seconds(self) -> np.ndarray:
-        """:return: of training so far (2,), evaluations and checkpoints not counted"""
+        """Return the seconds of training so far (2,), without evaluations and checkpoints."""
         elapsed: np.ndarray = clock() - self._start
         return elapsed
 
     def _on_rollout_start(self) -> None:
         seconds = self.seconds
-        # Nothing but the rollouts' beginnings is a state that all algorithms can go on from
+        # The start of a rollout is the only point from which all algorithms can resume
         if self.num_timesteps > 0 and (self._save_next or (seconds - self._saved_at)[0] > self.checkpoint_seconds):
             self.save(seconds)
             self._saved_at, self._save_next = seconds, False
@@ -88,11 +89,13 @@ class CurveCallback(BaseCallback):
 
 def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
     """
-    Train a run to its end, from its checkpoint where there is one; whoever calls has claimed it.
+    Train a run to its end, from its checkpoint if there is one.
 
-    :param run: of the queue
+    The caller must have claimed the run.
+
+    :param run: run of the queue
     :param output: folder of the CSV files
-    :param machine: columns that all rows have in common, of ``describe_machine``
+    :param machine: columns that all rows have in common, from ``describe_machine``
     :param checkpoint_seconds: see ``CurveCallback``
     """
     th.set_num_threads(int(machine["threads"]))
@@ -103,10 +106,10 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
         shutil.rmtree(folder)
         checkpoint = None
     if checkpoint is None and not all(is_same(row, origin, run) for row in read_rows(file)):
-        # Two runs in one curve would be none
+        # One curve must not mix rows of two different runs
         aside = beside_work(output, run, f"{time.time_ns()}.csv")
         file.rename(aside)
-        print(f"{run.name} begins anew: its rows, of other settings or versions, are in {aside} now", flush=True)
+        print(f"{run.name} starts over: its rows, from other settings or versions, were moved to {aside}", flush=True)
     env = make_env(run, recipe, run.seed, recipe.n_envs)
     with closing(env), closing(make_env(run, recipe, run.seed + EVALUATION_SEED, run.n_eval_episodes)) as evaluation_env:
         model, seconds = begin(run, recipe, env, checkpoint)
@@ -132,44 +135,51 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
 def begin(
     run: Run, recipe: Recipe, env: VecEnv, checkpoint: tuple[Path, Mapping[str, Any]] | None
 ) -> tuple[BaseAlgorithm, np.ndarray]:
-    """:return: the model, new or from the checkpoint, and the seconds of its training so far (2,)"""
+    """Return the model, new or from the checkpoint, and the seconds of its training so far (2,)."""
     if checkpoint is None:
         return recipe.algorithm(env=env, seed=run.seed, device="cpu", **recipe.arguments), np.zeros(2)
     path, state = checkpoint
     if isinstance(env, VecNormalize):
         env = load_statistics(path, env.venv)
     model = load_model(path, recipe.algorithm, env)
-    # Not the first episodes once more
+    # A new seed, so that the first episodes are not repeated
     env.seed(run.seed + 1_000_000 + model.num_timesteps)
     return model, np.array(state["seconds"])
 
 
 def describe_environment(run: Run) -> str:
-    """:return: the environment that was made, in words"""
+    """Return the environment's id and arguments as text."""
     return " ".join([run.env_id, *(f"{key}={value}" for key, value in run.env_kwargs.items())])
 
 
 def is_same(other: Mapping[str, str], origin: Mapping[str, str], run: Run) -> bool:
     """
+    Return whether two origins may share a learning curve.
+
+    They need the same settings and library versions and, for MBMPO, the same commit.
+
     :param other: origin of rows or of a checkpoint
-    :param origin: of the run as it would be now
-    :return: whether both are parts of one learning curve: the same settings and libraries, and for MBMPO the same commit
+    :param origin: origin of the run as it would be now
+    :param run: run of the queue
+    :return: whether they may
     """
     keys = ("environment", "settings", *LIBRARIES, *(("commit",) if run.algo == OURS else ()))
     return all(other[key] == origin[key] for key in keys)
 
 
 def make_env(run: Run, recipe: Recipe, seed: int, n_envs: int) -> VecEnv:
-    """:return: environments with seeds of their own, normalised if the recipe says so"""
+    """Return a vectorised environment, each copy with its own seed, normalised if the recipe asks for it."""
     env: VecEnv = make_vec_env(run.env_id, n_envs, seed, env_kwargs=dict(run.env_kwargs), wrapper_class=recipe.wrapper)
     return env if recipe.normalize is None else VecNormalize(env, **recipe.normalize)
 
 
 def evaluate(model: BaseAlgorithm, env: VecEnv, run: Run) -> np.ndarray:
     """
-    :param model: in any state of its training, which stays as it is
-    :param env: for evaluations, one environment for each episode
-    :param run: has the seed of the episodes
+    Evaluate a model without disturbing its training.
+
+    :param model: model in any state of its training
+    :param env: evaluation environment with one copy for each episode
+    :param run: run, whose seed determines the episodes
     :return: returns of deterministic episodes, in the environment's own units
     """
     training_env = model.get_vec_normalize_env()

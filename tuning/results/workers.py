@@ -1,4 +1,4 @@
-"""Several processes, here or elsewhere, share one queue: each run is done once, by whoever claims it first."""
+"""Processes that share one queue, on one machine or several: each run is trained once, by the first to claim it."""
 
 import fnmatch
 import multiprocessing as mp
@@ -15,14 +15,14 @@ from tuning.optimize import end_with_parent
 from tuning.results.files import claim, steps_left
 from tuning.results.runs import Run
 
-# Exit status of a process that was not the first to claim its run
+# Exit status of a process whose run another process had claimed first
 TAKEN = 3
 
 
 def work(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds: float) -> None:
-    """A process of its own: train one run. It ends with 1 after an error, with ``TAKEN`` if another process is at the run."""
+    """Train one run in a process of its own, which exits with 1 after an error and with ``TAKEN`` if the run is claimed."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from tuning.results.training import train  # PyTorch, which the waiting process can do without
+    from tuning.results.training import train  # imports PyTorch, which the parent process does not need
 
     try:
         with claim(output, run) as ours:
@@ -32,20 +32,23 @@ def work(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds:
                 train(run, output, machine, checkpoint_seconds)
     except KeyboardInterrupt:
         sys.exit(1)
-    except Exception:  # noqa: BLE001 - a run that fails must not keep the others from theirs; it says so at the end
+    except Exception:  # noqa: BLE001 - a failing run must not stop the others; it is reported at the end
         traceback.print_exc()
         sys.exit(1)
 
 
 def select(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     """
-    :param runs: of a queue
-    :param patterns: of names, with * and ?; none: all runs
-    :raises ValueError: if a pattern fits no run
+    Select runs by their names.
+
+    :param runs: runs of a queue
+    :param patterns: patterns of names, with * and ?; without any, all runs are selected
+    :return: runs that match any of the patterns
+    :raises ValueError: if a pattern matches no run
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
-            raise ValueError(f"--only {pattern!r} fits no run of the queue; their names are like {runs[0].name}.")
+            raise ValueError(f"--only {pattern!r} matches no run of the queue; names look like {runs[0].name}.")
     return [run for run in runs if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]
 
 
@@ -53,16 +56,16 @@ def run_all(
     runs: Sequence[Run], output: Path, machine: Mapping[str, str], n_jobs: int, checkpoint_seconds: float
 ) -> tuple[list[Run], list[Run]]:
     """
-    Train what is not finished, each run in a process of its own, in the order of the queue.
+    Train the unfinished runs in the order of the queue, each in a process of its own.
 
-    :param runs: of the queue
+    :param runs: runs of the queue
     :param output: folder of the CSV files
     :param machine: columns that all rows have in common
-    :param n_jobs: processes at a time
-    :param checkpoint_seconds: between two checkpoints
-    :return: the runs that failed, and those that other processes are still at
+    :param n_jobs: number of parallel processes
+    :param checkpoint_seconds: seconds between two checkpoints
+    :return: the runs that failed, and those that other processes are still working on
     """
-    # Before PyTorch is imported, which reads it once: in a process of which those of the runs are copies
+    # PyTorch reads this once, when the fork server imports it; the processes of the runs are forked from that server
     os.environ["OMP_NUM_THREADS"] = machine["threads"]
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tuning.results.training"])
@@ -81,7 +84,7 @@ def run_all(
             if len(running) == n_jobs:
                 break
             with claim(output, run) as free:
-                pass  # given back at once: the process that trains must hold it, to lose it when it dies
+                pass  # released at once: the training process must hold the claim itself, to lose it when it dies
             if free:
                 tried.add(run.name)
                 process = context.Process(target=work, args=(run, output, machine, checkpoint_seconds), daemon=True)
