@@ -200,10 +200,12 @@ class MetaPolicy(ActorCriticPolicy):
         self.observation_std.copy_(th.where(std > resolution(obs), std, th.ones_like(std)))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
+        """See ``ActorCriticPolicy``. Observations are standardised first."""
         assert isinstance(obs, th.Tensor)
         return super().extract_features(self.standardize(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
+        """See ``ActorCriticPolicy``. Observations are standardised first."""
         # SB3 bypasses an overridden ``extract_features`` here
         assert isinstance(obs, th.Tensor)
         return super().get_distribution(self.standardize(obs))
@@ -358,6 +360,7 @@ class _ActorOutput(nn.Module):
         self.policy = policy
 
     def forward(self, policy_input: th.Tensor) -> th.Tensor:
+        """Return the means or logits of standardised observations, (B, O) -> (B, .)."""
         policy = self.policy
         latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(policy_input))
         output: th.Tensor = policy.action_net(latent)

@@ -36,12 +36,14 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         self._so_far: EpisodeSoFar | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """See ``gymnasium.Env``. It begins a new record."""
         start = self._random_state() if seed is None else None
         obs, info = self.env.reset(seed=seed, options=options)
         self._so_far = EpisodeSoFar(seed, start, [], np.array(obs))
         return obs, info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env``. It records the action."""
         result = self.env.step(action)
         assert self._so_far is not None
         self._so_far.actions.append(np.array(action))

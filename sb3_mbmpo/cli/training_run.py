@@ -230,8 +230,8 @@ def model_path(arguments: argparse.Namespace) -> Path:
 
 def train(arguments: argparse.Namespace) -> None:
     """
-    Train as the configuration says, report the return at each milestone. The model FILE.zip is saved at the end of every
-    iteration, with its replay buffer and its log FILE/progress.csv.
+    Train with the hyperparameters of the configuration file, and report the return at each milestone. The model FILE.zip is
+    saved after every iteration, with its replay buffer and its log FILE/progress.csv.
     """
     run: TrainingRun | None = None
     with interrupts_raise():

@@ -37,6 +37,7 @@ class _Hashing:
         self.file, self.hash = file, hashlib.sha256()
 
     def write(self, content: Any) -> int:
+        """Write the content, and add it to the checksum."""
         self.hash.update(content)
         return self.file.write(content)
 

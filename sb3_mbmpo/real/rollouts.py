@@ -141,6 +141,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return -(-min(self._random_steps_left() or self.n_steps, left) // self.n_envs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """See ``OffPolicyAlgorithm``."""
         if len(self._adapted) != self.n_tasks:  # `load` was given another number of tasks
             self._begin_adapted()
         # Takes effect at the first action, not here: a callback's `on_rollout_start` must save the state between iterations

@@ -60,7 +60,7 @@ def extend_loader(spec: "ModuleSpec") -> None:
 
 
 def install() -> None:
-    """Put the finder before the others; a second call changes nothing."""
+    """Put the finder before the others, unless that has been done already."""
     if not any(isinstance(finder, ZooFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, ZooFinder())
 
