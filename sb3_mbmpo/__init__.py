@@ -1,14 +1,14 @@
 """Model-Based Meta-Policy Optimization (MB-MPO) for Stable-Baselines3.
 
-The public names are imported on first use (PEP 562): a bare `import sb3_mbmpo` costs no import of PyTorch, so that
-tools which only ask for the version, or a hook that runs when Python starts, stay quick.
+The public names are imported on first use (PEP 562): a bare `import sb3_mbmpo` does not import PyTorch, so that tools that
+only need the version, and a hook that runs when Python starts, are fast.
 """
 
 __version__ = "0.1.0"
 
 __all__ = ["MBMPO", "DiagnosticsCallback", "DynamicsEnsemble", "MlpPolicy", "ModelVecEnv", "__version__"]
 
-# Type checkers know this name; importing it from `typing` would cost every start of Python milliseconds, see zoo/_hook.py
+# Type checkers know this name; importing it from `typing` would slow every start of Python by milliseconds, see zoo/_hook.py
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sb3_mbmpo.dynamics import DynamicsEnsemble

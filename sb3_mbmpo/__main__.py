@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The imports take seconds, in which nothing is there to be saved
+    # The imports take seconds, during which there is nothing to save, so the process may end at once
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     verb.add_argument(
         "--save-every", type=int, default=0, metavar="STEPS", help="real steps between two saves; 0: each iteration"
     )
-    verb.add_argument("--resume", action="store_true", help="go on with the run in FILE.zip, if there is one")
-    verb.add_argument("--overwrite", action="store_true", help="begin anew, though FILE.zip is there")
+    verb.add_argument("--resume", action="store_true", help="continue the run in FILE.zip, if there is one")
+    verb.add_argument("--overwrite", action="store_true", help="start a new run, even if FILE.zip exists")
     verb.add_argument("--device", default="auto")
     verb.add_argument("--verbose", type=int, default=0)
     verb.add_argument("--no-progress-bar", action="store_true")

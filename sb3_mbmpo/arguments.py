@@ -1,4 +1,4 @@
-"""Checks of MBMPO's arguments: what is wrong, the value, and what to do, before anything is built."""
+"""Checks of MBMPO's arguments before anything is built. The messages say what is wrong, the value, and what to do."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -33,14 +33,14 @@ from sb3_mbmpo.meta.advantages import BASELINES
 from sb3_mbmpo.meta.outer_step import proximal_step
 from sb3_mbmpo.policies import MetaPolicy
 
-# Of the logarithm of a standard deviation: further away, the variance leaves single precision
+# Largest absolute value of a log standard deviation: beyond it, the variance overflows single precision
 LARGEST_LOG_STD = 40.0
 
 
-# The signatures are the only home of the options' names and defaults
+# Names and defaults of the options are defined by the signatures only
 POLICY_OPTIONS = keyword_names(MetaPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule", "kwargs"))
 POLICY_OPTIONS |= keyword_names(ActorCriticPolicy.__init__, ("self", "observation_space", "action_space", "lr_schedule"))
-# Which of them are classes, and of what
+# Options that are classes, and their base classes
 POLICY_CLASSES = {
     "activation_fn": nn.Module,
     "features_extractor_class": BaseFeaturesExtractor,
@@ -69,8 +69,9 @@ def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
     """
     Check ``policy_kwargs``.
 
-    :param policy: "MlpPolicy" or a subclass of it, which may have arguments of its own
-    :raises ValueError: if ``policy_kwargs`` is not a mapping of known options to sensible values
+    :param policy: "MlpPolicy" or a subclass of it, which may have its own arguments
+    :param kwargs: the argument
+    :raises ValueError: if ``policy_kwargs`` is not a mapping of known options to valid values
     """
     check_mapping("policy_kwargs", kwargs)
     if policy in ("MlpPolicy", MetaPolicy):
@@ -100,7 +101,7 @@ def check_policy_kwargs(policy: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 def _try_optimizer(optimizer_class: Any, optimizer_kwargs: Mapping[str, Any]) -> None:
-    """:raises ValueError: if it cannot do one step of the critic, rather than after all random real steps"""
+    """Raise ``ValueError`` if the optimiser fails, now rather than at the critic's first step, after all random real steps."""
     parameter = nn.Parameter(th.zeros(2, 2))
     try:
         optimizer = optimizer_class([parameter], lr=1e-3, **optimizer_kwargs)
@@ -109,7 +110,7 @@ def _try_optimizer(optimizer_class: Any, optimizer_kwargs: Mapping[str, Any]) ->
     except Exception as error:
         raise ValueError(
             f"`policy_kwargs['optimizer_class']` {optimizer_class!r} with `policy_kwargs['optimizer_kwargs']` "
-            f"{dict(optimizer_kwargs)!r} trains no critic: {error}."
+            f"{dict(optimizer_kwargs)!r} cannot train the critic: {error}."
         ) from error
 
 
@@ -122,11 +123,11 @@ def check_device(device: Any) -> None:
 
 
 def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
-    """Raise ``ValueError`` if ``outer_kwargs`` is not a mapping of options of the PPO outer step to sensible values."""
+    """Raise ``ValueError`` unless ``outer_kwargs`` is a mapping of options of the PPO outer step to valid values."""
     check_mapping("outer_kwargs", kwargs)
     if kwargs and outer_optimizer != "ppo":
         raise ValueError(
-            f"`outer_kwargs` are options of `outer_optimizer='ppo'`, and TRPO's are arguments of MBMPO itself: "
+            f"`outer_kwargs` are options of `outer_optimizer='ppo'`; those of TRPO are arguments of MBMPO itself: "
             f"{dict(kwargs)!r} would have no effect."
         )
     check_known("outer_kwargs", kwargs, PPO_OPTIONS)
@@ -139,8 +140,12 @@ def check_outer_kwargs(kwargs: Mapping[str, Any], outer_optimizer: str) -> None:
 
 def check_before_building(policy: Any, env: Any, verbose: Any, policy_aliases: Collection[str]) -> GymEnv | None:
     """
-    What SB3's constructor would stumble over, or accept without a word.
+    Check what SB3's constructor would fail on with an obscure error, or accept silently.
 
+    :param policy: MBMPO's argument
+    :param env: MBMPO's argument
+    :param verbose: MBMPO's argument
+    :param policy_aliases: names of policies
     :return: the environment, made if it was an id
     :raises ValueError: if MBMPO cannot work with the policy or with the spaces of the environment
     """
@@ -166,7 +171,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Check MBMPO's arguments, one by one and together.
 
     :param arguments: MBMPO's arguments by name
-    :raises ValueError: for the first one that cannot work
+    :raises ValueError: for the first one that is invalid
     """
     integers = dict.fromkeys(
         ("n_steps", "learning_starts", "buffer_size", "n_models", "n_tasks", "n_imagined_rollouts", "horizon"), 1
@@ -199,13 +204,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"`tensorboard_log` must be a folder or None, not {arguments['tensorboard_log']!r}.")
     if arguments["n_tasks"] % arguments["n_models"] != 0:
         raise ValueError(
-            f"`n_tasks` must be a multiple of `n_models`, so that every model has as many tasks: "
-            f"{arguments['n_tasks']} tasks cannot be shared out among {arguments['n_models']} models."
+            f"`n_tasks` must be a multiple of `n_models`, so that every model has the same number of tasks: "
+            f"{arguments['n_tasks']} tasks cannot be divided evenly among {arguments['n_models']} models."
         )
     if arguments["buffer_size"] < arguments["learning_starts"]:
         raise ValueError(
             f"`buffer_size` ({arguments['buffer_size']}) must hold at least the `learning_starts` "
             f"({arguments['learning_starts']}) random steps: enlarge the buffer or start learning earlier."
         )
-    if "observation_space" in arguments:  # else there is no environment, which is refused next
+    if "observation_space" in arguments:  # else there is no environment, which is rejected next
         check_memory(arguments)

@@ -1,4 +1,4 @@
-"""A task small enough to look at whole: a point in the plane. ``gymnasium.make("sb3_mbmpo.envs:Point2D-v0")``.
+"""An environment small enough to be inspected completely: ``gymnasium.make("sb3_mbmpo.envs:Point2D-v0")``.
 
 Gymnasium imports the module before the colon, and the module registers the id.
 """
@@ -14,12 +14,12 @@ MAX_EPISODE_STEPS = 50
 
 class Point2D(gym.Env[np.ndarray, np.ndarray]):
     """
-    A point between four walls that shall go to the origin (as in section 6.3 of Clavera et al. 2018, with walls added: they
-    are what there is to learn).
+    A point between four walls that has to move to the origin.
 
-    Observation: the position (2,), each coordinate in [-2, 2]. Action: the displacement of a step (2,), each coordinate in
-    [-0.1, 0.1]; a wall stops it. Reward: minus the distance to the origin after the step. Episodes start anywhere and have
-    no end but the time limit of 50 steps. Going home at full speed earns -10 on average.
+    It is the point of section 6.3 of Clavera et al. 2018, with walls added, which a model has to learn. Observation: the
+    position (2,), each coordinate in [-2, 2]. Action: the displacement of a step (2,), each coordinate in [-0.1, 0.1]; a wall
+    stops it. Reward: minus the distance to the origin after the step. Episodes start at a random position, and only the time
+    limit of 50 steps ends them. Moving to the origin at full speed earns -10 on average.
     """
 
     WALL, MAX_DISPLACEMENT = 2.0, 0.1
@@ -33,7 +33,7 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
         self.position = np.zeros(2, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return a uniformly random position."""
+        """Start an episode at a uniformly random position."""
         super().reset(seed=seed)
         self.position = self.np_random.uniform(-self.WALL, self.WALL, 2).astype(np.float32)
         return self.position.copy(), {}
@@ -49,7 +49,7 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
         return self.position.copy(), -float(np.linalg.norm(self.position)), False, False, {}
 
     def render(self) -> np.ndarray:
-        """Return the plane from above (200, 200, 3): the origin green, the point black."""
+        """Draw the plane from above (200, 200, 3): the origin is green, the point black."""
         image = np.full((200, 200, 3), 255, np.uint8)
         for position, half_width, colour in ((np.zeros(2), 6, (0, 158, 115)), (self.position, 4, (0, 0, 0))):
             column, row = (100 + 95 / self.WALL * position * (1, -1)).astype(int)
@@ -64,7 +64,7 @@ class Point2D(gym.Env[np.ndarray, np.ndarray]):
 
     @staticmethod
     def done(next_obs: th.Tensor) -> th.Tensor:
-        """Tell which observations (B, 2) end an episode: none does."""
+        """Tell which observations (B, 2) end an episode: none do."""
         return th.zeros(len(next_obs), dtype=th.bool, device=next_obs.device)
 
 

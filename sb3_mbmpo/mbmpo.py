@@ -1,4 +1,4 @@
-"""MBMPO, the SB3 algorithm: holds the state and the order of the stages; the maths lives in the modules it wires."""
+"""MBMPO, the SB3 algorithm. It holds the state and the order of the stages; the other modules do the computations."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ TRPO_OPTIONS = (
     "line_search_max_iter",
     "sub_sampling_factor",
 )
-# Real observations that are saved with the model, for imagined rollouts to start at
+# Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
-# A critic that explains a smaller share of the imagined returns is no measure of what is earned in reality
+# A critic that explains a smaller share of the imagined returns' variance cannot be compared with real returns
 TRUSTED_EXPLAINED_VARIANCE = 0.5
 
 
@@ -54,51 +54,51 @@ class MBMPO(RealRolloutAlgorithm):
     """
     Model-Based Meta-Policy Optimization (MB-MPO).
 
-    Learns an ensemble of dynamics models from few real steps, imagines rollouts in them and meta-learns a policy that one
-    policy-gradient step adapts to any of the models, so that errors of the models hurt less.
+    It learns an ensemble of dynamics models from few real steps, imagines rollouts in them, and meta-learns a policy that one
+    policy-gradient step adapts to any of the models, so that model errors do less harm.
 
     Paper: https://arxiv.org/abs/1809.05214
-    Code: the authors' at https://github.com/jonasrothfuss/model_ensemble_meta_learning; the README lists the differences.
+    Code: https://github.com/jonasrothfuss/model_ensemble_meta_learning (the authors'; the README lists the differences)
 
     :param policy: the policy, "MlpPolicy" or a subclass of it
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: Adam step size of the dynamics ensemble, a number or a schedule of the remaining progress (1 to 0)
-    :param n_steps: real steps an iteration, over all environments together (rounded up to whole steps of all)
+    :param n_steps: real steps per iteration, summed over the environments (rounded up to the same number in each)
     :param learning_starts: uniformly random real steps before the first fit
-    :param buffer_size: real transitions that are kept, first in first out
-    :param exploration: who acts in the real environment: the "adapted" policies, one an episode, or the "meta" policy
+    :param buffer_size: number of real transitions that are kept, first in first out
+    :param exploration: which policy acts in the real environment: the "adapted" ones, one per episode, or the "meta" policy
     :param n_models: members of the ensemble
     :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
         weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
         rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
         (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
-        and, to study bad models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
+        and, to study wrong models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
         learned), "learned", a function of torch tensors, or its path "pkg.module:function"
-    :param termination_fn: "auto", "learned", None (nothing ends), a function of ``next_obs``, or its path
-    :param n_tasks: tasks of a meta-step, a multiple of ``n_models``: task ``i`` lives in model ``i // (n_tasks / n_models)``
-    :param n_imagined_rollouts: imagined rollouts a task
+    :param termination_fn: "auto", "learned", None (episodes never terminate), a function of ``next_obs``, or its path
+    :param n_tasks: tasks of a meta-step, a multiple of ``n_models``: task ``i`` uses model ``i // (n_tasks / n_models)``
+    :param n_imagined_rollouts: imagined rollouts per task
     :param horizon: steps of an imagined rollout
     :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
-    :param recent_starts: share of the imagined rollouts that start at a step since the fit before ("buffer" only)
+    :param recent_starts: share of the imagined rollouts that start at a step since the previous fit ("buffer" only)
     :param n_inner_steps: policy-gradient steps of an adaptation
     :param inner_lr: step size of the adaptation
-    :param learn_inner_lr: learn one inner step size a parameter, starting from ``inner_lr``
-    :param first_order: ignore that the inner gradient depends on the meta-parameters
-    :param n_meta_steps: outer steps an iteration
+    :param learn_inner_lr: learn one inner step size per parameter, starting from ``inner_lr`` (Meta-SGD)
+    :param first_order: ignore that the inner gradient depends on the meta-parameters (FOMAML, Finn et al. 2017)
+    :param n_meta_steps: outer steps per iteration
     :param outer_optimizer: "trpo" or "ppo"
-    :param target_kl: bound of the mean KL of the adapted policies in a TRPO step
-    :param cg_max_steps: conjugate gradient iterations
+    :param target_kl: bound of the mean KL divergence of the adapted policies in a TRPO step, in nats
+    :param cg_max_steps: maximum number of conjugate gradient iterations
     :param cg_damping: added to the diagonal of the Fisher matrix
-    :param line_search_shrinking_factor: each candidate of the line search is this much shorter than the one before
-    :param line_search_max_iter: candidates of the line search
+    :param line_search_shrinking_factor: each step of the line search is the previous one times this factor
+    :param line_search_max_iter: maximum number of steps that the line search tries
     :param sub_sampling_factor: the Fisher-vector products use every k-th imagined step
     :param outer_kwargs: arguments of the PPO outer step: learning_rate, n_epochs, clip_range
     :param ent_coef: weight of the policy's entropy in the outer objective
-    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and go
-        back to the best: for tasks that are solved for good, such as balancing
+    :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and
+        return to the best meta-policy: for tasks that can be solved completely, such as balancing
     :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
-        more suit a GPU; the result is the same but for rounding
+        more suit a GPU; except for rounding, the result is the same
     :param gamma: discount factor
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
@@ -106,12 +106,12 @@ class MBMPO(RealRolloutAlgorithm):
         "fourier" (linear and 100 random Fourier features), "time" or "zero"
     :param n_critic_updates: minibatch steps of the critic after each batch imagined under the meta-policy
     :param batch_size: rows of a critic's minibatch
-    :param stats_window_size: episodes that the logged means of real episodes cover
+    :param stats_window_size: number of episodes over which the logged metrics of real episodes are averaged
     :param tensorboard_log: log location for TensorBoard (if None, no logging)
     :param policy_kwargs: arguments of the policy
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
-    :param seed: seed of everything random
-    :param device: where all networks and the imagination live; "auto" is a GPU if there is one
+    :param seed: seed of all random numbers
+    :param device: where all networks and imagined rollouts are; "auto" is a GPU if there is one
     :param _init_setup_model: whether to build the networks at the creation of the instance
     """
 
@@ -227,7 +227,7 @@ class MBMPO(RealRolloutAlgorithm):
     # ---------------------------------------------------------------- set-up
 
     def _setup_model(self) -> None:
-        # Here, not in the constructor: `load` may have changed some
+        # Here, not in the constructor, because `load` may have changed some arguments
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
         vars(self).update(plain({name: getattr(self, name) for name in arguments}))
         self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
@@ -235,7 +235,7 @@ class MBMPO(RealRolloutAlgorithm):
         try:
             super()._setup_model()
         except TypeError as error:
-            raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} build no policy: {error}.") from error
+            raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} cannot build a policy: {error}.") from error
         self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
         if self._learned_heads is None:
             self._learned_heads = (self._functions.reward.fn is None, self._functions.termination.fn is None)
@@ -250,9 +250,9 @@ class MBMPO(RealRolloutAlgorithm):
             device=self.device,
             **self._dynamics_options.ensemble,
         )
-        if self._bias_draws is None:  # else the file's: a resumed run has the models it had
+        if self._bias_draws is None:  # else loaded from the file, so that a resumed run has the same biases
             self._bias_draws = np.random.default_rng(self.seed).standard_normal((self.n_models, self.dynamics.observation_dim))
-        self._output_bias()  # raises now rather than after the first real steps
+        self._output_bias()  # raises an error now rather than after the first real steps
         theta = self.policy.actor_vector()
         if self.learn_inner_lr:
             self.learned_inner_lr = th.full_like(theta, float(self.inner_lr))
@@ -266,12 +266,12 @@ class MBMPO(RealRolloutAlgorithm):
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """See ``BaseAlgorithm``. Reward and termination functions are those of the new environment."""
+        """See ``BaseAlgorithm``. Reward and termination functions are found again for the new environment."""
         super().set_env(env, force_reset)
         self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
 
     def _excluded_save_params(self) -> list[str]:
-        # A function that is a method of the environment would bring the whole environment into the file
+        # A function that is a method of the environment would put the whole environment into the file
         return [*super()._excluded_save_params(), "_functions", "_dynamics_options", "_stopwatch", "_progress"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -312,6 +312,7 @@ class MBMPO(RealRolloutAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfMBMPO:
+        """See ``BaseAlgorithm``. Each iteration collects real steps, then calls ``train``."""
         check_number("total_timesteps", total_timesteps, 0)
         if log_interval is not None:
             check_integer("log_interval", log_interval, 1)
@@ -336,7 +337,7 @@ class MBMPO(RealRolloutAlgorithm):
                 )
             if not rollout.continue_training:
                 break
-            if self._random_steps_left() > 0:  # fewer steps were asked for than the first fit waits for
+            if self._random_steps_left() > 0:  # `learn` ends before there are enough random steps for the first fit
                 continue
             self.train()
             iteration += 1
@@ -350,11 +351,12 @@ class MBMPO(RealRolloutAlgorithm):
 
     def train(self, gradient_steps: int = 1, batch_size: int = 0) -> None:
         """
-        Learn from the real steps so far: the loop of Clavera et al. (2018), algorithm 1, after its real rollouts.
+        Learn from the real steps so far: fit the models, adapt, and update the meta-policy.
 
-        The arguments are those of SB3's interface; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
+        These are the lines of algorithm 1 in Clavera et al. 2018 that follow the real rollouts. The arguments belong to SB3's
+        interface and have no effect; MB-MPO has ``n_meta_steps`` and ``dynamics_kwargs`` instead.
         """
-        # Dropout and batch statistics would make another policy of every forward pass: likelihood ratios compare the same one
+        # Dropout and batch statistics would change the policy at every forward pass, but likelihood ratios need the same one
         self.policy.set_training_mode(False)
         self._judge_real_returns()
         data = self._transitions()
@@ -386,7 +388,7 @@ class MBMPO(RealRolloutAlgorithm):
             self.logger.record(f"time/{stage}", seconds[stage])
 
     def _judge_functions(self, data: Transitions) -> None:
-        """Hold the reward and termination functions against the real steps."""
+        """Compare the reward and termination functions with the real steps, and log the error."""
         self.logger.record("rollout/rew_mean_step", float(data.reward[-self._n_new_steps :].mean()))
         reward_error = self._functions.compare(
             obs=data.obs,
@@ -411,7 +413,7 @@ class MBMPO(RealRolloutAlgorithm):
                 self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
             self._health.real_episodes(discounted, " in discounted reward")
         else:
-            # Longer episodes than the imagined ones count in proportion
+            # Of episodes longer than the horizon, count the share of the return that imagined rollouts can have
             shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
             self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
         if self.imagined_start == "initial":
@@ -449,16 +451,16 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _meta_trainer(self, generators: Mapping[str, th.Generator], n_threads: int) -> MetaTrainer:
         """
-        Put the meta-training together.
+        Build the meta-training.
 
-        :param generators: for imagined actions ("imagination") and first observations ("starts")
+        :param generators: for imagined actions ("imagination"), first observations ("starts") and minibatches ("critic")
         :param n_threads: how many threads imagine and differentiate
-        :return: meta-training in the ensemble as it is now
+        :return: meta-training in the current ensemble
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         imagination = generators["imagination"]
         pool = self._start_pool()
-        # Those since the fit before come last
+        # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
         is_trpo = self.outer_optimizer == "trpo"
         settings = MetaSettings(
@@ -490,10 +492,10 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _model_env(self, generators: Sequence[th.Generator] | None) -> ModelEnv:
         """
-        Put the learned environment together, as the models are now.
+        Build the learned environment of the current models.
 
-        :param generators: one a thread that imagines, for the noise of probabilistic and of deliberately bad models; None: the
-            means of the members, as they are
+        :param generators: one per imagining thread, for the noise of probabilistic and of deliberately wrong models; None: the
+            means of the members, without deliberate errors
         """
         options = self._dynamics_options
         return ModelEnv.of(
@@ -510,7 +512,7 @@ class MBMPO(RealRolloutAlgorithm):
         return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
 
     def _start_pool(self) -> th.Tensor:
-        """Return raw observations at which imagined rollouts may start (B, O)."""
+        """Return the raw observations at which imagined rollouts may start (B, O)."""
         if self.imagined_start == "buffer":
             assert self.replay_buffer is not None
             if self.replay_buffer.size() > 0:
@@ -556,9 +558,10 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _adopt(self, meta: MetaParameters) -> MetaParameters:
         """
-        Make the meta-parameters the model's own.
+        Set the policy's meta-parameters.
 
-        :return: them, as the policy keeps them: standard deviations have a lower bound
+        :param meta: the new meta-parameters
+        :return: the meta-parameters as the policy stores them: standard deviations have a lower bound
         """
         if self.learned_inner_lr is not None:
             assert isinstance(meta.inner_lr, th.Tensor)
@@ -567,7 +570,7 @@ class MBMPO(RealRolloutAlgorithm):
         return self._meta_parameters()
 
     def _output_bias(self) -> np.ndarray:
-        """Return deliberate error of each member, in standard deviations of the observed changes (M, O)."""
+        """Return the deliberate error of each member, in standard deviations of the observed changes (M, O)."""
         assert self._bias_draws is not None
         return output_bias_array(self._dynamics_options.output_bias, self._bias_draws)
 
@@ -583,16 +586,17 @@ class MBMPO(RealRolloutAlgorithm):
         baseline: str | None = None,
     ) -> MetaPolicy:
         """
-        Few-shot adaptation: the meta-policy after its policy-gradient step(s) on real episodes, or on one of the models.
+        Adapt the meta-policy by few-shot learning from real episodes, or to one of the models.
 
-        :param env: real environment to collect episodes in with the meta-policy; by default the training one. It is reset.
-        :param n_episodes: real episodes, shared out among the inner steps
-        :param model_index: adapt to this member of the ensemble in imagination instead; no real step is made
+        :param env: real environment in which the meta-policy collects episodes; by default the training one. It is reset
+        :param n_episodes: number of real episodes, divided among the inner steps
+        :param model_index: adapt to this member of the ensemble in imagination instead, without real steps
         :param inner_lr: step size; by default that of the training, learned or not. An environment that differs more than the
-            models do wants larger steps than they do
+            models do needs larger steps
         :param n_inner_steps: number of policy-gradient steps; by default that of the training
-        :param baseline: of the advantages; by default that of the training. "fourier" is often the better one here
-        :return: an independent policy with ``predict`` and ``save``; the model is unchanged, down to its random numbers
+        :param baseline: baseline of the advantages; by default that of the training. Here "fourier" is often better
+        :return: an independent policy with ``predict`` and ``save``; the model is unchanged, including its random numbers
+        :raises ValueError: if an argument is invalid, or the adapted policy is not finite
         """
         n_inner_steps = self.n_inner_steps if n_inner_steps is None else n_inner_steps
         check_integer("n_inner_steps", n_inner_steps, 1)
@@ -621,7 +625,7 @@ class MBMPO(RealRolloutAlgorithm):
             is_normalized=self._vec_normalize_env is not None,
         )
         if vec_env is self.env:
-            self._last_obs = None  # the training episode is cut: the next `learn` must not go on with it
+            self._last_obs = None  # the training episode is interrupted: the next `learn` must not continue it
 
         def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
             estimate = estimate_advantages(
@@ -655,12 +659,12 @@ class MBMPO(RealRolloutAlgorithm):
         resample_model: str = "episode",
     ) -> ModelVecEnv:
         """
-        The learned model as an environment for any SB3 algorithm, with the same step function as the imagination.
+        Return the learned models as an environment for any SB3 algorithm, with the same step function as the imagination.
 
         :param n_envs: number of parallel imagined environments
         :param model_index: a member of the ensemble; None: a random one each episode or step
         :param horizon: time limit of an episode; by default that of the imagined rollouts
-        :param seed: of members, first observations and noise
+        :param seed: seed of the choice of members and first observations, and of the noise
         :param resample_model: draw another random member every "episode" or every "step"
         :return: a VecEnv in raw units
         """

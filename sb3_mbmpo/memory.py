@@ -1,4 +1,4 @@
-"""How much memory a choice of arguments needs, so that sizes nobody has room for are refused by their names."""
+"""Estimates of the memory that arguments need, so that sizes that are too large are rejected by name."""
 
 import math
 import os
@@ -20,10 +20,10 @@ TRAINED = 5
 
 def check_memory(arguments: Mapping[str, Any]) -> None:
     """
-    Refuse sizes that this machine has no memory for.
+    Reject sizes for which this machine has too little memory.
 
-    :param arguments: MBMPO's by name, already checked one by one, and its spaces
-    :raises ValueError: for the first part that this machine cannot hold, naming the arguments that decide its size
+    :param arguments: MBMPO's arguments by name, already checked one by one, and its spaces
+    :raises ValueError: for the first part that this machine cannot hold, naming the arguments that determine its size
     """
     available = machine_memory()
     for names, needed in _needs(arguments).items():
@@ -36,7 +36,7 @@ def check_memory(arguments: Mapping[str, Any]) -> None:
 
 
 def machine_memory() -> float:
-    """Return the memory of this machine in bytes; infinite where the system does not tell."""
+    """Return the memory of this machine in bytes, or infinity if the system does not tell."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -44,7 +44,7 @@ def machine_memory() -> float:
 
 
 def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
-    """Return the bytes that are needed at the least, by the names of the arguments that decide."""
+    """Return lower bounds of the bytes needed, by the names of the arguments that determine them."""
     space, codec = arguments["observation_space"], ActionCodec(arguments["action_space"])
     obs, action, encoded = math.prod(space.shape), codec.sample_dim, codec.dynamics_dim
     dynamics_arch = arguments["dynamics_kwargs"].get("net_arch", dynamics.NET_ARCH)
@@ -52,7 +52,7 @@ def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
     arch = policies.NET_ARCH if given_arch is None else given_arch
     actor_arch, critic_arch = (arch.get(name, []) if isinstance(arch, Mapping) else arch for name in ("pi", "vf"))
     n_policy = _n_weights([obs, *actor_arch, action])
-    # Every inner step keeps what it has learned from
+    # The data of every inner step is kept
     imagined = ("n_tasks", "n_imagined_rollouts", "horizon", "n_inner_steps")
     imagined_steps = math.prod(arguments[name] for name in imagined)
     minibatch = min(arguments["batch_size"], imagined_steps)

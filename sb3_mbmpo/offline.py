@@ -1,4 +1,4 @@
-"""Recorded transitions, from a file and without any environment: what ``DynamicsEnsemble`` and ``ModelVecEnv`` need of them.
+"""Recorded transitions from files, for ``DynamicsEnsemble`` and ``ModelVecEnv``; no environment is needed.
 
 Legend of shapes: ``B`` transitions, ``O`` observation size, ``A`` action size, ``K`` choices, ``S`` first observations.
 """
@@ -15,14 +15,14 @@ from sb3_mbmpo.common.actions import ActionCodec, check_spaces
 from sb3_mbmpo.common.save_util import read_npz
 from sb3_mbmpo.dynamics import Transitions
 
-# Minari's and Gymnasium's names, and those of D4RL's files that differ
+# Names of Minari and Gymnasium, and those names in D4RL's files that differ
 KEYS = ("observations", "actions", "next_observations", "rewards", "terminations")
 D4RL_KEYS = {"terminals": "terminations", "timeouts": "truncations"}
 
 
 class OfflineData(NamedTuple):
     """
-    Recorded transitions and what follows from them.
+    Recorded transitions, with their spaces and first observations.
 
     :param observation_space: as given, or unbounded
     :param action_space: as given, or with the range of the recorded actions
@@ -42,17 +42,19 @@ def load_transitions(
     action_space: spaces.Space[Any] | None = None,
 ) -> OfflineData:
     """
-    Read an ``.npz`` file with one row a transition, in raw units and in the order of the recording:
+    Read an ``.npz`` file with one row per transition, in raw units and in the order of recording.
+
+    The arrays are:
 
     - ``observations`` and ``next_observations`` (B, O); never the first observation of the next episode;
     - ``actions``, as the environment received them: (B, A) floats, (B,) integers, (B, K) integers or (B, K) booleans;
     - ``rewards`` (B,);
-    - ``terminations`` (B,), where an episode ended for good and not by a time limit; D4RL's ``terminals`` will do;
-    - if it is there, ``truncations`` (B,), or D4RL's ``timeouts``, where an episode ended otherwise.
+    - ``terminations`` (B,), or D4RL's ``terminals``: where an episode terminated, not by a time limit;
+    - optionally ``truncations`` (B,), or D4RL's ``timeouts``: where an episode ended in another way.
 
-    An episode also begins where an observation is not the next observation of the row before.
+    An episode also begins where an observation differs from the next observation of the row before.
 
-    :param path: of the file
+    :param path: the file
     :param observation_space: by default an unbounded Box of O numbers
     :param action_space: by default a Box with the range of the recorded floats, a Discrete or MultiDiscrete space with
         the largest of the recorded integers, or a MultiBinary space
@@ -74,10 +76,10 @@ def load_minari(dataset: Any) -> OfflineData:
     """
     Load a dataset of Minari.
 
-    :param dataset: a ``minari.MinariDataset``, or the id of one that is on this computer ("mujoco/hopper/medium-v0")
+    :param dataset: a ``minari.MinariDataset``, or the id of a dataset on this computer ("mujoco/hopper/medium-v0")
     :return: its spaces, transitions and first observations
     :raises ImportError: if an id is given and Minari is not installed
-    :raises ValueError: if the data is of no use here, as in ``load_transitions``
+    :raises ValueError: if the data cannot be used, as in ``load_transitions``
     """
     if isinstance(dataset, str):
         try:
@@ -95,7 +97,7 @@ def load_minari(dataset: Any) -> OfflineData:
         "observations": [episode.observations[:-1] for episode in episodes],
         "next_observations": [episode.observations[1:] for episode in episodes],
         **{name: [getattr(episode, name) for episode in episodes] for name in ("actions", "rewards", "terminations")},
-        # Its last step ends an episode that was cut, too
+        # The last step ends an episode, even if the recording was cut off there
         "truncations": [np.arange(len(episode.rewards)) == len(episode.rewards) - 1 for episode in episodes],
     }
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
@@ -105,7 +107,7 @@ def load_minari(dataset: Any) -> OfflineData:
 def _offline_data(
     arrays: Mapping[str, np.ndarray], observation_space: spaces.Box | None, action_space: spaces.Space[Any] | None
 ) -> OfflineData:
-    """Raise ``ValueError`` if the arrays do not fit together or into the spaces."""
+    """Build the data; raise ``ValueError`` if the arrays do not match one another or the spaces."""
     _check_arrays(arrays)
     obs, next_obs, actions = (np.asarray(arrays[name]) for name in ("observations", "next_observations", "actions"))
     if observation_space is None:
@@ -134,7 +136,7 @@ def _offline_data(
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     obs = arrays["observations"]
     if obs.ndim != 2 or obs.shape[0] == 0:
-        raise ValueError(f"`observations` must have shape (B, O), one row a transition, not {obs.shape}.")
+        raise ValueError(f"`observations` must have shape (B, O), one row per transition, not {obs.shape}.")
     if arrays["next_observations"].shape != obs.shape:
         raise ValueError(
             f"`next_observations` must have the shape of `observations`, {obs.shape}, not {arrays['next_observations'].shape}."
@@ -142,7 +144,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     flags = [name for name in ("terminations", "truncations") if name in arrays]
     for name in ("rewards", *flags):
         if arrays[name].shape != (len(obs),):
-            raise ValueError(f"`{name}` must have shape ({len(obs)},), one number a transition, not {arrays[name].shape}.")
+            raise ValueError(f"`{name}` must have shape ({len(obs)},), one number per transition, not {arrays[name].shape}.")
     if len(arrays["actions"]) != len(obs):
         raise ValueError(f"`actions` must have a row for each of the {len(obs)} transitions, not {len(arrays['actions'])}.")
     for name in ("observations", "next_observations", "actions", "rewards", *flags):
@@ -166,7 +168,7 @@ def _space_of(actions: np.ndarray) -> spaces.Space[Any]:
         return spaces.MultiBinary(actions.shape[1])
     if np.issubdtype(actions.dtype, np.integer) and actions.ndim in (1, 2):
         if actions.min() < 0:
-            raise ValueError(f"`actions` are integers down to {actions.min()}: choices count from 0.")
+            raise ValueError(f"`actions` are integers down to {actions.min()}, but choices must count from 0.")
         largest = actions.max(axis=0).astype(int)
         return spaces.Discrete(int(largest) + 1) if actions.ndim == 1 else spaces.MultiDiscrete(largest + 1)
     if np.issubdtype(actions.dtype, np.floating) and actions.ndim == 2:
@@ -174,7 +176,7 @@ def _space_of(actions: np.ndarray) -> spaces.Space[Any]:
         constant = np.flatnonzero(low == high)
         if len(constant) > 0:
             raise ValueError(
-                f"`actions` are always {low[constant[0]]} in column {constant[0]}, which says nothing of their range: "
+                f"`actions` are always {low[constant[0]]} in column {constant[0]}, so their range is unknown: "
                 "pass `action_space`."
             )
         return spaces.Box(low, high)
@@ -185,7 +187,7 @@ def _space_of(actions: np.ndarray) -> spaces.Space[Any]:
 
 
 def _check_actions(actions: np.ndarray, space: spaces.Space[Any]) -> None:
-    """Raise ``ValueError`` if an action is not in the space, but for rounding."""
+    """Raise ``ValueError`` if an action is outside the space by more than rounding."""
     if actions.shape[1:] != space.shape:
         raise ValueError(f"`actions` have shape {actions.shape}: they are not of the action space {space}.")
     flat = actions.reshape(len(actions), -1)

@@ -26,17 +26,17 @@ from sb3_mbmpo.common.stacked_actor import Layer, StackedActor, StackedLayers, S
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MetaPolicy")
 
-# Which parameters of SB3's actor-critic policy act and are adapted; the rest is the critic's, which regression trains
+# The actor's parameters in SB3's actor-critic policy, which are adapted; the others are the critic's, trained by regression
 ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std")
-# Widths of the hidden layers, unless told otherwise
+# Default widths of the hidden layers
 NET_ARCH = {"pi": [64, 64], "vf": [128, 128]}
-# Where actions are in [-1, 1]: without noise the real data would tell nothing new, and likelihoods become needles
+# For actions in [-1, 1]. With less noise, real steps would bring little new data, and likelihoods would be too peaked
 LOG_STD_MIN = -1.2
 
 
 class ValueHead(nn.Linear):
     """
-    The last layer of a critic, which learns targets of any size as if they had mean 0 and standard deviation 1.
+    The last layer of a critic, which standardises its targets, whatever their scale (PopArt, van Hasselt et al. 2016).
 
     :param linear: the layer whose weights it takes over
     """
@@ -57,18 +57,18 @@ class ValueHead(nn.Linear):
         return self.in_units(super().forward(latent))
 
     def in_units(self, scaled: th.Tensor) -> th.Tensor:
-        """Return what the linear layer puts out, in units of the targets."""
+        """Convert the output of the linear layer to units of the targets."""
         return scaled * self.std + self.mean
 
     @th.no_grad()
     def rescale(self, mean: th.Tensor, std: th.Tensor) -> None:
         """
-        Take over new statistics of the targets and leave the predicted values as they are (van Hasselt et al. 2016, PopArt).
+        Set new statistics of the targets, but preserve the predicted values (PopArt, van Hasselt et al. 2016).
 
-        The values of an untrained layer mean nothing: they take the size of the first targets.
+        The values of an untrained layer are not preserved, because they are meaningless: they take the scale of the targets.
 
-        :param mean: of the targets ()
-        :param std: of the targets (), greater than 0
+        :param mean: mean of the targets ()
+        :param std: standard deviation of the targets (), greater than 0
         """
         if self.is_trained:
             self.weight.mul_(self.std / std)
@@ -82,25 +82,25 @@ class MetaPolicy(ActorCriticPolicy):
     """
     SB3's ``MlpPolicy`` for MB-MPO.
 
-    Three things differ from it. Observations are standardised by statistics that are buffers of the policy
+    It differs in three ways. Observations are standardised by statistics that are buffers of the policy
     (``observation_mean``, ``observation_std``: saved and loaded with it), which MBMPO sets from its real data. The networks
-    and ``log_std`` of a Box space work in [-1, 1], mapped to the bounds of the environment, as in the authors' code. And
-    ``optimizer`` trains the critic alone, whose last layer (``value_net``) scales its outputs by the statistics of its
-    targets: the actor is improved by the meta-learner.
+    and ``log_std`` of a Box space work in [-1, 1], which is mapped to the environment's bounds, as in the authors' code. And
+    ``optimizer`` trains the critic only, whose last layer (``value_net``) scales its outputs by the statistics of its targets;
+    the meta-learner trains the actor.
 
     Actions are in the environment's units wherever SB3 passes them: in ``forward``, ``evaluate_actions``,
-    ``get_distribution`` (densities, too), ``predict``. That is what SB3 means by ``squash_output=False``: whoever clones
-    recorded actions with ``evaluate_actions``, or exports ``forward`` and clips its actions to the bounds, as SB3's recipe for
-    ONNX does, gets this policy and need not know how it scales them. Only ``actor``, MBMPO's own way in, speaks [-1, 1].
+    ``get_distribution`` (including densities) and ``predict``. That is what ``squash_output=False`` means in SB3: code that
+    clones recorded actions with ``evaluate_actions``, or exports ``forward`` and clips its actions to the bounds, as SB3's
+    recipe for ONNX does, need not know about the scaling. Only ``actor``, which MBMPO itself uses, works in [-1, 1].
 
     :param observation_space: Box of one dimension
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param lr_schedule: step size of the critic's optimiser
-    :param net_arch: hidden layers: a list for actor and critic alike, or ``dict(pi=[...], vf=[...])``
+    :param net_arch: hidden layers: a list for both actor and critic, or ``dict(pi=[...], vf=[...])``
     :param normalize_observation: standardise observations with statistics of the real data
     :param log_std_min: the log standard deviation of the meta-policy is never below this (authors: log 1e-6); None: -1.2, or
         ``log_std_init`` if that is lower
-    :param kwargs: everything else that SB3's ``ActorCriticPolicy`` takes, except gSDE
+    :param kwargs: other arguments of SB3's ``ActorCriticPolicy``, except those of gSDE
     """
 
     observation_mean: th.Tensor
@@ -144,7 +144,7 @@ class MetaPolicy(ActorCriticPolicy):
         """
         See ``BasePolicy``.
 
-        :raises OSError: if it cannot be written; an older file is as it was
+        :raises OSError: if the file cannot be written; an older file is left as it was
         """
         archive = io.BytesIO()
         super().save(archive)  # type: ignore[arg-type]
@@ -167,30 +167,30 @@ class MetaPolicy(ActorCriticPolicy):
         except Exception as error:
             raise ValueError(
                 f"{file_name(path)} holds no policy that `{cls.__name__}.load` can read ({type(error).__name__}: {error}). It "
-                "is another kind of file, to be loaded with the class that saved it, or damaged: take an earlier copy of it."
+                "is another kind of file, to be loaded with the class that saved it, or damaged: take an earlier copy."
             ) from error
 
-    # ---------------------------------------------------------------- observations and actions, as SB3 calls them
+    # ---------------------------------------------------------------- observations and actions, through SB3's interface
 
     def standardize(self, obs: th.Tensor) -> th.Tensor:
         """
         Standardise observations by the statistics of the real data.
 
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (..., O)
-        :return: what the networks see (..., O), in the dtype of the policy
+        :return: input of the networks (..., O), in the dtype of the policy
         """
         return self.standardization()(obs)
 
     def standardization(self) -> Standardization:
-        """Return ``standardize`` as a value, which follows the statistics."""
+        """Return ``standardize`` as a value that can be pickled; it shares the buffers of the statistics."""
         return Standardization(self.observation_mean, self.observation_mean_tail, self.observation_std)
 
     @th.no_grad()
     def set_observation_statistics(self, obs: th.Tensor) -> None:
         """
-        Take the statistics of observations as those that standardise.
+        Set the statistics for standardisation to those of the given observations.
 
-        :param obs: observations as the policy receives them (B, O), floating; a constant dimension stays unscaled
+        :param obs: observations as the policy receives them (B, O), floating; a constant dimension is not scaled
         """
         if not self.normalize_observation:
             return
@@ -200,17 +200,19 @@ class MetaPolicy(ActorCriticPolicy):
         self.observation_std.copy_(th.where(std > resolution(obs), std, th.ones_like(std)))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
+        """See ``ActorCriticPolicy``. Observations are standardised first."""
         assert isinstance(obs, th.Tensor)
         return super().extract_features(self.standardize(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
+        """See ``ActorCriticPolicy``. Observations are standardised first."""
         # SB3 bypasses an overridden ``extract_features`` here
         assert isinstance(obs, th.Tensor)
         return super().get_distribution(self.standardize(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Estimate the discounted return from observations on.
+        Estimate the values of observations.
 
         :param obs: observations as the (possibly VecNormalize-d) environment gives them (B, O)
         :return: values in units of the reward (B, 1)
@@ -244,7 +246,7 @@ class MetaPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.value_net = ValueHead(self.value_net)
-        # The meta-learner sets the actor's parameters; momentum of Adam must not move them
+        # The meta-learner sets the actor's parameters, so this optimiser's momentum must not move them
         self.optimizer = self.optimizer_class(
             self.critic_parameters().values(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -252,12 +254,12 @@ class MetaPolicy(ActorCriticPolicy):
         )
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the value function, by name, in a fixed order."""
+        """Return the critic's parameters by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(ACTOR_MODULES)}
 
     def values(self, policy_input: th.Tensor) -> th.Tensor:
         """
-        Estimate the discounted return from standardised observations on.
+        Estimate the values of standardised observations.
 
         :param policy_input: standardised observations (..., O)
         :return: values in units of the reward (...)
@@ -277,7 +279,7 @@ class MetaPolicy(ActorCriticPolicy):
     # ---------------------------------------------------------------- explicit parameter sets
 
     def actor_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that act and that are adapted, by name, in a fixed order."""
+        """Return the actor's parameters, which are adapted, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(ACTOR_MODULES)}
 
     def actor_vector(self) -> th.Tensor:
@@ -290,22 +292,22 @@ class MetaPolicy(ActorCriticPolicy):
         Set the actor's parameters.
 
         :param vector: the actor's parameters (P,), in the order of ``actor_vector``
-        :raises ValueError: if one of them is NaN or infinite: so would be all actions
+        :raises ValueError: if one of them is NaN or infinite, because all actions would be, too
         """
         if not th.isfinite(vector).all():
-            raise ValueError("These parameters of the policy are not all finite numbers: it keeps those it has.")
+            raise ValueError("The new parameters of the policy are not all finite numbers, so it keeps the old ones.")
         parameters = self.actor_parameters()
-        # A copy: PyTorch lets the parameters share the vector's memory, and the projection below would write into it
+        # A copy: the parameters share the memory of the vector, and the projection below would write into it
         nn.utils.vector_to_parameters(vector.clone(), parameters.values())
         if "log_std" in parameters:
             parameters["log_std"].clamp_(min=self.log_std_min)
 
     def with_actor_vector(self, vector: th.Tensor) -> "MetaPolicy":
         """
-        Copy the policy with other parameters of the actor.
+        Copy the policy, and set the actor's parameters of the copy.
 
         :param vector: parameters (P,), for instance adapted ones
-        :return: an independent policy with these parameters, to ``predict`` with or to save
+        :return: an independent policy with these parameters
         """
         policy = copy.deepcopy(self)
         policy.set_actor_vector(vector)
@@ -313,9 +315,9 @@ class MetaPolicy(ActorCriticPolicy):
 
     def actor(self, parameters: th.Tensor) -> StackedActor:
         """
-        The actor as a differentiable function of its parameters.
+        Return the actor as a differentiable function of its parameters.
 
-        :param parameters: one set a task (T, P)
+        :param parameters: one set per task (T, P)
         :return: a function from standardised observations (T, B, O) to action distributions
         """
         named = self._unflatten(parameters)
@@ -351,13 +353,14 @@ class MetaPolicy(ActorCriticPolicy):
 
 
 class _ActorOutput(nn.Module):
-    """``functional_call`` only calls ``forward``, and SB3's samples: this one returns the means or logits."""
+    """The actor as a module whose ``forward`` returns means or logits; ``functional_call`` needs that, but SB3's samples."""
 
     def __init__(self, policy: MetaPolicy) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(self, policy_input: th.Tensor) -> th.Tensor:
+        """Return the means or logits of standardised observations, (B, O) -> (B, .)."""
         policy = self.policy
         latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(policy_input))
         output: th.Tensor = policy.action_net(latent)

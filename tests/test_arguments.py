@@ -108,8 +108,8 @@ BAD_DYNAMICS = [
 ]
 # (arguments that contradict one another, required part of the message)
 BAD_COMBINATIONS = [
-    (dict(n_tasks=5, n_models=2), "5 tasks cannot be shared out among 2 models"),
-    (dict(n_tasks=2, n_models=4), "2 tasks cannot be shared out among 4 models"),
+    (dict(n_tasks=5, n_models=2), "5 tasks cannot be divided evenly among 2 models"),
+    (dict(n_tasks=2, n_models=4), "2 tasks cannot be divided evenly among 4 models"),
     (dict(buffer_size=10, learning_starts=11), "`buffer_size` (10) must hold at least the `learning_starts` (11)"),
     (dict(outer_kwargs=dict(n_epochs=3)), "would have no effect"),
     (dict(outer_optimizer="ppo", outer_kwargs=dict(target_kl=1)), "unknown entries ['target_kl']"),

@@ -231,7 +231,7 @@ class ForeignShape(Drift):
     [
         (Foreign, {}, r"`env.reward\(obs, action, next_obs\)`.*failed .IndexError.*`reward_fn=\"learned\"`"),
         (Foreign, dict(reward_fn="learned"), r"`env.done\(next_obs\)`.*failed .ValueError.*`termination_fn=\"learned\"`"),
-        (ForeignShape, {}, r"`env.reward\(obs, action, next_obs\)`.*failed .*one number a row.*`reward_fn=\"learned\"`"),
+        (ForeignShape, {}, r"`env.reward\(obs, action, next_obs\)`.*failed .*one number per row.*`reward_fn=\"learned\"`"),
     ],
 )
 def test_a_foreign_attribute_is_named_with_the_way_out(env_class, arguments, named):

@@ -227,7 +227,7 @@ def test_a_damaged_file_is_named_or_means_the_same(kind, model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda b: setattr(b, "pos", 10**6), "`pos`=1000000.*is no position in its 64 rows"),
+        (lambda b: setattr(b, "pos", 10**6), "`pos`=1000000.*is not a position in its 64 rows"),
         (lambda b: setattr(b, "pos", -1), "`pos` must be an integer of at least 0, not -1"),
         (lambda b: setattr(b, "full", None), "`full`=None"),
         (lambda b: setattr(b, "n_envs", 2), r"`observations` must be an array of shape \(64, 2, 2\)"),
@@ -240,7 +240,7 @@ def test_a_damaged_file_is_named_or_means_the_same(kind, model, tmp_path):
         ),
         (lambda b: setattr(b, "rewards", np.full((64, 1), 1e39)), "`rewards` has NaN or infinite numbers, first in row 0"),
         (lambda b: b.dones.__setitem__(2, 0.5), "`dones` must be 0 or 1"),
-        (lambda b: b.timeouts.__setitem__(0, 1.0), "`timeouts` say of steps within an episode"),
+        (lambda b: b.timeouts.__setitem__(0, 1.0), "`timeouts` mark steps that did not end an episode"),
         (lambda b: b.actions.__setitem__(1, 1.5), r"actions should be in \[-1, 1\].*up to 1.5"),
     ],
 )

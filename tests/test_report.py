@@ -80,7 +80,7 @@ def test_a_report_has_all_figures_in_one_file(run, tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == set(FIGURES)
     assert len(page.captions) == len(FIGURES) + 1
     assert [caption for caption in page.captions if caption.startswith("Left out")] == [
-        "Left out: only MuJoCo environments are filmed, whose state can be set."
+        "Left out: only MuJoCo environments have a video, because their state can be set."
     ]
     for hyperparameter in ("inner_lr", "n_tasks", "dynamics_kwargs", "stats_window_size"):
         assert f"<td>{hyperparameter}</td>" in text

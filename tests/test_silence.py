@@ -82,7 +82,7 @@ def test_episodes_beyond_the_horizon_are_said_once(longest, horizon, start, expe
     messages = caught(lambda: model.learn(60))
     assert len(messages) == expected
     for message in messages:
-        assert f"end after {horizon} (`horizon`)" in message
+        assert f"end after {horizon} steps (`horizon`)" in message
         assert "imagined_start='buffer'" in message
 
 

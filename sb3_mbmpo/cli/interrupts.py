@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals that end a process, as an exception: what is half done is put in order on its way up."""
+"""Ctrl-C, and the signals that end a process, as an exception, so that cleanup code runs before the process ends."""
 
 import signal
 import threading
@@ -9,29 +9,29 @@ from types import FrameType
 
 class Interrupted(KeyboardInterrupt):
     """
-    Ends what was running when a signal came.
+    Raised in the main thread when a signal arrives.
 
-    :param number: of the signal
+    :param number: number of the signal
     """
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.name = "Interrupted" if number == signal.SIGINT else "Terminated"
-        self.exit_code = 128 + number  # as shells have it
+        self.exit_code = 128 + number  # the convention of shells
 
 
 @contextmanager
 def interrupts_raise() -> Iterator[None]:
     """
-    The first signal in the block raises ``Interrupted``; what follows it is not disturbed by a second one.
+    Raise ``Interrupted`` at the first signal in the block, and ignore further ones, so that cleanup is not disturbed.
 
-    :return: a context
+    :return: a context manager
     """
-    if threading.current_thread() is not threading.main_thread():  # which gets no signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     numbers = [signal.SIGINT, signal.SIGTERM]
-    # After `nohup`, the end of the terminal is ignored
+    # After `nohup`, SIGHUP stays ignored
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}

@@ -1,4 +1,4 @@
-"""A simulator that goes on where it was in another process. No file holds one: it repeats its episode, action by action."""
+"""Resuming a simulator in another process. A file cannot hold a simulator, so its episode is repeated action by action."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ import numpy as np
 
 class EpisodeSoFar(NamedTuple):
     """
-    How an environment came to where it is.
+    The history of the current episode of an environment.
 
-    :param seed: of the reset that began the episode; None: it had none
-    :param start: state of the random numbers before that reset; None: the seed says it, or there is no telling
-    :param actions: those since, one a row
-    :param obs: where they led
+    :param seed: seed of the reset that began the episode, or None
+    :param start: state of the random numbers before that reset; None if there was a seed, or the state is unknown
+    :param actions: the actions since the reset
+    :param obs: the latest observation
     """
 
     seed: int | None
@@ -24,10 +24,11 @@ class EpisodeSoFar(NamedTuple):
 
 class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """
-    Keeps the actions of the present episode. Environments whose random numbers are all from Gymnasium's ``np_random``, or that
-    have none, can be brought back to where they were, to the last bit.
+    A wrapper that records the actions of the current episode, so that the episode can be repeated.
 
-    :param env: to wrap
+    An environment that draws all random numbers from Gymnasium's ``np_random``, or none at all, can be restored exactly.
+
+    :param env: the environment to wrap
     """
 
     def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
@@ -35,12 +36,14 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         self._so_far: EpisodeSoFar | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """See ``gymnasium.Env``. It begins a new record."""
         start = self._random_state() if seed is None else None
         obs, info = self.env.reset(seed=seed, options=options)
         self._so_far = EpisodeSoFar(seed, start, [], np.array(obs))
         return obs, info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env``. It records the action."""
         result = self.env.step(action)
         assert self._so_far is not None
         self._so_far.actions.append(np.array(action))
@@ -48,27 +51,27 @@ class RepeatableEpisode(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return result
 
     def so_far(self) -> EpisodeSoFar:
-        """Return what ``repeat`` needs; the environment was reset before."""
+        """Return what ``repeat`` needs; the environment must have been reset before."""
         assert self._so_far is not None
         return self._so_far._replace(actions=list(self._so_far.actions))
 
     def repeat(self, episode: EpisodeSoFar) -> bool:
         """
-        Repeat the episode of another environment so far.
+        Repeat the episode of another environment.
 
-        :param episode: of an environment that was made alike
-        :return: whether this one is now where that one was
+        :param episode: the history of an environment that was made in the same way
+        :return: whether this environment is now in the same state, as far as its observation shows
         """
         if episode.seed is None and episode.start is not None:
             self.unwrapped.np_random.bit_generator.state = episode.start
         obs, _ = self.reset(seed=episode.seed)
         for action in episode.actions:
             obs, _, terminated, truncated, _ = self.step(action)
-            if terminated or truncated:  # that one went on
+            if terminated or truncated:  # the other environment's episode went on
                 return False
         return np.array_equal(obs, episode.obs)
 
     def _random_state(self) -> dict[str, Any] | None:
-        """Return the state of the random numbers; None where an environment has those of another kind."""
+        """Return the state of the random numbers, or None if the environment has another kind of generator."""
         generator = getattr(self.unwrapped, "np_random", None)
         return dict(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None

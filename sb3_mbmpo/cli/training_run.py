@@ -1,7 +1,7 @@
-"""A training of the command line: evaluated at milestones, saved at the end of every iteration, resumed to the last bit.
+"""A training run of the command line, which is evaluated at milestones, saved after every iteration, and resumed exactly.
 
-The model's file says which buffer belongs to it. The buffer is written first, under a new name, then the model takes the place
-of the last one, then the last buffer is removed: however the process ends, a model lies there with its buffer.
+The model's file names the buffer that belongs to it. The buffer is written first, under a new name; then the model replaces
+the previous one; then the previous buffer is removed. However the process ends, there is a model with its buffer.
 """
 
 import argparse
@@ -26,27 +26,27 @@ from sb3_mbmpo.report.episodes import RandomPolicy
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
-# The attribute of a model that says which run of the command line it is from
+# The attribute of a model that describes the run of the command line
 RUN = "command_line_run"
 
 
 class Checkpoints(BaseCallback):
     """
-    Saves a model and its buffer between two iterations.
+    A callback that saves a model and its buffer between two iterations.
 
-    :param path: of the model
-    :param task: what the run is of; part of the model's file
-    :param every: real steps between two checkpoints at least; 0: every iteration
+    :param path: the model's file
+    :param task: the arguments that identify the run, stored in the model's file
+    :param every: minimum number of real steps between two checkpoints; 0: every iteration
     """
 
     def __init__(self, path: Path, task: dict[str, Any], every: int = 0) -> None:
         super().__init__()
         self.path, self.task, self.every = path, task, every
-        self.saved_steps: int | None = None  # None: not by this process, nor read by it
+        self.saved_steps: int | None = None  # None: this process has neither saved nor loaded the model
         self.start, self.seconds_before = time.perf_counter(), 0.0
 
     def _on_rollout_start(self) -> None:
-        # The first is of a model that has learned nothing: not worth an older one's place
+        # The first model has learned nothing, so it must not replace an older one
         if self.path.exists() if self.saved_steps is None else self.num_timesteps - self.saved_steps < max(self.every, 1):
             return
         self.save()
@@ -59,14 +59,14 @@ class Checkpoints(BaseCallback):
             self.save()
 
     def seconds(self) -> float:
-        """Return the seconds of training, in all processes of the run."""
+        """Return the seconds of training, summed over all processes of the run."""
         return self.seconds_before + time.perf_counter() - self.start
 
     def save(self) -> None:
         """
-        Put the model and its buffer in the place of the last ones.
+        Save the model and its buffer, and remove the previous buffer.
 
-        :raises OSError: if they cannot be written: the last ones are still there
+        :raises OSError: if they cannot be written; the previous ones are kept
         """
         folder = run_folder(self.path)
         names = (f"replay_buffer-{self.num_timesteps}{tail}.pkl" for tail in ("", *(f"-{i}" for i in range(2, 1000))))
@@ -85,10 +85,10 @@ class Checkpoints(BaseCallback):
 
 class TrainingRun:
     """
-    What the command line's ``train`` does.
+    A run of the command line's ``train``.
 
-    :param arguments: the command line's
-    :raises ValueError: if the run cannot be what they ask for
+    :param arguments: the command line's arguments
+    :raises ValueError: if the model's file exists already, and the arguments do not say what to do about it
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -104,18 +104,19 @@ class TrainingRun:
         self.checkpoints = Checkpoints(self.path, task, arguments.save_every)
         if self.path.exists() and not (arguments.resume or arguments.overwrite):
             raise ValueError(
-                f"{self.path} is there already: the same command with --resume goes on with that run, or says that it is "
-                "finished; with --overwrite, another run takes its place."
+                f"{self.path} is there already: the same command with --resume continues that run, or tells that it is "
+                "finished; with --overwrite, a new run replaces it."
             )
 
     def make_env(self, n_envs: int, seed: int, **kwargs: Any) -> VecEnv:
+        """Make the run's environment; ``kwargs`` are those of SB3's ``make_vec_env``."""
         return make_vec_env(self.env_id, n_envs=n_envs, seed=seed, env_kwargs=self.env_kwargs, **kwargs)
 
     def train(self) -> None:
         """
-        Train to each milestone and report the return there.
+        Train to each milestone, and report the return there.
 
-        :raises ValueError: if an argument cannot work, or the environment or a file is not as it should be
+        :raises ValueError: if an argument, the environment or a file is invalid
         :raises OSError: if a file cannot be written
         """
         arguments = self.arguments
@@ -156,8 +157,8 @@ class TrainingRun:
         model = MBMPO(env=env, seed=arguments.seed, verbose=arguments.verbose, device=arguments.device, **self.hyperparams)
         if self.total < model.learning_starts:
             raise ValueError(
-                f"All {self.total} real steps would be random (`learning_starts`: {model.learning_starts}), nothing learned: "
-                "ask for more --total-timesteps."
+                f"All {self.total} real steps would be random (`learning_starts`: {model.learning_starts}), so nothing would "
+                "be learned: pass more --total-timesteps."
             )
         return model
 
@@ -166,12 +167,12 @@ class TrainingRun:
         model = MBMPO.load(self.path, env=env, device=arguments.device, force_reset=False, verbose=arguments.verbose)
         run: dict[str, Any] | None = getattr(model, RUN, None)
         if run is None:
-            raise ValueError(f"{self.path} is no run of this command line: it can be replaced with --overwrite, not resumed.")
+            raise ValueError(f"{self.path} is no run of this command line: it cannot be resumed, only replaced (--overwrite).")
         task = self.checkpoints.task
         differences = {name: (run.get(name), value) for name, value in task.items() if run.get(name) != value}
         if differences:
             raise ValueError(
-                f"The run in {self.path} is another one, (its, yours): {differences}. Give the same arguments to resume it, "
+                f"The run in {self.path} is another one, (its, yours): {differences}. Pass the same arguments to resume it, "
                 "or another --save."
             )
         buffer = run_folder(self.path) / Path(run["buffer"]).name
@@ -181,41 +182,41 @@ class TrainingRun:
         self.checkpoints.saved_steps, self.checkpoints.seconds_before = model.num_timesteps, run["seconds"]
         repeated = [env.env_method("repeat", episode, indices=i)[0] for i, episode in enumerate(run["episodes"])]
         if not all(repeated):
-            model._last_obs = None  # `learn` resets then
+            model._last_obs = None  # makes `learn` reset the environment
             env.seed(arguments.seed + model.num_timesteps)
-            print("The environment does not repeat itself: a new episode begins, so an uninterrupted run would go otherwise.")
+            print("The environment does not repeat itself: a new episode begins, so results differ from an uninterrupted run.")
         print(f"{self.path} goes on from {model.num_timesteps} real steps.")
         return model
 
     def _report(self, name: str, steps: int, seconds: float, policy: PolicyPredictor) -> None:
-        # A seed of its own: neither the training episodes nor those of another milestone
+        # A different seed than that of the training episodes
         env = self.make_env(1, self.arguments.seed + 10_000)
         mean, std = evaluate_policy(policy, env, n_eval_episodes=self.arguments.eval_episodes, deterministic=True)
         env.close()
         print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{np.mean(mean):>12.1f}{np.mean(std):>10.1f}", flush=True)
 
     def state(self) -> str:
-        """Return what is left of the run if it ends now."""
+        """Return a message that tells what has been saved if the run ends now."""
         if self.model is not None and self.model._progress is not None:
             self.model._progress.close()
         if self.checkpoints.saved_steps is None:
             return f"{self.path} is as it was." if self.path.exists() else "Nothing was saved yet."
         return (
-            f"{self.path} has the run up to {self.checkpoints.saved_steps} real steps: the same command with --resume goes on "
-            "from there."
+            f"{self.path} has the run up to {self.checkpoints.saved_steps} real steps: the same command with --resume "
+            "continues from there."
         )
 
 
 def model_path(arguments: argparse.Namespace) -> Path:
-    """Return the path of the model, with ".zip" at its end, whatever other dots there are in its name."""
+    """Return the path of the model, which ends in ".zip" even if there are other dots in its name."""
     path: Path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}"
     return path if path.suffix == ".zip" else path.with_name(f"{path.name}.zip")
 
 
 def train(arguments: argparse.Namespace) -> None:
     """
-    Train as the configuration says, report the return at each milestone. The model FILE.zip is saved at the end of every
-    iteration, with its replay buffer and its log FILE/progress.csv.
+    Train with the hyperparameters of the configuration file, and report the return at each milestone. The model FILE.zip is
+    saved after every iteration, with its replay buffer and its log FILE/progress.csv.
     """
     run: TrainingRun | None = None
     with interrupts_raise():

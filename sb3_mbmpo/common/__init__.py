@@ -1,1 +1,1 @@
-"""What every room uses: spaces, numbers, checks, files, threads; nothing here knows of models or policies."""
+"""Helpers that every other folder uses: spaces, numbers, checks, files, threads. Nothing here knows models or policies."""

@@ -1,9 +1,9 @@
-"""What an action means to whom: the policy's sample, the environment's action, the dynamics model's input.
+"""The three forms of an action: the policy's sample, the environment's action, the dynamics model's input.
 
-The policy of a Box space works in [-1, 1], as the authors' does, so that an initial standard deviation of 1 covers any
+For a Box space the policy works in [-1, 1], as the authors' does, so that an initial standard deviation of 1 covers any
 range. The environment, the reward function and the replay buffer see the action in the environment's units, clipped to
-its bounds; the log-probability is that of the unclipped sample. Discrete choices enter the dynamics one-hot, with the
-width of the *space* (a width read off the data is wrong whenever a batch lacks the last action).
+its bounds. The log-probability is that of the unclipped sample. Discrete choices enter the dynamics one-hot, with the
+width of the *space* (a width inferred from the data is wrong whenever a batch lacks the last action).
 """
 
 import math
@@ -21,27 +21,29 @@ from sb3_mbmpo.common.finite import in_float32
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """
-    Refuse spaces that MB-MPO cannot work with.
+    Reject spaces that MB-MPO cannot work with.
 
-    :raises ValueError: if MB-MPO cannot work with the spaces, with the wrapper that helps
+    :param observation_space: the environment's
+    :param action_space: the environment's
+    :raises ValueError: if MB-MPO cannot work with a space; the message names the wrapper that helps
     """
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
         raise ValueError(
             f"MBMPO learns a dynamics model of a flat vector: the observation space must be a Box of one dimension, "
             f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
-            "(images need an encoder that turns them into a vector first)."
+            "(images first need an encoder that turns them into a vector)."
         )
     if isinstance(action_space, spaces.Box):
         if not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(
-                f"The action space {action_space} holds integers, which MBMPO's policy would round. Take choices with "
-                "`MultiDiscrete`, or let the environment round: `gymnasium.wrappers.TransformAction(env, lambda a: "
+                f"The action space {action_space} holds integers, but MBMPO's policy acts in real numbers. Describe the "
+                "choices by a `MultiDiscrete` space, or round: `gymnasium.wrappers.TransformAction(env, lambda a: "
                 "np.rint(a).astype(int), Box(low, high, dtype=np.float32))`."
             )
         if not in_float32(np.stack([action_space.low, action_space.high])).all():
             raise ValueError(
                 f"The action space must have finite bounds, not {action_space}. "
-                "Map bounded actions to it with `gymnasium.wrappers.TransformAction`."
+                "Map bounded actions to its range with `gymnasium.wrappers.TransformAction`."
             )
     elif isinstance(action_space, spaces.MultiDiscrete):
         if action_space.nvec.ndim != 1:
@@ -52,11 +54,11 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     elif not isinstance(action_space, spaces.Discrete):
         raise ValueError(
             f"The action space must be Box, Discrete, MultiDiscrete or MultiBinary, not {action_space}. "
-            "Write a `gymnasium.ActionWrapper` that maps one of those to it."
+            "Write a `gymnasium.ActionWrapper` that maps one of these spaces to it."
         )
     if isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(action_space.start != 0):
         raise ValueError(
-            f"The action space must count from 0, not from {action_space.start}: SB3's policies do. "
+            f"The action space must count from 0, not from {action_space.start}, because SB3's policies do. "
             "Shift the action in a `gymnasium.ActionWrapper`."
         )
 
@@ -64,9 +66,9 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
 @dataclass(frozen=True)
 class ActionCodec:
     """
-    Translates actions between the policy, the environment and the dynamics model.
+    Conversion of actions between the policy, the environment and the dynamics model.
 
-    :param action_space: one that ``check_spaces`` accepts
+    :param action_space: a space that ``check_spaces`` accepts
     """
 
     action_space: spaces.Space[Any]
@@ -76,25 +78,25 @@ class ActionCodec:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether the policy's actions are real numbers, not choices."""
+        """Whether the policy's actions are real numbers rather than discrete choices."""
         return isinstance(self.action_space, spaces.Box)
 
     @property
     def sample_dim(self) -> int:
-        """Width of the policy's action: A real numbers or K choices."""
+        """Size of the policy's action: A real numbers or K choices."""
         return math.prod(self.action_space.shape or (1,))
 
     @property
     def dynamics_dim(self) -> int:
-        """Width of an action as the dynamics model's input."""
+        """Size of an encoded action, the dynamics model's input."""
         return spaces.flatdim(self.action_space)
 
     def to_env(self, sample: th.Tensor) -> th.Tensor:
         """
-        Turn the policy's samples into actions of the environment.
+        Convert the policy's samples to environment actions.
 
-        :param sample: the policy's action (..., A) in units of [-1, 1], or (..., K) choices
-        :return: what the environment receives (..., A): in its units and clipped, or the same choices
+        :param sample: the policy's action, (..., A) scaled to [-1, 1], or (..., K) choices
+        :return: what the environment receives: (..., A) in its units and clipped, or the same choices
         """
         if not isinstance(self.action_space, spaces.Box):
             return sample
@@ -106,23 +108,23 @@ class ActionCodec:
 
     def gaussian_to_env(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        Rescale a Gaussian over the policy's actions.
+        Convert a Gaussian over the policy's actions to the environment's units.
 
-        :param mean: of a normal distribution of the policy's actions (..., A), in units of [-1, 1]
-        :param log_std: logarithm of its standard deviation (..., A)
-        :return: both in the units of the environment, not clipped
+        :param mean: mean of the policy's actions (..., A), scaled to [-1, 1]
+        :param log_std: logarithm of their standard deviation (..., A)
+        :return: mean and log standard deviation in the environment's units, not clipped
         """
         if self._is_unit:
             return mean, log_std
         center, half_range = self._scale(mean.device, mean.dtype)
-        # Bounds that leave no choice leave no density, either
+        # Where both bounds are equal, the half range is 0 and its logarithm infinite
         return th.addcmul(center, half_range, mean), log_std + half_range.clamp(min=1e-20).log()
 
     def to_dynamics(self, env_action: th.Tensor) -> th.Tensor:
         """
-        Encode actions of the environment for the dynamics model.
+        Encode environment actions for the dynamics model.
 
-        :param env_action: what the environment received (..., A) or (..., K) choices
+        :param env_action: what the environment received, (..., A) or (..., K) choices
         :return: the dynamics model's input (..., ``dynamics_dim``), float
         """
         if isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
@@ -133,23 +135,23 @@ class ActionCodec:
 
     def to_reward(self, env_action: th.Tensor) -> th.Tensor:
         """
-        Shape actions of the environment as reward functions expect them.
+        Shape environment actions as reward functions expect them.
 
         :param env_action: (B, A) or (B, K) choices
-        :return: the action as reward functions get it: (B,) for Discrete, else unchanged
+        :return: (B,) for Discrete, else unchanged
         """
         return env_action.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else env_action
 
     def to_numpy(self, env_action: th.Tensor) -> np.ndarray:
         """
-        Convert actions of the environment to NumPy.
+        Convert environment actions to NumPy.
 
         :param env_action: (B, A) or (B, K) choices
-        :return: (B, ``*action_space.shape``), in the dtype of the space
+        :return: (B, ``*action_space.shape``) in the dtype of the space
         """
         array: np.ndarray = env_action.cpu().numpy().astype(self.action_space.dtype)
         if isinstance(self.action_space, spaces.Box):
-            # float32 rounding of low + (high - low) may leave the bounds by one unit in the last place
+            # In float32, rounding of low + (high - low) may exceed the bounds by one unit in the last place
             low, high = self.action_space.low, self.action_space.high
             array = array.reshape(-1, *self.action_space.shape)
             clipped: np.ndarray = np.clip(array, low, high)
@@ -159,9 +161,10 @@ class ActionCodec:
 
     def from_numpy(self, action: np.ndarray, device: th.device) -> th.Tensor:
         """
-        Convert actions of the environment to tensors.
+        Convert environment actions to tensors.
 
-        :param action: (B, ``*action_space.shape``) as an environment takes it
+        :param action: (B, ``*action_space.shape``), as an environment takes it
+        :param device: where to put the result
         :return: (B, A) float32 or (B, K) long
         """
         continuous = isinstance(self.action_space, spaces.Box)
@@ -170,12 +173,12 @@ class ActionCodec:
 
     @cached_property
     def _is_unit(self) -> bool:
-        """Whether the environment's bounds are -1 and 1, as those of most robots: then there is nothing to scale."""
+        """Whether the environment's bounds are -1 and 1, as in most robotics tasks, so that nothing has to be scaled."""
         space = self.action_space
         return isinstance(space, spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
     def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
-        """Return center and half width of the bounds of a Box (A,), made once: the imagination asks at every step."""
+        """Return the center and half width of a Box's bounds (A,); cached, because every imagined step needs them."""
         if (device, dtype) not in self._scales:
             assert isinstance(self.action_space, spaces.Box)
             low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))

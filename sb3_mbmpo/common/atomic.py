@@ -1,7 +1,7 @@
-"""Files that are whole or not there: what is written goes to a new file beside the old one, which it replaces when it is done.
+"""Atomic file writes: the content goes to a temporary file in the same folder, which replaces the old file once complete.
 
-A process that is killed on the way leaves the old file as it was, and a part whose name begins with a dot; the next one that
-writes the same file removes it.
+A process that is killed while writing leaves the old file as it was, and a temporary file ("part") whose name begins with a
+dot. The next process that writes the same file removes the part.
 """
 
 import os
@@ -13,30 +13,30 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows: parts that were left behind stay
+except ImportError:  # Windows: abandoned parts are not removed
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """
-    Write a file that appears at ``path`` only when the block has ended without an error, and is on the disk then.
+    Open a file that appears at ``path``, synced to disk, only if the block ends without an error.
 
-    :param path: of the file; its folder exists. What it links to is replaced, not the link
-    :return: a context that gives the file to write to
-    :raises OSError: if it cannot be written; what was there before is as it was
+    :param path: the file to write, in a folder that exists. If it is a link, the target is replaced, not the link
+    :return: a context manager that gives the file to write to
+    :raises OSError: if the file cannot be written; the old file is left as it was
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():  # a device or a pipe cannot be replaced, and a folder must not be
+    if target.exists() and not target.is_file():  # a device or a pipe cannot be replaced, and a folder must not be replaced
         with target.open("wb") as device:
             yield device
         return
     if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(f"{path} is write-protected: it is not replaced.")
+        raise PermissionError(f"{path} is write-protected, so it is not replaced: allow writing to it, or use another path.")
     remove_abandoned_parts(target)
     part, file = _new_part(target)
     try:
-        with _kept_alive(file):  # to the rename: a part that is complete but nobody's would be taken for abandoned
+        with _kept_alive(file):  # locked until the rename: without a lock, a complete part would be taken for abandoned
             with file:
                 yield file
                 file.flush()
@@ -55,22 +55,22 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
     """
-    Write a file whole or not at all.
+    Write a whole file, or nothing.
 
-    :param path: of the file; its folder exists
-    :param content: all of it; text is encoded in UTF-8
-    :raises OSError: if it cannot be written; what was there before is as it was
+    :param path: the file to write, in a folder that exists
+    :param content: the whole content; text is encoded as UTF-8
+    :raises OSError: if the file cannot be written; the old file is left as it was
     """
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_abandoned_parts(target: Path) -> None:
-    """Remove what killed processes left of ``target``: a process that lives holds a lock on its part."""
+    """Remove the parts of ``target`` that killed processes left behind; a living process holds a lock on its part."""
     if fcntl is None:
         return
     for part in target.parent.glob(f".{_escaped(target.name)}.*.part"):
-        # Gone by now, or in use, or on a disk that knows no locks
+        # An OSError means: already gone, in use, or on a file system without locks
         with suppress(OSError), part.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
@@ -81,7 +81,7 @@ def _escaped(name: str) -> str:
 
 
 def _new_part(target: Path) -> tuple[Path, BinaryIO]:
-    """Return a new file beside ``target``, locked, with the permissions that ``target`` has or would get."""
+    """Create and lock a new file beside ``target``, with the permissions that ``target`` has or would get."""
     while True:
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         file = part.open("xb")
@@ -89,7 +89,7 @@ def _new_part(target: Path) -> tuple[Path, BinaryIO]:
             if target.exists():
                 os.chmod(part, target.stat().st_mode & 0o7777)
             if fcntl is not None:
-                with suppress(OSError):  # a disk that knows no locks; nobody removes parts there
+                with suppress(OSError):  # a file system without locks, on which no parts are removed
                     fcntl.flock(file, fcntl.LOCK_EX)
         except BaseException:
             file.close()
@@ -97,12 +97,12 @@ def _new_part(target: Path) -> tuple[Path, BinaryIO]:
             raise
         if part.exists():
             return part, file
-        file.close()  # taken for abandoned in the moment before it was locked
+        file.close()  # another process took it for abandoned in the moment before it was locked
 
 
 @contextmanager
 def _kept_alive(file: BinaryIO) -> Iterator[None]:
-    """Keep the lock when ``file`` is closed: Windows renames closed files only, and has no such locks."""
+    """Keep the lock after ``file`` is closed. It is closed before the rename because Windows renames closed files only."""
     if fcntl is None:
         yield
         return
@@ -114,7 +114,7 @@ def _kept_alive(file: BinaryIO) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The name, too, shall survive a power failure; some systems cannot promise it, such as Windows."""
+    """Sync the folder, so that the new name survives a power failure, too; some systems, such as Windows, cannot do this."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

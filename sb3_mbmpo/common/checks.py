@@ -1,4 +1,4 @@
-"""Checks of single values: what is wrong, the value, and what it has to be. They know no algorithm."""
+"""Checks of single values. The messages say which value is wrong, what it is and what it has to be."""
 
 import difflib
 import inspect
@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-# Training is in single precision, where larger numbers are infinite
+# Training uses single precision, in which larger numbers are infinite
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
-# Beyond it, products of integers leave those of PyTorch
+# With larger integers, products overflow PyTorch's 64-bit integers
 LARGEST_INTEGER = 2**53
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether the value is a finite real number in single precision; True and False are none."""
-    # NumPy's numbers are registered with the abstract ones
+    """Tell whether the value is a real number that is finite in single precision; True and False do not count."""
+    # NumPy's number types are registered with Python's abstract ones
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
-        # Not so NaN; and PyTorch takes no larger integers
+        # False for NaN; the limit of integers keeps them within PyTorch's range
         return abs(float(value)) <= (LARGEST_INTEGER if isinstance(value, Integral) else LARGEST_NUMBER)
-    except OverflowError:  # of an integer
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -61,7 +61,7 @@ def check_mapping(name: str, value: Any) -> None:
 
 
 def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ``TypeError``, as Python does, if ``kwargs`` has a name that is not ``known``; say which one may be meant."""
+    """Raise ``TypeError``, as Python does, if ``kwargs`` has a name that is not ``known``; suggest the nearest known name."""
     for name in sorted(set(kwargs) - set(known)):
         nearest = difflib.get_close_matches(name, sorted(known), 1)
         raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
@@ -75,7 +75,7 @@ def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) ->
 
 
 def check_net_arch(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` lists layer widths."""
+    """Raise ``ValueError`` unless ``value`` is a list of layer widths."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"`{name}` must be a list of layer widths, not {value!r}.")
     for width in value:
@@ -83,5 +83,5 @@ def check_net_arch(name: str, value: Any) -> None:
 
 
 def keyword_names(function: Any, skip: Collection[str]) -> set[str]:
-    """Return names of the function's parameters, but for those to ``skip``."""
+    """Return the names of the function's parameters except those in ``skip``."""
     return set(inspect.signature(function).parameters) - set(skip)

@@ -1,9 +1,9 @@
-"""Action distributions as values: immutable bundles of tensors, for a stack of policies at once.
+"""Action distributions as values: immutable bundles of tensors, for many policies at once.
 
-SB3's distribution objects mutate themselves (two calls of ``get_distribution`` return the same object, so their KL is 0),
-cannot be stacked over tasks and sample from the global random generator. The classes here are plain functions of tensors.
+SB3's distribution objects are mutable (two calls of ``get_distribution`` return the same object, so the KL divergence between
+them is 0), cannot be stacked over tasks, and sample from the global random generator. The classes here hold tensors only.
 
-Legend of shapes: ``T`` tasks, ``B`` rows a task, ``A`` action size, ``K`` number of discrete choices.
+Legend of shapes: ``T`` tasks, ``B`` rows per task, ``A`` action size, ``K`` number of discrete choices.
 """
 
 import math
@@ -26,28 +26,28 @@ class ActionDistribution(ABC):
 
     @abstractmethod
     def with_parameters(self, parameters: tuple[th.Tensor, ...]) -> "ActionDistribution":
-        """Return the same family of distribution with other parameters."""
+        """Return a distribution of the same family with other parameters."""
 
     @abstractmethod
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        """Return one action a row, (T, B, A) float or (T, B, K) long."""
+        """Draw one action per row, (T, B, A) float or (T, B, K) long."""
 
     @abstractmethod
     def mode(self) -> th.Tensor:
-        """Return the most likely action of each row, shaped as a sample."""
+        """Return the most likely action of each row, shaped like a sample."""
 
     @abstractmethod
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """
         Evaluate the log-likelihood of actions.
 
-        :param actions: shaped as a sample
+        :param actions: shaped like a sample
         :return: log-likelihood (T, B)
         """
 
     @abstractmethod
     def entropy(self) -> th.Tensor:
-        """Return entropy in nats (T, B)."""
+        """Return the entropy in nats (T, B)."""
 
     @abstractmethod
     def kl_divergence(self, other: "ActionDistribution") -> th.Tensor:
@@ -59,7 +59,7 @@ class ActionDistribution(ABC):
         """
 
     def detach(self) -> "ActionDistribution":
-        """Return the same distribution, cut from the autograd graph."""
+        """Return the same distribution, detached from the autograd graph."""
         return self.with_parameters(tuple(parameter.detach() for parameter in self.parameters))
 
 
@@ -110,7 +110,7 @@ class Categoricals(ActionDistribution):
     """
     ``K`` independent categorical choices: Discrete (K = 1) and MultiDiscrete.
 
-    :param logits: (T, B, sum of n_choices), unnormalised
+    :param logits: (T, B, sum of n_choices), unnormalised log-probabilities
     :param n_choices: how many options each of the ``K`` choices has
     """
 
@@ -125,7 +125,7 @@ class Categoricals(ActionDistribution):
         return Categoricals(parameters[0], self.n_choices)
 
     def _log_probs(self) -> list[th.Tensor]:
-        """Return normalised log-probabilities of each choice, (T, B, n_choices[k])."""
+        """Return the normalised log-probabilities of each choice, (T, B, n_choices[k])."""
         return [F.log_softmax(logits, dim=-1) for logits in self.logits.split(self.n_choices, dim=-1)]
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
@@ -195,11 +195,12 @@ class Bernoullis(ActionDistribution):
 
 def make_distribution(action_space: spaces.Space[Any], output: th.Tensor, log_std: th.Tensor | None) -> ActionDistribution:
     """
-    The distribution that SB3's ``make_proba_distribution`` would choose, as a value.
+    Make the distribution that SB3's ``make_proba_distribution`` would choose.
 
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param output: the actor's output (T, B, size): means, or logits
     :param log_std: (T, 1, A) for Box, else None
+    :return: one distribution for each of the ``T x B`` rows
     """
     if isinstance(action_space, spaces.Box):
         assert log_std is not None

@@ -1,4 +1,4 @@
-"""What floating-point numbers can hold. NaN and infinite ones are stopped where they arise: later, they are everywhere.
+"""Limits of floating-point numbers. NaN and infinite numbers are caught where they arise, before they spread everywhere.
 
 Legend of shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -9,14 +9,14 @@ import torch as th
 
 def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
     """
-    Refuse rewards that are no finite numbers.
+    Reject rewards that are not finite.
 
-    :param source: what to call the function that gave the rewards
+    :param source: name of the reward function in the message
     :param reward: (B,)
     :param obs: raw (B, O)
     :param action: as the reward function got it (B, ...)
     :param next_obs: raw (B, O)
-    :raises ValueError: if a reward is NaN or infinite, with the first transition for which it is
+    :raises ValueError: if a reward is NaN or infinite; the message shows the first such transition
     """
     finite = th.isfinite(reward)
     if finite.all():
@@ -25,18 +25,18 @@ def check_rewards(source: str, reward: th.Tensor, *, obs: th.Tensor, action: th.
     check_observations(obs, next_obs)
     raise ValueError(
         f"{source} gave the reward {float(reward[row])} for obs {_shown(obs[row])}, action {_shown(action[row])}, next_obs "
-        f"{_shown(next_obs[row])}. Learned models also imagine what never happens: it has to be a finite number everywhere "
-        "(clamp what goes into a root, a logarithm or a division), or pass `reward_fn='learned'`."
+        f"{_shown(next_obs[row])}. Learned models also imagine states that never occur: make it a finite number everywhere "
+        "(clamp the argument of a root, a logarithm or a division), or pass `reward_fn='learned'`."
     )
 
 
 def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
     """
-    Refuse imagined observations that are no finite numbers.
+    Reject imagined observations that are not finite.
 
     :param obs: raw, imagined (..., O)
-    :param next_obs: what was imagined to follow (..., O)
-    :raises ValueError: if one is NaN or infinite
+    :param next_obs: the imagined next observations (..., O)
+    :raises ValueError: if an observation is NaN or infinite
     """
     bad = (~(th.isfinite(obs) & th.isfinite(next_obs)).all(-1)).flatten()
     if bad.any():
@@ -53,41 +53,41 @@ def _shown(values: th.Tensor) -> str:
 
 
 def in_float32(values: np.ndarray) -> np.ndarray:
-    """Tell which of the numbers are finite, and still are in single precision, in which models are fitted."""
+    """Tell which numbers are finite in single precision, too, in which the models are fitted."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
     return finite
 
 
-# A mean of so many standard deviations costs digits of single precision that matter
+# If the mean is more than this many standard deviations, single precision loses digits that matter
 LARGE_MEAN = 1e3
 
 
 def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
-    Compute what single precision leaves of a mean.
+    Compute the part of a mean that rounding to single precision loses.
 
-    :param mean: of columns (K,) float64
-    :param std: their standard deviation (K,)
-    :return: what is missing if the mean is rounded to single precision, where that matters; else 0, (K,) float64
+    :param mean: mean of each column (K,) float64
+    :param std: standard deviation of each column (K,)
+    :return: the rounding error of the mean where it matters, else 0, (K,) float64
     """
     return th.where(mean.abs() > LARGE_MEAN * std, mean - mean.float(), 0.0)
 
 
 def as_floating(values: np.ndarray) -> np.ndarray:
-    """Return integers as floating-point numbers that hold them, others as they are."""
+    """Convert integers to a floating-point type that can hold them; return other numbers as they are."""
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 
 def resolution(values: th.Tensor) -> th.Tensor:
     """
-    A column whose spread is below this is constant, as far as its numbers tell: what is left is rounding.
+    Return the spread below which a column counts as constant, because all that varies is rounding.
 
     :param values: (B, K), in the dtype in which they were observed
     :return: (K,) float64, 0 for a column of zeros
     """
     dtype = values.dtype if values.is_floating_point() else th.float64
-    # Single precision: one row in 10,000 is the next number. Double precision shows the rounding of the simulator, too, which
-    # is many last digits
+    # Single precision: one row in 10,000 may be the next representable number. Double precision also shows the simulator's
+    # rounding, which affects many of the last digits
     digits = 2.0**10 if dtype == th.float64 else 0.01
     return digits * th.finfo(dtype).eps * values.abs().amax(0).double()

@@ -9,14 +9,15 @@ def conjugate_gradient(
     product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, *, tolerance: float = 1e-10
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Solve ``A x = b`` for a symmetric positive definite A. Unlike sb3-contrib's solver it starts at 0: no random numbers,
-    the same result every time.
+    Solve ``A x = b`` for a symmetric positive definite A by conjugate gradients.
 
-    :param product: x -> A x
-    :param b: right-hand side
-    :param max_steps: upper bound of iterations
-    :param tolerance: stop when the squared residual is below this share of the squared ``b``
-    :return: x, and A x without another product
+    Unlike sb3-contrib's solver it starts at 0: it draws no random numbers, so the result is always the same.
+
+    :param product: the function x -> A x
+    :param b: right-hand side (P,)
+    :param max_steps: maximum number of iterations
+    :param tolerance: stop when the squared norm of the residual is below this share of that of ``b``
+    :return: x (P,), and A x (P,), which needs no further product
     """
     x, image_of_x = th.zeros_like(b), th.zeros_like(b)
     residual = b.clone()

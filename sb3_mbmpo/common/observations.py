@@ -1,4 +1,4 @@
-"""From raw observations to what the policies' networks see. The functions are values: they pickle.
+"""Functions from raw observations to the input of the policies' networks. They are values, so they can be pickled.
 
 Legend of shapes: ``O`` observation size.
 """
@@ -14,10 +14,10 @@ from sb3_mbmpo.common.finite import LARGE_MEAN
 @dataclass(frozen=True)
 class Standardization:
     """
-    Observations less their mean, in standard deviations.
+    Standardisation of observations: the mean is subtracted, and the result is divided by the standard deviation.
 
     :param mean: (O,), in the dtype of the policy
-    :param mean_tail: what that dtype leaves of the mean, where it matters (O,) float64
+    :param mean_tail: the part of the mean that rounding to that dtype loses, where it matters (O,) float64
     :param std: (O,)
     """
 
@@ -29,15 +29,15 @@ class Standardization:
         """
         Standardise observations.
 
-        :param obs: (..., O), also integers
+        :param obs: (..., O), floating or integer
         :return: (..., O) in the dtype of the policy
         """
         mean, std = self.mean, self.std
         if not obs.is_floating_point() and obs.element_size() >= 4:
-            obs = obs.double()  # counts
+            obs = obs.double()  # single precision cannot hold all integers of 32 bits
         centred = obs.to(mean.dtype) - mean
         if obs.dtype == th.float64:
-            # Rounding before the subtraction would leave little of a small change of large numbers
+            # Rounding before the subtraction would lose small changes of large numbers
             exactly = (obs - mean - self.mean_tail).to(mean.dtype)
             centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
         return centred / std
@@ -46,7 +46,7 @@ class Standardization:
 @dataclass(frozen=True)
 class VecNormalizeScaling:
     """
-    What SB3's ``VecNormalize`` does to observations, in tensors.
+    The scaling of observations by SB3's ``VecNormalize``, for tensors.
 
     :param mean: (O,)
     :param std: (O,)
@@ -63,17 +63,17 @@ class VecNormalizeScaling:
 
 
 def unscaled(obs: th.Tensor) -> th.Tensor:
-    """Return the observations as they are: there is no ``VecNormalize``."""
+    """Return the observations unchanged, for environments without ``VecNormalize``."""
     return obs
 
 
 @dataclass(frozen=True)
 class PolicyInput:
     """
-    Raw observations (..., O) -> what the policies' networks see (..., O).
+    The function from raw observations (..., O) to the input of the policies' networks (..., O).
 
-    :param scale: as the environment's ``VecNormalize``, if there is one
-    :param standardize: by the policy's own statistics
+    :param scale: the scaling of the environment's ``VecNormalize``, or ``unscaled``
+    :param standardize: standardisation by the policy's own statistics
     """
 
     scale: Callable[[th.Tensor], th.Tensor]

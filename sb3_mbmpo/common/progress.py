@@ -1,4 +1,4 @@
-"""What a user sees while nothing real happens: a second line of the progress bar, and the seconds of each stage."""
+"""Progress between real steps: a second line of the progress bar, and the wall time of each stage."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ LOG_FORMATS = ("stdout", "log", "json", "csv", "tensorboard")
 
 class StageProgressBar(ProgressBarCallback):
     """
-    SB3's progress bar with a second line: which stage of the iteration, which epoch or meta-step, and its metrics.
+    SB3's progress bar with a second line: the stage of the iteration, the epoch or meta-step, and its metrics.
     """
 
     def after(self, callback: MaybeCallback) -> CallbackList:
-        """Return the user's callback, or callbacks, followed by this one."""
+        """Combine the user's callback, or callbacks, with this one, which comes last."""
         if isinstance(callback, list):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
@@ -30,7 +30,7 @@ class StageProgressBar(ProgressBarCallback):
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self._stage = ""
-        # A second bar would want a live display of its own, of which older versions of rich allow only one
+        # A second bar would need a live display of its own, and older versions of rich allow only one
         self._lines = self.pbar._prog
         self._line = self._lines.add_task("", visible=False)
 
@@ -38,24 +38,24 @@ class StageProgressBar(ProgressBarCallback):
         self.show("real rollout", 0, None, {})
 
     def _on_rollout_end(self) -> None:
-        # tqdm saves updates that come too soon after one another for the next one, which comes after the silent stages
+        # tqdm defers an update that comes too soon after another one; the next one would come only after the silent stages
         self.pbar.refresh()
 
     def close(self) -> None:
-        """Give the terminal back when training ends with an error."""
+        """Close the bar, so that the terminal is usable after training has ended with an error."""
         if hasattr(self, "pbar"):
             self.pbar.close()
 
     def show(self, stage: str, done: int, total: int | None, metrics: dict[str, float]) -> None:
         """
-        Show how far a stage is.
+        Show the progress of a stage.
 
         :param stage: name of the stage, with the unit of ``done``
-        :param done: epochs or meta-steps so far
-        :param total: how many there will be at most; None: they are not counted here
-        :param metrics: name and value of what is worth watching
+        :param done: number of epochs or meta-steps so far
+        :param total: their maximum number, or None if they are not counted
+        :param metrics: name and value of the metrics to show
         """
-        if stage != self._stage:  # a new line, whose time begins now
+        if stage != self._stage:  # a new line, so that its clock starts at 0
             self._stage = stage
             self._lines.remove_task(self._line)
             self._line = self._lines.add_task("", total=total)
@@ -71,7 +71,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the wall time of the block to the stage's seconds."""
+        """Measure the block, and add its wall time to the stage's seconds."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
@@ -79,18 +79,18 @@ class Stopwatch:
 
 def dump_and_keep(algorithm: OffPolicyAlgorithm) -> None:
     """
-    Write the log, and leave its metrics in the logger: callbacks look at them in the next rollout, as with PPO or SAC.
+    Write the log, but keep its metrics in the logger: callbacks read them during the next rollout, as with PPO or SAC.
 
-    :param algorithm: has recorded the metrics of an iteration
+    :param algorithm: the algorithm, which has recorded the metrics of an iteration
     """
     logger = algorithm.logger
     values: Mapping[str, Any] = logger.name_to_value
     metrics = {
         key: value
         for key, value in values.items()
-        # Those of the iteration before, if this one had none, are no longer true
+        # Metrics kept from the previous iteration, which this one did not record, are outdated
         if isinstance(value, Real) and logger.name_to_excluded[key] != LOG_FORMATS
     }
     algorithm.dump_logs()
     for key, value in metrics.items():
-        logger.record(key, value, exclude=LOG_FORMATS)  # written once is enough
+        logger.record(key, value, exclude=LOG_FORMATS)  # already written above

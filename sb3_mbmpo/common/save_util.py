@@ -17,37 +17,37 @@ from sb3_mbmpo.common.atomic import whole_file
 
 Path = str | pathlib.Path | io.BufferedIOBase
 
-# Raised with every change after which files of earlier versions no longer load; the changelog says why
+# Increased with every change after which older files no longer load; the changelog says why
 FILE_FORMAT = 4
-# What to do about a file that is not as it was written
-TAKE_A_COPY = "It was damaged after it was written, or is incomplete: take an earlier copy of it."
+# The remedy for a damaged file
+TAKE_A_COPY = "It was damaged after it was written, or is incomplete: take an earlier copy."
 
-# The comment at the end of a zip archive: SB3 and all tools pass over it
+# The comment at the end of a zip archive, which SB3 and other tools ignore
 _SEAL = b"sha256:"
 _SEAL_LENGTH = len(_SEAL) + 2 * hashlib.sha256().digest_size
 
 
 def file_stamp(kind: str) -> dict[str, Any]:
     """
-    Say what a file is and which version wrote it.
+    Return the attributes that tell what a file holds and which version wrote it.
 
     :param kind: what the file holds
-    :return: what every file says of itself
+    :return: attributes to save in the file
     """
     return {"file_kind": kind, "file_format": FILE_FORMAT, "package_version": sb3_mbmpo.__version__}
 
 
 def file_name(path: object) -> str:
-    """Return what to call a path or an open file in a message."""
+    """Return the name of a path or an open file for messages."""
     return str(path) if isinstance(path, (str, pathlib.Path)) else str(getattr(path, "name", "the open file"))
 
 
 def plain(value: Any) -> Any:
     """
-    Replace NumPy's numbers in nested containers.
+    Convert NumPy's numbers in nested containers to Python's, because PyTorch refuses to load NumPy's from a file.
 
-    :param value: a number, or any nest of dictionaries, lists and tuples
-    :return: the same with Python's numbers for NumPy's, which PyTorch refuses to load from a file
+    :param value: a number, or nested dictionaries, lists and tuples
+    :return: the same structure with Python's numbers
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -61,11 +61,11 @@ def plain(value: Any) -> Any:
 
 def existing_file(path: Path, suffix: str) -> Path:
     """
-    Find the file that a name means.
+    Find the file that a name stands for.
 
     :param path: a file name, with or without its suffix, or an open file
     :param suffix: without the dot
-    :return: the file that is meant, also where a folder has the name without the suffix
+    :return: the path with the suffix if only that is a file, even if a folder has the name without it; else ``path``
     """
     if not isinstance(path, (str, pathlib.Path)):
         return path
@@ -76,10 +76,11 @@ def existing_file(path: Path, suffix: str) -> Path:
 @contextmanager
 def opened(path: Path, suffix: str) -> Iterator[BinaryIO]:
     """
-    Open a file to read it. An open one is where it was afterwards.
+    Open a file for reading; if it was open already, its position is restored afterwards.
 
     :param path: a file name, with or without its suffix, or an open file
     :param suffix: without the dot
+    :return: a context manager that gives the file
     """
     found = existing_file(path, suffix)
     if isinstance(found, (str, pathlib.Path)):
@@ -96,11 +97,13 @@ def opened(path: Path, suffix: str) -> Iterator[BinaryIO]:
 @contextmanager
 def output(path: Path, suffix: str) -> Iterator[BinaryIO]:
     """
-    Where SB3 would save: with a suffix, in a folder that is made, and beside a folder of that very name.
+    Open a file for writing where SB3 would save.
+
+    As in SB3, a missing suffix is appended, a missing folder is created, and "_2" is appended to the name of a folder.
 
     :param path: a file name, to which the suffix is appended if it has none, or an open file
     :param suffix: without the dot
-    :return: a context that gives the file to write to. A name has the whole file once the context has ended, or the old one
+    :return: a context manager that gives the file. The old file stays until the new one is complete
     """
     if not isinstance(path, (str, pathlib.Path)):
         yield cast(BinaryIO, path)
@@ -123,10 +126,10 @@ def output(path: Path, suffix: str) -> Iterator[BinaryIO]:
 
 def sealed(archive: bytes) -> bytes:
     """
-    Add a checksum to an archive.
+    Add a checksum to a zip archive.
 
     :param archive: a zip archive without a comment
-    :return: the archive whose comment is the checksum of all of it
+    :return: the same archive, with its checksum as the comment
     """
     assert archive.endswith(b"\0\0")  # the length of its comment
     seal = _SEAL + hashlib.sha256(archive).hexdigest().encode()
@@ -134,7 +137,7 @@ def sealed(archive: bytes) -> bytes:
 
 
 def _is_intact(content: bytes) -> bool:
-    """Tell whether a file is as it was sealed; True for one without a seal, which another program has written."""
+    """Tell whether a file matches its checksum; True for a file without one, which another program has written."""
     if not content[-_SEAL_LENGTH:].startswith(_SEAL):
         return True
     return sealed(content[: -_SEAL_LENGTH - 2] + b"\0\0") == content
@@ -142,25 +145,29 @@ def _is_intact(content: bytes) -> bool:
 
 def read_sealed(path: Path) -> bytes:
     """
-    :param path: of an existing file, or an open one
-    :return: all of it
-    :raises ValueError: if it has a checksum that says otherwise
+    Read a file and verify its checksum, if it has one.
+
+    :param path: an existing file, or an open one
+    :return: its whole content
+    :raises ValueError: if the content does not match the checksum
     """
     with opened(path, "zip") as file:
         content = file.read()
     if not _is_intact(content):
-        raise ValueError(f"{file_name(path)} is not what its checksum says. {TAKE_A_COPY}")
+        raise ValueError(f"{file_name(path)} does not match its checksum. {TAKE_A_COPY}")
     return content
 
 
 def check_file(path: Path, kind: str) -> dict[str, Any]:
     """
-    Before anything is unpickled: the objects of another format may not even have their classes any more.
+    Check that this version can read a file, before anything is unpickled.
+
+    The objects in a file of another format may be of classes that no longer exist.
 
     :param path: a zip file of SB3's
     :param kind: what it should hold
-    :return: its attributes as JSON has them: nothing in them has been unpickled
-    :raises ValueError: if this version cannot read it
+    :return: its attributes as JSON has them, nothing unpickled
+    :raises ValueError: if this version cannot read the file
     """
     name = file_name(path)
     content = read_sealed(path)
@@ -173,7 +180,7 @@ def check_file(path: Path, kind: str) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error}). {TAKE_A_COPY}") from error
     if damaged is not None:
-        raise ValueError(f"{name} cannot be read: its part {damaged!r} is damaged. {TAKE_A_COPY}")
+        raise ValueError(f"{name} cannot be read: its entry {damaged!r} is damaged. {TAKE_A_COPY}")
     if not isinstance(data, dict) or data.get("file_kind") != kind:
         raise ValueError(f"{name} holds no {kind} of sb3_mbmpo: load it with the class that saved it.")
     if data.get("file_format") != FILE_FORMAT:
@@ -186,15 +193,15 @@ def check_file(path: Path, kind: str) -> dict[str, Any]:
 
 def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
-    Read arrays without unpickling: a data file shall not be able to run code.
+    Read arrays without unpickling, so that a data file cannot run code.
 
-    :param path: of a file that ``numpy.savez`` wrote
+    :param path: a file that ``numpy.savez`` wrote
     :return: its arrays by name
     :raises ValueError: if it is another kind of file, or damaged
     """
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is not a file that `numpy.savez` wrote.")
+            raise ValueError(f"{path} is not a file written by `numpy.savez`: write the arrays with it.")
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
@@ -204,5 +211,5 @@ def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         except Exception as error:
             raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}). {TAKE_A_COPY}") from error
     if damaged is not None:
-        raise ValueError(f"{path} cannot be read: its part {damaged!r} is damaged. {TAKE_A_COPY}")
+        raise ValueError(f"{path} cannot be read: its entry {damaged!r} is damaged. {TAKE_A_COPY}")
     return arrays

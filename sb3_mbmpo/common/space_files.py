@@ -1,4 +1,4 @@
-"""Spaces as JSON, so that a file can say what it is for without pickled objects, which can run code."""
+"""Spaces as JSON, so that a file can describe its spaces without pickled objects, which can run code."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from gymnasium import spaces
 
 def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     """
-    Describe a space in plain values.
+    Describe a space by plain values.
 
     :param space: Box, Discrete, MultiDiscrete or MultiBinary
-    :return: what ``space_from_dict`` makes an equal one of, in lists, numbers and strings
-    :raises ValueError: if it is of another kind
+    :return: lists, numbers and strings, from which ``space_from_dict`` makes an equal space
+    :raises ValueError: if the space is of another kind
     """
     if isinstance(space, spaces.Box):
         return {"type": "Box", "low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
@@ -34,9 +34,9 @@ def space_from_dict(entry: dict[str, Any]) -> spaces.Space[Any]:
     """
     Make a space from its description.
 
-    :param entry: from ``space_to_dict``
+    :param entry: what ``space_to_dict`` returned
     :return: the space
-    :raises ValueError: if it says something else
+    :raises ValueError: if the kind of space is unknown
     """
     kind = entry["type"]
     dtype: Any

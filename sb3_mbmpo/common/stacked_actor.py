@@ -1,6 +1,6 @@
-"""The actor as a function of explicit parameters, for many parameter sets at once. The functions are values: they pickle.
+"""The actor as a function of explicit parameters, for many parameter sets at once. The functions can be pickled.
 
-Legend of shapes: ``T`` parameter sets (tasks), ``B`` rows, ``O`` observation size.
+Legend of shapes: ``T`` parameter sets (tasks), ``B`` rows, ``O`` observation size, ``A`` action size.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ class StackedActor:
     """
     The policies of all tasks.
 
-    :param action_space: decides the family of distributions
+    :param action_space: determines the family of distributions
     :param network: standardised observations (T, B, O) -> means or logits (T, B, .)
-    :param log_std: (T, 1, A) of a Box space, else None
+    :param log_std: (T, 1, A) for a Box space, else None
     """
 
     action_space: spaces.Space[Any]
@@ -38,6 +38,7 @@ class StackedActor:
         Evaluate the policies.
 
         :param policy_input: standardised observations (T, B, O)
+        :return: one distribution for each of the ``T x B`` rows
         """
         return make_distribution(self.action_space, self.network(policy_input), self.log_std)
 
@@ -45,9 +46,9 @@ class StackedActor:
 @dataclass(frozen=True)
 class StackedLayers:
     """
-    Linear layers and activation functions, one after the other: one batched matmul a layer serves all tasks.
+    Linear layers and activation functions in sequence; one batched matmul per layer serves all tasks.
 
-    :param layers: see ``of``, which makes them
+    :param layers: as ``of`` makes them
     """
 
     layers: tuple[Layer, ...]
@@ -55,10 +56,12 @@ class StackedLayers:
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> "StackedLayers":
         """
-        Put layers together, with a faster function in the place of tanh.
+        Combine layers, and replace tanh by a faster function.
 
-        tanh(x) = 2 sigmoid(2 x) - 1, and on CPUs PyTorch's sigmoid takes a third of the time: scales and shift go to the
-        weights.
+        tanh(x) = 2 sigmoid(2 x) - 1, and on CPUs PyTorch's sigmoid takes a third of the time. The scales and the shift are
+        folded into the weights.
+
+        :param layers: in order of evaluation
         """
 
         def is_replaced(i: int) -> bool:
@@ -89,10 +92,10 @@ class StackedLayers:
 @dataclass(frozen=True)
 class StackedModule:
     """
-    Any architecture that SB3 can build, at vmap's price.
+    Any architecture that SB3 can build, evaluated by vmap, which is slower than ``StackedLayers``.
 
     :param module: standardised observations (B, O) -> (B, out)
-    :param parameters: its parameters by name, one set a task (T, ...)
+    :param parameters: its parameters by name, one set per task (T, ...)
     """
 
     module: nn.Module
@@ -105,11 +108,11 @@ class StackedModule:
 
 
 def _with_parameters(module: nn.Module, parameters: dict[str, th.Tensor], inputs: th.Tensor) -> th.Tensor:
-    # SB3 shares one features extractor under several names: tied, the swapped-in tensors would stay in the module
+    # SB3 shares one features extractor under several names: with tied weights, the tensors would stay in the module
     result: th.Tensor = functional_call(module, parameters, (inputs,), tie_weights=False)
     return result
 
 
 def is_plain(network: nn.Sequential) -> bool:
-    """Tell whether only its linear layers have parameters."""
+    """Tell whether only the network's linear layers have parameters."""
     return all(isinstance(module, nn.Linear) or not list(module.parameters()) for module in network)

@@ -1,4 +1,4 @@
-"""The learned dynamics: an ensemble of stacked networks and the fit of its members."""
+"""The learned dynamics: an ensemble of networks with stacked weights, and the training of its members."""
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
 from sb3_mbmpo.dynamics.options import CLIP_MARGIN, DynamicsOptions

@@ -1,4 +1,4 @@
-"""An ensemble of dynamics networks as stacked weights: one batched matmul a layer serves all members.
+"""An ensemble of dynamics networks with stacked weights: one batched matmul per layer serves all members.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
 """
@@ -39,37 +39,38 @@ from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.types import StepFn, Transitions
 
-# Widths of the hidden layers, unless told otherwise
+# Default widths of the hidden layers
 NET_ARCH = (200, 200, 200)
 
 
 class DynamicsEnsemble(nn.Module):
     """
-    ``M`` networks that map (observation, action) to the change of the observation, and to the reward and the termination
-    where those are to be learned too (Clavera et al. 2018, section 4.2).
+    An ensemble of ``M`` networks that predict the change of the observation from observation and action.
 
-    Inputs and targets are standardised with statistics of the data of the last fit. Those statistics are buffers of the
-    module, so that they are saved, moved and loaded with the weights.
+    They also predict the reward and the termination if those are to be learned (Clavera et al. 2018, section 4.2). Inputs and
+    targets are standardised with statistics of the data of the last fit. These statistics are buffers of the module, so that
+    they are saved, moved and loaded with the weights.
 
     :param observation_space: Box of one dimension
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param n_models: number of members
     :param net_arch: hidden layer widths
     :param activation_fn: one of "relu", "swish" (= "silu"), "tanh", "elu", "gelu"
-    :param weight_norm: learn direction and length of each unit's weights apart (Salimans and Kingma 2016)
-    :param probabilistic: predict a Gaussian with learned variances and sample it in the imagination, instead of a point
+    :param weight_norm: learn direction and length of each unit's weights separately (Salimans and Kingma 2016)
+    :param probabilistic: predict a Gaussian with learned variances, and sample it in the imagination, instead of a point
+        (Chua et al. 2018)
     :param learned_reward: add a reward head
     :param learned_termination: add a termination head
     :param learning_rate: Adam step size
-    :param weight_decay: L2 penalty, as ``torch.optim.Adam`` has it
-    :param seed: of the initial weights
-    :param device: where the networks live
+    :param weight_decay: L2 penalty, see ``torch.optim.Adam``
+    :param seed: seed of the initial weights
+    :param device: where the networks are
     :param precision: dtype of the matmuls in fits and imagined steps: "float32", "bfloat16", or "auto": bfloat16 on GPUs and
-        on CPUs with AMX, where it is several times faster. Weights, optimiser and statistics are float32 in any case
+        on CPUs with AMX, where it is several times faster. Weights, optimiser and statistics are always float32
     """
 
     observation_mean: th.Tensor
-    # What single precision leaves of the mean, where that matters, of the lowest and of the highest observation
+    # What rounding to float32 loses of the mean (where it matters), of the lowest and of the highest observation (3, O)
     observation_tails: th.Tensor
     observation_std: th.Tensor
     action_mean: th.Tensor
@@ -152,18 +153,21 @@ class DynamicsEnsemble(nn.Module):
 
     @property
     def matmul_dtype(self) -> th.dtype:
-        """In which the networks are evaluated."""
+        """The dtype in which the networks are evaluated."""
         return matmul_dtype(self.precision, self.device)
 
     @property
     def device(self) -> th.device:
+        """Where the networks are."""
         return self.observation_mean.device
 
     @property
     def observation_dtype(self) -> th.dtype:
         """
-        In which imagined observations are kept: float32, unless that would swallow the changes that the data has, as of map
-        coordinates that the environment gives in double precision. The networks see float32 in any case.
+        The dtype of imagined observations.
+
+        It is float32, unless rounding would lose the changes in the data, as of map coordinates that the environment gives in
+        double precision. The networks' inputs are always float32.
         """
         assert isinstance(self.observation_space, spaces.Box)
         if np.result_type(self.observation_space.dtype, np.float32) == np.float32:
@@ -176,15 +180,15 @@ class DynamicsEnsemble(nn.Module):
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one member's prediction of one row."""
+        """Number of floating-point operations of one member's prediction for one row."""
         return sum(2 * weight[0].numel() for weight in self.weights)
 
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
         """
-        Draw new weights (as ``torch.nn.Linear`` does, member by member) and start a new optimiser.
+        Draw new weights, as ``torch.nn.Linear`` does, and create a new optimiser.
 
-        :param generator: on the CPU, so that a seed means the same weights on every device
+        :param generator: on the CPU, so that a seed gives the same weights on every device
         """
         for weight, bias in zip(self.weights, self.biases, strict=True):
             bound = 1 / math.sqrt(weight.shape[1])
@@ -201,14 +205,14 @@ class DynamicsEnsemble(nn.Module):
     # ---------------------------------------------------------------- the networks
 
     def _chosen(self, members: th.Tensor | None) -> dict[str, th.Tensor]:
-        """Return parameters by name, of some members (long; None: all)."""
+        """Return the parameters of some members (long; None: all) by name."""
         return {name: x if members is None else x[members] for name, x in self.named_parameters()}
 
     def _layers(self, parameters: Mapping[str, th.Tensor]) -> list[Layer]:
         """
-        Apply the weight norm.
+        Apply the weight normalisation, if there is one.
 
-        :param parameters: by name, of any members
+        :param parameters: parameters of any members by name
         :return: effective weights and biases of each layer, ([M, in, out], [M, 1, out])
         """
         layers: list[Layer] = []
@@ -236,18 +240,19 @@ class DynamicsEnsemble(nn.Module):
         n_threads: int = 1,
     ) -> FitReport:
         """
-        Recompute the statistics over the data and train every member on it, from its present weights.
+        Recompute the statistics of the data, and train every member from its current weights.
 
         :param data: transitions in raw units
-        :param max_epochs: how often a row is seen at most; early stopping may end sooner
-        :param max_gradient_steps: optimiser steps at most, so that a fit of much data takes no longer than one of little
-        :param batch_size: rows a member and gradient step
-        :param validation_fraction: share of rows each member keeps aside, drawn anew at every fit
-        :param rolling_average_persistency: of the early stop, see ``training.fit_members``
+        :param max_epochs: maximum number of epochs; early stopping may end the fit sooner
+        :param max_gradient_steps: maximum number of optimiser steps, so that more data does not make the fit longer
+        :param batch_size: rows per member and gradient step
+        :param validation_fraction: share of the rows that each member holds out, drawn anew at every fit
+        :param rolling_average_persistency: of the early stopping, see ``training.fit_members``
         :param generator: draws splits and batches
-        :param n_new_rows: how many of the last rows no fit has seen yet: they come first, if not all can be seen
-        :param on_pass: called after every pass with its number, the most there may be, and the mean best validation loss
+        :param n_new_rows: number of the last rows that no fit has seen yet; they come first if there is no time for all
+        :param on_pass: called after every pass with its number, the maximum number, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
+        :return: losses, epochs and gradient steps of each member
         :raises ValueError: if the data is empty or not finite
         """
         inputs, targets = self._standardise(data)
@@ -281,8 +286,9 @@ class DynamicsEnsemble(nn.Module):
     @th.no_grad()
     def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
         """
-        Update the statistics.
+        Update the statistics, and standardise the data.
 
+        :param data: transitions in raw units
         :return: standardised inputs (B, O + A) and targets (B, target_dim), float32
         """
         data = Transitions(*(x.to(self.device) for x in data))
@@ -302,16 +308,16 @@ class DynamicsEnsemble(nn.Module):
         members: Sequence[int] | None = None,
     ) -> StepFn:
         """
-        The imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
+        Return the imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
 
         The standardisation is folded into the first and the last layer, so that a step is little more than its matmuls.
-        Only the mean of the observations is subtracted apart: where it is large, folding it would cancel all precision.
+        Only the mean of the observations is subtracted separately: if it is large, folding it would lose all precision.
 
         :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
             standard deviations; None: no clipping
-        :param generator: draws the noise of probabilistic members; None: their mean
-        :param members: which members are the ``M`` of the function, in this order; None: all
-        :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the present weights; a later fit does not
+        :param generator: draws the noise of probabilistic members; None: predict their mean
+        :param members: the ``M`` members of the function, in this order; None: all
+        :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the current weights; a later fit does not
             change it
         """
         return self.step_fns([generator], clip_margin=clip_margin, members=members)[0]
@@ -326,11 +332,13 @@ class DynamicsEnsemble(nn.Module):
         dtype: th.dtype | None = None,
     ) -> list[StepFn]:
         """
-        ``step_fn`` for several threads, which share the weights.
+        Return ``step_fn`` for several threads, which share the weights.
 
-        :param generators: one a thread
-        :param dtype: of the matmuls; None: that of the ensemble's ``precision``
-        :return: a function a thread
+        :param generators: one per thread, see ``step_fn``
+        :param clip_margin: see ``step_fn``
+        :param members: see ``step_fn``
+        :param dtype: dtype of the matmuls; None: that of the ensemble's ``precision``
+        :return: one function per thread
         """
         chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
         center = self.observation_mean.clone()
@@ -362,7 +370,7 @@ class DynamicsEnsemble(nn.Module):
         return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
-        """Return lowest and highest observation of the data, ``margin`` standard deviations further out (O,)."""
+        """Return the range of the observations in the data, widened by ``margin`` standard deviations: low, high (O,)."""
         spread, low, high = margin * self.observation_std, self.observation_low, self.observation_high
         if self.observation_dtype == th.float64:
             low, high = low.double() + self.observation_tails[1], high.double() + self.observation_tails[2]
@@ -371,7 +379,7 @@ class DynamicsEnsemble(nn.Module):
     @th.no_grad()
     def predict(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
         """
-        Every member's prediction of the next observation (the mean, for probabilistic members).
+        Predict the next observation with every member (the mean of probabilistic members).
 
         :param obs: (B, O)
         :param action: (B, ``*action_space.shape``), as an environment takes it
@@ -386,22 +394,24 @@ class DynamicsEnsemble(nn.Module):
                 f"not {np.shape(obs)} and {np.shape(action)}."
             )
         expand = (self.n_models, -1, -1)
-        # Members may differ by less than low precision tells apart
+        # Members may differ by less than bfloat16 can represent
         (step,) = self.step_fns([None], dtype=th.float32)
         next_obs = step(obs_tensor.expand(expand), action_tensor.expand(expand)).next_obs
         return next_obs.cpu().numpy()
 
     def disagreement(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
         """
-        How far the members are apart: the standard deviation of their predictions over the members, in units of the
-        standard deviation of the observed changes, averaged over the dimensions.
+        Measure the disagreement of the members.
+
+        It is the standard deviation of the predictions over the members, in standard deviations of the observed changes,
+        averaged over the dimensions.
 
         :param obs: (B, O)
         :param action: (B, ``*action_space.shape``)
         :return: (B,), 0 where all members agree
         """
         target_std = self.target_std[: self.observation_dim].cpu().numpy()
-        # Nobody disagrees about what never changes
+        # The members predict dimensions that never change exactly
         spread = self.predict(obs, action).std(0) / np.where(target_std > 0, target_std, np.inf)
         mean_spread: np.ndarray = spread.mean(1)
         return mean_spread
@@ -410,10 +420,10 @@ class DynamicsEnsemble(nn.Module):
 
     def save(self, path: Path) -> None:
         """
-        Save the ensemble alone: spaces, arguments, weights, statistics and optimiser. Nothing in the file can run code.
+        Save the ensemble: spaces, arguments, weights, statistics and optimiser. Nothing in the file can run code.
 
-        :param path: a file name (".zip" is appended if it has no suffix) or a file
-        :raises OSError: if it cannot be written; an older file is as it was
+        :param path: a file name (".zip" is appended if it has no suffix) or an open file
+        :raises OSError: if the file cannot be written; an older file is left as it was
         """
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
         del arguments["device"]
@@ -428,12 +438,12 @@ class DynamicsEnsemble(nn.Module):
     @classmethod
     def load(cls, path: Path, device: th.device | str = "auto") -> "DynamicsEnsemble":
         """
-        Load what ``save`` has written. Nothing is unpickled: a file of unknown origin runs no code.
+        Load a saved ensemble. Nothing is unpickled, so a file of unknown origin cannot run code.
 
-        :param path: a file name or a file
-        :param device: where the networks shall live; "auto" is a GPU if there is one
-        :return: the saved ensemble, ready to predict or to be fitted further
-        :raises ValueError: if the file is damaged, holds something else, or is of a version whose files this one cannot read
+        :param path: a file name or an open file
+        :param device: where to put the networks; "auto" is a GPU if there is one
+        :return: the saved ensemble, ready to predict or to be trained further
+        :raises ValueError: if the file is damaged, holds something else, or is of an unsupported version
         """
         arguments = check_file(path, "ensemble")["arguments"]
         try:
@@ -441,7 +451,7 @@ class DynamicsEnsemble(nn.Module):
                 arguments[name] = space_from_dict(arguments[name])
             ensemble = cls(**arguments, device=get_device(device))
             _, saved, _ = load_from_zip_file(existing_file(path, "zip"), load_data=False, device=device)
-            params: dict[str, Any] = saved  # SB3 takes them for single tensors
+            params: dict[str, Any] = saved  # SB3 annotates them as single tensors
             ensemble.load_state_dict(params["dynamics"])
             ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
         except (KeyError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

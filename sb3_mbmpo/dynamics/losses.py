@@ -1,4 +1,4 @@
-"""What a member of the ensemble is trained to minimise.
+"""The training loss of an ensemble member.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``D`` targets: the changes of the observation, and the reward if it is learned.
 """
@@ -21,16 +21,17 @@ def member_losses(
     log_var_bounds: tuple[th.Tensor, th.Tensor] | None = None,
 ) -> th.Tensor:
     """
-    Compare predictions with real steps.
+    Return the loss of each member's predictions of real steps.
 
-    Mean squared errors of standardised changes (Clavera et al. 2018, the loss of "Model Learning"), or the Gaussian likelihood
-    of probabilistic members (Chua et al. 2018); plus those of the reward, plus the cross entropy of the termination.
+    It is the mean squared error of the standardised changes (Clavera et al. 2018, the loss of "Model Learning"), or the
+    negative Gaussian log-likelihood of probabilistic members (Chua et al. 2018); plus the same for the reward, plus the cross
+    entropy of the termination.
 
     :param prediction: means (M, B, D), unbounded log-variances (M, B, D) of probabilistic members, logits of the termination
         (M, B) if it is learned
     :param targets: standardised (M, B, D)
     :param terminated: 1 where the step ended the episode, else 0 (M, B)
-    :param observation_dim: the first targets; one more is the reward
+    :param observation_dim: number of targets that are changes of the observation; a further one is the reward
     :param log_var_bounds: learned bounds of the log-variances, each (M, 1, D)
     :return: loss of each member (M,)
     """

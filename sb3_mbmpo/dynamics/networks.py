@@ -1,4 +1,4 @@
-"""Stacked networks as functions of their layers: one batched matmul a layer serves all members.
+"""Networks with stacked weights as functions of their layers: one batched matmul per layer serves all members.
 
 Legend of shapes: ``M`` members, ``B`` rows.
 """
@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
 }
-# Where no gradient is wanted, in place: another array a layer would leave the cache
+# In place where no gradient is needed: with another array per layer, the data would not fit into the cache
 ACTIVATIONS_IN_PLACE: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     **ACTIVATIONS,
     "relu": th.relu_,
@@ -33,16 +33,16 @@ PRECISIONS = ("auto", "bfloat16", "float32")
 
 def forward(layers: Sequence[Layer], inputs: th.Tensor, activation_fn: str) -> th.Tensor:
     """
-    Evaluate stacked networks.
+    Evaluate networks with stacked weights.
 
-    :param layers: of one dtype, in which the matmuls are done
+    :param layers: weights and biases, all of one dtype, in which the matmuls are done
     :param inputs: (M, B, in)
     :param activation_fn: a key of ``ACTIVATIONS``
     :return: (M, B, out), in the dtype of the inputs
     """
     activation = (ACTIVATIONS if th.is_grad_enabled() else ACTIVATIONS_IN_PLACE)[activation_fn]
     *hidden_layers, (last_weight, last_bias) = layers
-    is_mixed = inputs.dtype != last_weight.dtype  # a call that converts nothing costs as much Python as one that does
+    is_mixed = inputs.dtype != last_weight.dtype  # in Python, a call that converts nothing costs as much as one that does
     hidden = inputs.to(last_weight.dtype) if is_mixed else inputs
     for weight, bias in hidden_layers:
         hidden = activation(th.baddbmm(bias, hidden, weight))
@@ -57,10 +57,10 @@ def cast(layers: Sequence[Layer], dtype: th.dtype) -> list[Layer]:
 
 def matmul_dtype(precision: str, device: th.device) -> th.dtype:
     """
-    Choose the dtype of matrix products.
+    Return the dtype of matrix products.
 
     :param precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it several times faster
-    :param device: where the networks live
+    :param device: where the networks are
     """
     if precision == "auto":
         if device.type == "cuda":
@@ -72,6 +72,6 @@ def matmul_dtype(precision: str, device: th.device) -> th.dtype:
 
 
 def softly_bounded(log_var: th.Tensor, lower: th.Tensor, upper: th.Tensor) -> th.Tensor:
-    """Bounds that leave a gradient on both sides (Chua et al. 2018, appendix A.1)."""
+    """Bound log-variances softly, so that gradients do not vanish outside the bounds (Chua et al. 2018, appendix A.1)."""
     log_var = upper - F.softplus(upper - log_var)
     return lower + F.softplus(log_var - lower)

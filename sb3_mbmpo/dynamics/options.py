@@ -1,4 +1,4 @@
-"""MBMPO's ``dynamics_kwargs``: checked and sorted by who uses them, once."""
+"""MBMPO's ``dynamics_kwargs``, checked and sorted by the function that uses them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from sb3_mbmpo.common.checks import (
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS
 
-# Imagined observations stay this close to the data, in standard deviations. Wider margins let the policy exploit the models
-# where nothing is known
+# Imagined observations stay this close to the data, in standard deviations. A wider margin lets the policy exploit the models
+# where there is no data
 CLIP_MARGIN = 0.1
 
-# The signatures are the only home of the options' names and defaults; MBMPO fills in the others itself
+# Names and defaults of the options are defined by the signatures only; MBMPO fills in the other arguments itself
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
 FIT_OPTIONS = keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
@@ -37,7 +37,7 @@ class DynamicsOptions:
 
     :param ensemble: arguments of ``DynamicsEnsemble``
     :param fit: arguments of ``DynamicsEnsemble.fit``
-    :param reinit_every: draw new weights at every k-th fit; 0: never
+    :param reinit_every: draw new weights at every fit whose number is a multiple of this; 0: never
     :param clip_margin: imagined observations stay within the range of the data plus this many standard deviations; None: no
         clipping
     :param output_bias: deliberate constant error of each member, see ``output_bias_array``
@@ -54,9 +54,10 @@ class DynamicsOptions:
     @classmethod
     def parse(cls, kwargs: Mapping[str, Any]) -> "DynamicsOptions":
         """
-        Check ``dynamics_kwargs`` and sort its entries by who uses them.
+        Check ``dynamics_kwargs``, and sort its entries by the function that uses them.
 
-        :raises ValueError: if it is not a mapping of known options to sensible values
+        :param kwargs: the argument
+        :raises ValueError: if it is not a mapping of known options to valid values
         """
         _check(kwargs)
         return cls(

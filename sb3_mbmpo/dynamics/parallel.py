@@ -1,9 +1,10 @@
-"""Train stacked members in several threads, each of which does the same amount of work.
+"""Training of stacked members in several threads, each of which does the same amount of work.
 
-The rule is McNaughton's (1959): lay the members in a row and cut it into equal pieces, one a thread. A member that is cut has
-two threads: one trains it on the first batches of an epoch, as its first work, the other on the last batches, as its last
-work; by then the first has finished, so the two never meet. With whole members only, 5 on 2 threads would gain 5/3 at most;
-so they gain 1.86. The weights are those of training alone, and nothing outside this file knows of it.
+The rule is McNaughton's (1959): put the members in a row and cut it into equal pieces, one per thread. A member that is cut is
+trained by two threads. The first begins with it, and trains it on the first batches of an epoch; the second finishes with it,
+and trains it on the last batches. By then the first thread is done, so the two never overlap. If only whole members were
+assigned, 5 members on 2 threads would be at most 5/3 times faster than on one; this way they are 1.86 times faster. The
+weights are the same as with one thread, and nothing outside this file depends on the rule.
 
 Legend of shapes: ``M`` members, ``A`` members that still train, ``B`` rows of a batch.
 """
@@ -22,20 +23,20 @@ from sb3_mbmpo.common.threads import in_parallel, worthwhile_threads
 
 # (parameters of some members, each [A, ...]; rows of each of them [A, B] long) -> loss of each of them [A]
 MemberLoss = Callable[[Sequence[th.Tensor], th.Tensor], th.Tensor]
-# What a thread costs the others at each batch: the work of the networks that takes as long
+# Cost of a further thread to the others at each batch, expressed as the work of the networks that takes as long
 FLOPS_PER_THREAD = 32e6
-# A member whose batch is less work is not handed over: alone, it costs as many calls as several members together
+# A member whose batch is less work than this is not handed over: alone, it needs as many calls as several members together
 MIN_FLOPS_TO_HAND_OVER = 128e6
 
 
 class Piece(NamedTuple):
     """
-    Part of an epoch: neighbouring members and some of their batches.
+    Part of an epoch: neighbouring members, and a range of their batches.
 
     :param first: number of the first member
-    :param last: number behind the last member
-    :param begin: where the batches begin, 0 to 1
-    :param end: where they end, 0 to 1
+    :param last: number after the last member
+    :param begin: where the range of batches begins, 0 to 1
+    :param end: where it ends, 0 to 1
     """
 
     first: int
@@ -46,12 +47,12 @@ class Piece(NamedTuple):
 
 def timetable(n_members: int, n_threads: int, hand_over: bool = True) -> list[list[Piece]]:
     """
-    Plan an epoch by McNaughton's wrap-around rule, see the head of this file.
+    Plan an epoch by McNaughton's wrap-around rule, see the top of this file.
 
-    :param n_members: how many members train
-    :param n_threads: no more than members: then the two parts of a member never meet
-    :param hand_over: False: cut between members only, as equally as can be
-    :return: what each thread does, in order
+    :param n_members: number of members
+    :param n_threads: number of threads, at most that of members, so that the two parts of a member never overlap
+    :param hand_over: False: cut between members only, as evenly as possible
+    :return: the pieces of each thread, in order
     """
     table = []
     for thread in range(n_threads):
@@ -67,15 +68,15 @@ def timetable(n_members: int, n_threads: int, hand_over: bool = True) -> list[li
 
 class ParallelTraining:
     """
-    The parameters of all members, shared out among threads.
+    The parameters of all members, divided among threads for training.
 
-    Every member is trained as it would be alone: its weights depend on the number of threads by no more than rounding.
+    Every member is trained as it would be alone: except for rounding, its weights do not depend on the number of threads.
 
-    :param parameters: stacked parameters, each [M, ...]; trained in place
-    :param optimizer: over the same parameters, one that treats each number by itself; training goes on from its state
+    :param parameters: stacked parameters, each [M, ...], trained in place
+    :param optimizer: an elementwise optimiser of these parameters; training continues from its state
     :param loss_fn: differentiable loss of some members
-    :param batch_size: rows a member and step
-    :param n_threads: how many threads may train
+    :param batch_size: rows per member and step
+    :param n_threads: maximum number of threads
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ParallelTraining:
     ) -> None:
         self._parameters, self._optimizer, self._loss_fn, self._batch_size = parameters, optimizer, loss_fn, batch_size
         n_members = len(parameters[0])
-        # Forward, and backward to the inputs and to the weights: a multiplication and an addition each
+        # Forward, and backward to the inputs and to the weights, with a multiplication and an addition each
         flops = 6 * batch_size * sum(parameter[0].numel() for parameter in parameters)
         n_threads = min(n_threads, n_members, worthwhile_threads(n_members * flops, FLOPS_PER_THREAD))
         self._timetable = timetable(n_members, n_threads, hand_over=flops >= MIN_FLOPS_TO_HAND_OVER)
@@ -97,9 +98,9 @@ class ParallelTraining:
 
     def epoch(self, rows: th.Tensor, active: th.Tensor) -> th.Tensor:
         """
-        One optimiser step a batch.
+        Train the active members for one epoch, with one optimiser step per batch.
 
-        :param rows: in the order in which each active member sees them, [A, rows] long
+        :param rows: row numbers in the order in which each active member sees them, [A, rows] long
         :param active: numbers of the members that train, ascending, [A] long
         :return: mean loss of each active member over its rows, [A]
         """
@@ -115,7 +116,7 @@ class ParallelTraining:
         return total / rows.shape[1]
 
     def _train(self, piece: Piece, rows: th.Tensor, active: th.Tensor, handed_over: Event) -> tuple[th.Tensor, th.Tensor]:
-        """Return which of the active members were trained, [A] bool, and the losses of those, summed over their rows."""
+        """Train one piece; return which active members it trained, [A] bool, and their losses, summed over their rows."""
         here = (active >= piece.first) & (active < piece.last)
         batches = rows[here].split(self._batch_size, dim=1)
         begin, end = round(piece.begin * len(batches)), round(piece.end * len(batches))
@@ -128,7 +129,7 @@ class ParallelTraining:
             handed_over.set()
 
     def finish(self) -> None:
-        """Leave the state of the optimisers of all shares to the optimiser of the whole."""
+        """Copy the state of the shares' optimisers back to the optimiser of all members."""
         for i, parameter in enumerate(self._parameters):
             parts = [(share.parameters[i], share.optimizer.state[share.parameters[i]]) for share in self._shares.values()]
             own, state = parts[0]
@@ -139,16 +140,16 @@ class ParallelTraining:
 
 class _Share:
     """
-    Neighbouring members that train together, with an optimiser of their own, in one thread at a time.
+    Neighbouring members that train together, with their own optimiser, in one thread at a time.
 
-    :param parameters: of all members; the share's are views of them
-    :param optimizer: of all members; the share goes on from its state, and leaves that as it is
+    :param parameters: parameters of all members; those of the share are views of them
+    :param optimizer: optimiser of all members; the share continues from its state without changing it
     :param first: number of the first member
-    :param last: number behind the last member
+    :param last: number after the last member
     """
 
     def __init__(self, parameters: Sequence[th.Tensor], optimizer: th.optim.Optimizer, first: int, last: int) -> None:
-        # The same memory, but no views to autograd: views share a counter of changes, which is no counter for several threads
+        # The same memory, but not views for autograd: views share a version counter, which is not made for several threads
         self.parameters = [parameter.data[first:last].data.requires_grad_() for parameter in parameters]
         same_class: Callable[..., th.optim.Optimizer] = type(optimizer)
         self.optimizer = same_class([{**optimizer.param_groups[0], "params": self.parameters}])
@@ -158,11 +159,12 @@ class _Share:
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
         """
-        Train some members on their batches, one after the other.
+        Train some members on their batches, in order.
 
-        :param members: which of the share's members take part, long, counted from its first
-        :param batches: rows of those members, [A, B] each
-        :return: losses of those members, summed over the rows [A]
+        :param loss_fn: differentiable loss of some members
+        :param members: numbers of the members that take part, counted from the share's first, long
+        :param batches: rows of these members, [A, B] each
+        :return: losses of these members, summed over the rows [A]
         """
         total = th.zeros(len(members), device=members.device)
         for batch in batches:
@@ -176,10 +178,10 @@ class _Share:
 
 
 def of_members(parameters: Sequence[th.Tensor], members: th.Tensor) -> Sequence[th.Tensor]:
-    """Return stacked parameters of some members (long, ascending) [A, ...]; of all members as they lie, without a copy."""
+    """Return the stacked parameters of some members (long, ascending) [A, ...]; not copied if they are all members."""
     return parameters if len(members) == len(parameters[0]) else [parameter[members] for parameter in parameters]
 
 
 def is_stacked(value: Any, parameter: th.Tensor) -> bool:
-    """Tell whether a value of an optimiser's state has a number for each number of the parameter."""
+    """Tell whether a value of an optimiser's state has one element for each element of the parameter."""
     return isinstance(value, th.Tensor) and value.shape == parameter.shape

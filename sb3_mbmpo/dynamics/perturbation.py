@@ -1,4 +1,4 @@
-"""Deliberately bad models, to study how much of a model's error a policy survives, as Clavera et al. (2018) do.
+"""Deliberately wrong models, to study how much model error a policy tolerates, as Clavera et al. (2018) do.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
 """
@@ -16,10 +16,10 @@ from sb3_mbmpo.dynamics.types import Prediction, StepFn
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
     """
-    Turn the argument ``output_bias`` into an array.
+    Convert the argument ``output_bias`` to an array.
 
-    :param output_bias: each member's own bias (M, O), or the standard deviation of the biases
-    :param draws: standard normal numbers (M, O), which a standard deviation multiplies
+    :param output_bias: the bias of each member (M, O), or the standard deviation of random biases
+    :param draws: standard normal numbers (M, O), which the standard deviation multiplies
     :return: the biases, in standard deviations of the observed changes (M, O)
     :raises ValueError: if ``output_bias`` is a negative number, has another shape, or is not finite
     """
@@ -38,12 +38,12 @@ def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarra
 @dataclass(frozen=True)
 class PerturbedStep:
     """
-    The step of an ensemble with errors in the observations that it predicts.
+    The imagined step of an ensemble, with deliberate errors in the predicted observations.
 
-    :param exact: the step without them, and without clipping
+    :param exact: the step without these errors, and without clipping
     :param unit: standard deviations of the observed changes (O,)
-    :param bias: raw (M, 1, O)
-    :param output_noise: standard deviation of the noise, in units
+    :param bias: constant error, raw (M, 1, O)
+    :param output_noise: standard deviation of the noise, in multiples of ``unit``
     :param observation_range: lowest and highest observation after the errors (O,); None: no clipping
     :param generator: draws the noise
     """
@@ -57,10 +57,11 @@ class PerturbedStep:
 
     def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
         """
-        Predict what follows, wrongly.
+        Predict the next observations, with errors.
 
         :param obs: raw (M, B, O)
         :param action: encoded (M, B, A)
+        :return: one prediction for each of the ``M x B`` rows
         """
         prediction = self.exact(obs, action)
         next_obs = prediction.next_obs + self.bias
@@ -82,15 +83,16 @@ def perturbed_step_fns(
     output_noise: float,
 ) -> list[StepFn]:
     """
-    ``dynamics.step_fn`` with errors added to the observations that it predicts. Without any it is ``step_fn`` itself.
+    Return ``dynamics.step_fns`` with errors added to the predicted observations; unchanged if there are no errors.
 
-    Errors are in standard deviations of the observed changes, so that one number suits dimensions of any scale; what never
-    changes has none. They come before the clipping: the imagination stays near the data however bad the models are.
+    Errors are in standard deviations of the observed changes, so that one number suits dimensions of any scale; dimensions
+    that never change have no error. Errors are added before the clipping, so that the imagination stays near the data however
+    bad the models are.
 
     :param dynamics: the ensemble
-    :param generators: one a thread; each draws the noise of its function. None, where nothing is to be drawn
+    :param generators: one per thread; each draws the noise of its function. None if nothing is drawn
     :param clip_margin: see ``DynamicsEnsemble.step_fn``
-    :param members: which members are the ``M`` of the functions; None: all
+    :param members: the ``M`` members of the functions; None: all
     :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
     :param output_noise: standard deviation of the noise of each step
     :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator

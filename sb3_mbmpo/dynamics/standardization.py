@@ -1,4 +1,4 @@
-"""Units in which members are trained, and how they leave them again: folded into the weights.
+"""Standardisation of the training data, and its inverse, which is folded into the weights.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action, ``D`` targets: the
 changes of the observation, and the reward if it is learned.
@@ -17,10 +17,10 @@ def standardise(
     data: Transitions, action: th.Tensor, *, learned_reward: bool
 ) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor]]:
     """
-    Give every column of the data mean 0 and standard deviation 1.
+    Scale every column of the data to mean 0 and standard deviation 1.
 
     :param data: transitions in raw units
-    :param action: their actions, encoded (B, A)
+    :param action: their encoded actions (B, A)
     :param learned_reward: whether the reward is a target
     :return: "observation" (B, O), "action" (B, A) and "target" (B, D), standardised, float32; and the statistics, under the
         names of ``DynamicsEnsemble``'s buffers
@@ -28,7 +28,7 @@ def standardise(
     """
     if len(data.obs) == 0:
         raise ValueError("There are no transitions to fit the dynamics ensemble to.")
-    # float64: the statistics of a float32 column with a large mean would lose its spread
+    # float64: in float32, the spread of a column with a large mean would be lost
     obs, next_obs, reward = (x.to(th.float64) for x in (data.obs, data.next_obs, data.reward))
     target = th.cat([next_obs - obs, reward.unsqueeze(1)], dim=1) if learned_reward else next_obs - obs
     columns = {"observation": obs, "action": action.double(), "target": target}
@@ -42,11 +42,11 @@ def standardise(
     standardised, statistics = {}, {}
     tails = th.zeros(3, obs.shape[1], device=obs.device)
     for name, value in columns.items():
-        # Rounded as the buffers are, so that the imagination inverts exactly what the fit has seen
+        # Rounded like the buffers, so that the imagination inverts exactly the scaling of the fit
         exact_mean, std = value.mean(0), value.std(0, correction=0).float()
         mean = exact_mean.float()
-        # An input that never changes is left unscaled: dividing by its tiny spread would only amplify rounding. A target
-        # that never changes is predicted exactly: an error at unit scale would let, say, a fixed goal drift.
+        # A constant input is left unscaled: dividing by its tiny spread would only amplify rounding. A constant target is
+        # predicted exactly: an error at unit scale would let, say, a fixed goal drift.
         constant = std <= floors[name].to(std.device)
         if name == "observation" and data.obs.dtype == th.float64:
             tails[0] = mean_tail(exact_mean, std).masked_fill(constant, 0)
@@ -70,14 +70,14 @@ def folded(
     target_std: th.Tensor,
 ) -> list[Layer]:
     """
-    Make the standardisation part of the weights.
+    Fold the standardisation into the weights.
 
     :param layers: from standardised inputs to standardised targets
-    :param input_std: of observations and actions (O + A,)
+    :param input_std: standard deviations of observations and actions (O + A,)
     :param action_mean: (A,)
     :param target_mean: (D,)
     :param target_std: (D,)
-    :return: layers from raw, centred observations and raw actions to raw targets; further outputs stay as they are
+    :return: layers from raw, centred observations and raw actions to raw targets; further outputs are unchanged
     """
     layers = [(weight.double(), bias.double()) for weight, bias in layers]
     weight, bias = layers[0]

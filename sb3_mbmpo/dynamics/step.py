@@ -1,4 +1,4 @@
-"""The imagined step of an ensemble as a value: a function of tensors for the weights that it holds, which pickles.
+"""The imagined step of an ensemble as a value: a function of tensors that holds its weights and can be pickled.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of the encoded action.
 """
@@ -14,10 +14,10 @@ from sb3_mbmpo.dynamics.types import Prediction
 
 class OutputLayout(NamedTuple):
     """
-    What the columns of the networks' output mean.
+    The meaning of the columns of the networks' output.
 
-    :param observation_dim: columns of the target that are the change of the observation
-    :param target_dim: those, and the reward if it is learned
+    :param observation_dim: number of columns for the change of the observation, which come first
+    :param target_dim: number of targets: those columns, and the reward if it is learned
     :param probabilistic: whether log-variances of the targets follow
     :param learned_termination: whether the last column is the log-odds of termination
     """
@@ -33,7 +33,7 @@ class OutputLayout(NamedTuple):
         return self.target_dim * (2 if self.probabilistic else 1) + int(self.learned_termination)
 
     def split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """Return target mean, raw log-variance (probabilistic only), termination logit (learned only)."""
+        """Return the target mean, the raw log-variance (probabilistic only) and the termination logit (learned only)."""
         mean = output[..., : self.target_dim]
         log_var = output[..., self.target_dim : 2 * self.target_dim] if self.probabilistic else None
         logit = output[..., -1] if self.learned_termination else None
@@ -46,7 +46,7 @@ class NoiseBounds(NamedTuple):
 
     :param lower: (M, 1, target_dim)
     :param upper: (M, 1, target_dim)
-    :param log_target_var: what standardised log-variances become raw ones with (target_dim,)
+    :param log_target_var: added to standardised log-variances to make them raw ones (target_dim,)
     """
 
     lower: th.Tensor
@@ -57,15 +57,15 @@ class NoiseBounds(NamedTuple):
 @dataclass(frozen=True)
 class EnsembleStep:
     """
-    One imagined step of some members.
+    The function of one imagined step of some members.
 
     :param layers: from raw, centred observations and raw actions to raw targets: the standardisation is part of the weights
     :param activation_fn: a key of ``ACTIVATIONS``
-    :param layout: of the output
+    :param layout: meaning of the output's columns
     :param center: subtracted from observations (O,), in the dtype of the observations
     :param observation_range: predicted observations are clipped to it, lowest and highest (O,); None: no clipping
-    :param noise_bounds: of probabilistic members, else None
-    :param generator: draws the noise of probabilistic members; None: their mean
+    :param noise_bounds: bounds of the variance of probabilistic members, else None
+    :param generator: draws the noise of probabilistic members; None: predict their mean
     """
 
     layers: tuple[Layer, ...]
@@ -78,10 +78,11 @@ class EnsembleStep:
 
     def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
         """
-        Predict what follows.
+        Predict the next observations.
 
         :param obs: raw (M, B, O)
         :param action: encoded (M, B, A)
+        :return: one prediction for each of the ``M x B`` rows
         """
         layout = self.layout
         centred = obs - self.center

@@ -1,6 +1,6 @@
-"""Fit stacked ensemble members together: each member has its own split, early stop and best weights.
+"""Training of all ensemble members together; each has its own data split, early stopping and best weights.
 
-Knows neither networks nor data: a loss over row numbers and a list of parameters that are stacked ``[M, ...]``.
+The functions know neither networks nor data, only a loss of row numbers and a list of stacked parameters ``[M, ...]``.
 
 Legend of shapes: ``M`` members, ``B`` rows of a batch.
 """
@@ -17,15 +17,15 @@ from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked
 
 # (passes so far, passes at most, mean best validation loss) after every pass
 PassHook = Callable[[int, int, float], None]
-# A fit that is too short for whole epochs is cut into at least so many passes: after each, a member may stop
+# A fit that is too short for whole epochs is divided into at least this many passes, because members may stop only after one
 MIN_PASSES = 8
-# More validation rows would not make the early stop much wiser, but a fit of much data longer
+# More validation rows would hardly improve the early stopping, but make fits of much data slower
 MAX_VALIDATION_ROWS = 5_000
 
 
 class FitReport(NamedTuple):
     """
-    What a fit did, one entry per member.
+    The result of a fit, with one entry per member.
 
     :param train_loss: mean training loss of the member's last pass, [M]
     :param val_loss: validation loss of the weights that were kept (the best seen), [M]
@@ -41,11 +41,13 @@ class FitReport(NamedTuple):
 
 class _EarlyStop:
     """
-    The authors' rule: a member stops when the exponential rolling average of its validation loss rises. The average
-    starts at 1.5 times the first loss, so that a noisy first epoch does not stop the fit at once. (At half its size above
-    it, to be exact: the likelihood loss of probabilistic members may be negative.)
+    The authors' early stopping: a member stops when the exponential rolling average of its validation loss rises.
+
+    The average starts at 1.5 times the first loss, so that a noisy first epoch does not stop the fit at once. (More precisely,
+    half of its absolute value is added, because the likelihood loss of probabilistic members may be negative.)
 
     :param persistency: weight of the past in the rolling average, 0 to 1
+    :param n_members: number of members
     """
 
     def __init__(self, persistency: float, n_members: int) -> None:
@@ -54,11 +56,11 @@ class _EarlyStop:
 
     def update(self, val_loss: np.ndarray, members: np.ndarray) -> np.ndarray:
         """
-        Take note of the losses of one pass.
+        Record the losses of one pass, and decide which members stop.
 
-        :param val_loss: of the members that still train, [A]
-        :param members: their numbers, [A]
-        :return: whether each one stops, [A] bool (True for a loss that is not finite)
+        :param val_loss: validation losses of the members that still train, [A]
+        :param members: numbers of these members, [A]
+        :return: whether each of them stops, [A] bool (True for a loss that is not finite)
         """
         start = val_loss + 0.5 * np.abs(val_loss)
         before = np.where(np.isnan(self.average[members]), start, self.average[members])
@@ -72,10 +74,12 @@ def split_rows(
     n_rows: int, n_members: int, validation_fraction: float, generator: th.Generator
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Draw each member's own train/validation split. With too few rows to spare one, validation uses the training rows.
+    Draw a train/validation split for each member. If there are too few rows, validation uses the training rows.
 
     :param n_rows: number of transitions
-    :param validation_fraction: share of the rows each member keeps aside, but never more than ``MAX_VALIDATION_ROWS``
+    :param n_members: number of members
+    :param validation_fraction: share of the rows that each member holds out, but at most ``MAX_VALIDATION_ROWS`` rows
+    :param generator: draws the splits
     :return: training rows [M, n_train] and validation rows [M, n_val], long, on the generator's device
     """
     order = _permutations(n_members, n_rows, generator)
@@ -93,16 +97,16 @@ def _permutations(n_members: int, n_rows: int, generator: th.Generator) -> th.Te
 
 class _Passes:
     """
-    The order in which each member sees its training rows: epoch after epoch in random order, cut into passes.
+    The order in which each member sees its training rows: epochs in random order, divided into passes.
 
-    A pass is an epoch, or less where the gradient steps do not suffice for ``MIN_PASSES`` epochs. Then the first passes
-    show the newest rows: however much data there is, what was met last is learned.
+    A pass is an epoch, or less if the gradient steps do not suffice for ``MIN_PASSES`` epochs. Then the first passes show the
+    newest rows, so that the latest data is learned however much data there is.
 
-    :param rows: each member's training rows [M, n_train]
+    :param rows: training rows of each member [M, n_train]
     :param is_new: which of them are new [M, n_train] bool
-    :param max_epochs: how often a row is seen at most
-    :param max_gradient_steps: batches at most
-    :param batch_size: rows of a batch
+    :param max_epochs: maximum number of epochs
+    :param max_gradient_steps: maximum number of batches
+    :param batch_size: rows per batch
     :param generator: draws the order
     """
 
@@ -123,11 +127,11 @@ class _Passes:
         self._length = rows.shape[1] if self.batches == self.batches_of_epoch else self.batches * batch_size
         self._queue = rows[:, :0]
         if self.batches < self.batches_of_epoch:
-            # Stable: within the new rows and within the others, the order stays random
+            # The sort is stable: within the new rows and within the others, the order stays random
             self._queue = self._shuffled(is_new)
 
     def _shuffled(self, is_first: th.Tensor | None = None) -> th.Tensor:
-        """Return each member's rows in random order, those of ``is_first`` before the others."""
+        """Return each member's rows in random order; the rows of ``is_first`` come before the others."""
         n_members, n_rows = self._rows.shape
         order = _permutations(n_members, n_rows, self._generator)
         if is_first is not None:
@@ -136,7 +140,7 @@ class _Passes:
         return self._rows.gather(1, order)
 
     def next(self) -> th.Tensor:
-        """Return rows of the next pass for every member [M, B]."""
+        """Return the rows of every member's next pass [M, B]."""
         while self._queue.shape[1] < self._length:
             self._queue = th.cat([self._queue, self._shuffled()], dim=1)
         rows, self._queue = self._queue[:, : self._length], self._queue[:, self._length :]
@@ -160,29 +164,31 @@ def fit_members(
     n_threads: int = 1,
 ) -> FitReport:
     """
-    Train all members at once, one optimiser step a batch, and leave every member with its own best weights.
+    Train all members together, one optimiser step per batch, and restore the best weights of each member.
 
-    Restoring member by member matters: one diverging member ruins the imagination of all its tasks.
+    It is the model-fitting line of algorithm 1 in Clavera et al. 2018. The best weights are restored member by member, because
+    a single diverging member ruins the imagination of all its tasks.
 
-    :param parameters: stacked parameters, each [M, ...]; member ``m`` owns slice ``m`` of every one
-    :param optimizer: over the same parameters; its state carries over to the next fit
+    :param parameters: stacked parameters, each [M, ...]; member ``m`` owns slice ``m`` of each
+    :param optimizer: an optimiser of these parameters; its state carries over to the next fit
     :param loss_fn: differentiable loss of some members, given their parameters and their own rows
-    :param n_rows: number of transitions the loss function can address
-    :param max_epochs: how often a training row is seen at most
-    :param max_gradient_steps: optimiser steps at most: what bounds the time of a fit when there is much data
-    :param batch_size: rows a member and step; fewer rows than that still train, as one batch
-    :param validation_fraction: share of the rows each member keeps aside, drawn once per fit
+    :param n_rows: number of transitions that the loss function can address
+    :param max_epochs: maximum number of epochs
+    :param max_gradient_steps: maximum number of optimiser steps, which bounds the time of a fit of much data
+    :param batch_size: rows per member and step; fewer rows than that are one batch
+    :param validation_fraction: share of the rows that each member holds out, drawn once per fit
     :param rolling_average_persistency: see ``_EarlyStop``
-    :param generator: draws splits and batches; decides the device of the row numbers
-    :param n_new_rows: how many rows, the last ones, no fit has seen yet
+    :param generator: draws splits and batches; determines the device of the row numbers
+    :param n_new_rows: number of the last rows that no fit has seen yet
     :param on_pass: called after every pass
     :param n_threads: how many threads share the members
+    :return: losses, epochs and gradient steps of each member
     """
     n_members = len(parameters[0])
     train_rows, val_rows = split_rows(n_rows, n_members, validation_fraction, generator)
     everyone = th.arange(n_members, device=generator.device)
 
-    # The weights a warm-started fit begins with do not compete: they were trained on rows that now validate
+    # The initial weights of a warm start are no candidates: they were trained on rows that are now used for validation
     best_loss = np.full(n_members, np.inf)
     best_weights = [parameter.detach().clone() for parameter in parameters]
     early_stop = _EarlyStop(rolling_average_persistency, n_members)
@@ -230,7 +236,7 @@ def fit_members(
 
 @th.no_grad()
 def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> None:
-    """Averages that are not finite would stay so, and ruin every later fit of their member at its first step."""
+    """Reset the optimiser's averages of diverged members: otherwise they would ruin the first step of every later fit."""
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         averages = [value for value in state.values() if is_stacked(value, parameter)]
@@ -249,10 +255,10 @@ def _mean_loss(
     batch_size: int,
     n_threads: int,
 ) -> np.ndarray:
-    """Return each member's mean loss over its rows, [A]; batched to bound the memory."""
+    """Return each member's mean loss over its rows, [A], computed in batches to limit memory."""
     chosen = of_members(parameters, members)
 
-    @th.no_grad()  # a setting of each thread
+    @th.no_grad()  # PyTorch keeps this setting for each thread
     def of_batch(batch: th.Tensor) -> th.Tensor:
         return loss_fn(chosen, batch) * (batch.shape[1] / rows.shape[1])
 

@@ -1,4 +1,4 @@
-"""What goes into the dynamics and comes out of them.
+"""Inputs and outputs of the dynamics.
 
 Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width of an action, ``K`` choices.
 """

@@ -1,1 +1,1 @@
-"""Rollouts in the learned environment."""
+"""Imagined rollouts, in the learned environment."""

@@ -1,4 +1,4 @@
-"""The learned environment in tensors. Training, ``ModelVecEnv`` and the report all step through it.
+"""The learned environment as functions of tensors, which training, ``ModelVecEnv`` and the report all use.
 
 Legend of shapes: ``M`` models, ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -17,16 +17,16 @@ from sb3_mbmpo.rewards.functions import RewardFn, TerminationFn, never_terminate
 
 class ModelEnv(NamedTuple):
     """
-    Models, reward and termination of the learned environment, for the weights at construction.
+    Models, reward and termination of the learned environment, with the weights at construction.
 
     :param steps: functions (obs (M, B, O), encoded action (M, B, A)) -> Prediction, one for each thread that may imagine: they
-        predict the same, but each has random numbers of its own if it needs any
+        differ only in their random generators
     :param reward_fn: (obs (B, O), action (B, A), next_obs (B, O)) -> (B,); None: the models predict the reward
-    :param termination_fn: next_obs (B, O) -> (B,) bool; None: the models predict termination, or nothing ends if they do not
-    :param codec: translates actions
+    :param termination_fn: next_obs (B, O) -> (B,) bool; None: the models predict termination, or rollouts never terminate
+    :param codec: converts actions
     :param n_models: ``M``
-    :param flops: floating-point operations of one row's step; on them depends how many threads are worth it
-    :param device: where the models live
+    :param flops: floating-point operations of a step for one row, from which the number of threads follows
+    :param device: where the models are
     """
 
     steps: Sequence[StepFn]
@@ -51,16 +51,17 @@ class ModelEnv(NamedTuple):
         output_noise: float = 0.0,
     ) -> "ModelEnv":
         """
-        Put the environment together.
+        Build the environment from an ensemble.
 
         :param dynamics: the ensemble
-        :param reward_fn: None: its reward head
-        :param termination_fn: None: its termination head, or nothing ends if it has none
+        :param reward_fn: the reward function; None: the ensemble's reward head
+        :param termination_fn: the termination function; None: the ensemble's termination head, or rollouts never terminate if
+            it has none
         :param clip_margin: see ``DynamicsEnsemble.step_fn``
-        :param generators: one a thread, draw the noise of the models; None: the means of probabilistic members
-        :param members: which members are the ``M`` models; None: all
+        :param generators: one per thread, which draws the noise of the models; None: the means of probabilistic members
+        :param members: the members that are the ``M`` models; None: all
         :param output_bias: deliberate error of each member of the ensemble (n_models, O), see ``perturbed_step_fns``
-        :param output_noise: deliberate noise, see there
+        :param output_noise: deliberate noise, see ``perturbed_step_fns``
         """
         steps = perturbed_step_fns(
             dynamics,
@@ -82,16 +83,17 @@ class ModelEnv(NamedTuple):
 
     def step(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
         """
-        Step as the first thread does.
+        Predict one step, with the random numbers of the first thread.
 
         :param obs: raw (M, B, O)
         :param action: encoded for the models (M, B, A)
+        :return: one prediction for each of the ``M x B`` rows
         """
         return self.steps[0](obs, action)
 
     def reward(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, predicted: th.Tensor | None) -> th.Tensor:
         """
-        Evaluate the reward function, or pass on what the models predicted.
+        Evaluate the reward function, or return the models' prediction.
 
         :param obs: raw (B, O)
         :param action: in the environment's units (B, A), or (B, K) long
@@ -106,21 +108,21 @@ class ModelEnv(NamedTuple):
 
     def check_rewards(self, rewards: th.Tensor, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> None:
         """
-        Refuse rewards that are no numbers. The parameters are those of ``reward``.
+        Reject rewards that are not finite. The other parameters are those of ``reward``.
 
         :param rewards: (B,)
-        :raises ValueError: if one is NaN or infinite, with the transition for which it is
+        :raises ValueError: if a reward is NaN or infinite; the message shows the transition
         """
         source = "The reward head of the models" if self.reward_fn is None else "`reward_fn`"
         check_rewards(source, rewards, obs=obs, action=self.codec.to_reward(action), next_obs=next_obs)
 
     def terminated(self, next_obs: th.Tensor, logit: th.Tensor | None) -> th.Tensor | None:
         """
-        Tell which rows ended.
+        Tell which rows terminate.
 
         :param next_obs: raw (B, O)
-        :param logit: of the models' termination head (B,); None if they have none
-        :return: (B,) bool; None: nothing ever ends
+        :param logit: logit of the models' termination head (B,); None if they have none
+        :return: (B,) bool; None: rollouts never terminate
         """
         if self.termination_fn is never_terminates:
             return None

@@ -1,8 +1,8 @@
-"""Imagined rollouts: the policies of all tasks act in the learned models, step by step, in tensors. The hot loop.
+"""Imagined rollouts: the policies of all tasks act in the learned models, step by step, in tensors. This is the hot loop.
 
-Knows neither SB3 nor the environment: it receives callables and tensors.
+The functions know neither SB3 nor the environment; they receive callables and tensors.
 
-Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts a task, ``H`` horizon, ``O`` observation size, ``A`` action size.
+Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts per task, ``H`` horizon, ``O`` observation size, ``A`` action size.
 """
 
 from collections.abc import Callable
@@ -17,27 +17,27 @@ from sb3_mbmpo.common.threads import even_shares, in_parallel, worthwhile_thread
 from sb3_mbmpo.dynamics import StepFn
 from sb3_mbmpo.imagination.model_env import ModelEnv
 
-# Raw observations (..., O) -> what the policies' networks see (..., O)
+# Raw observations (..., O) -> input of the policies' networks (..., O)
 ToPolicyInput = Callable[[th.Tensor], th.Tensor]
 # Policy input (T, B, O) -> distribution of each row
 Act = Callable[[th.Tensor], ActionDistribution]
-# How often the loop looks whether anything is still alive: a look costs a synchronisation on GPUs
+# Check for living rollouts only every so many steps, because a check costs a synchronisation on GPUs
 ALIVE_CHECK_INTERVAL = 10
-# What a thread costs the others at each step: the work of the models that takes as long
+# Cost of a further thread to the others at each step, expressed as the work of the models that takes as long
 FLOPS_PER_THREAD = 16e6
 
 
 class ImaginedRollouts(NamedTuple):
     """
-    Imagined rollouts of all tasks. Time comes after the task, so that the rows of a task are one block of memory.
+    Imagined rollouts of all tasks. The time axis follows the task axis, so that the rows of a task are one block of memory.
 
     :param policy_input: (T, H, N, O), standardised observations as the policies saw them
     :param actions: (T, H, N, A) unclipped samples, or (T, H, N, K) long
     :param rewards: (T, H, N)
-    :param alive: (T, H, N) bool, False for steps after the rollout's termination: they never count
-    :param terminated: (T, H, N) bool, the step ended its rollout for good
+    :param alive: (T, H, N) bool, False for steps after the rollout's termination, which never count
+    :param terminated: (T, H, N) bool, True for steps that terminated their rollout
     :param final_input: (T, 1, N, O), the standardised observation after the last step, at which a critic bootstraps rollouts
-        that the horizon cut
+        that reached the horizon
     """
 
     policy_input: th.Tensor
@@ -48,15 +48,15 @@ class ImaginedRollouts(NamedTuple):
     final_input: th.Tensor
 
     def of_tasks(self, tasks: slice) -> "ImaginedRollouts":
-        """Return the same for some of the tasks only."""
+        """Return the rollouts of some of the tasks."""
         return ImaginedRollouts(*(x[tasks] for x in self))
 
     def returns(self) -> th.Tensor:
-        """Return undiscounted return of each rollout (T, N)."""
+        """Return the undiscounted return of each rollout (T, N)."""
         return (self.rewards * self.alive).sum(1)
 
     def lengths(self) -> th.Tensor:
-        """Return steps until termination or horizon (T, N)."""
+        """Return the number of steps until termination or horizon (T, N)."""
         return self.alive.sum(1)
 
 
@@ -71,27 +71,28 @@ def imagine(
     generator: th.Generator,
 ) -> ImaginedRollouts:
     """
-    Let each task's policy act in the task's model. Task ``i`` uses model ``i // (T / M)``.
+    Imagine rollouts of each task's policy in the task's model. Task ``i`` uses model ``i // (T / M)``.
 
-    Several threads take some of every task's rollouts each. They draw their own random numbers: the same seed gives the same
-    rollouts with the same number of threads.
+    The rollouts of every task are divided among several threads. Each draws its own random numbers, so that the same seed
+    gives the same rollouts only with the same number of threads.
 
     :param model_env: models, reward, termination
     :param act: the policies of the ``T`` tasks
     :param start_obs: raw first observations (T, N, O)
     :param to_policy_input: standardises observations
-    :param horizon: steps at most; fewer are returned when every rollout has terminated
+    :param horizon: maximum number of steps; fewer are returned if every rollout has terminated
     :param generator: samples the actions
-    :raises ValueError: if the tasks cannot be shared out evenly among the models, or a reward is not finite
+    :return: the rollouts
+    :raises ValueError: if the number of tasks is not a multiple of that of models, or a reward is not finite
     """
     n_tasks, n_rollouts, observation_dim = start_obs.shape
     if n_tasks % model_env.n_models != 0:
-        raise ValueError(f"{n_tasks} tasks cannot be shared out evenly among {model_env.n_models} models.")
+        raise ValueError(f"{n_tasks} tasks cannot be divided evenly among {model_env.n_models} models: use a multiple.")
 
-    # Observations may be in double precision, what the policies see is not
+    # Observations may be in double precision, but the policies' input is not
     dtype = to_policy_input(start_obs[:1, :1]).dtype
 
-    # Zeros: what no thread reaches, because everything has terminated, is dead
+    # Zeros mean not alive, for steps that no thread reaches because every rollout has terminated
     def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
         return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
@@ -126,12 +127,12 @@ def imagine(
 
 
 def forked(generator: th.Generator, number: int) -> list[th.Generator]:
-    """Return independent generators, seeded by the given one, which goes on alike however many they are."""
+    """Return independent generators, seeded by the given one, whose own state afterwards does not depend on ``number``."""
     seed = int(th.randint(2**63 - 1, (), generator=generator, device=generator.device))
     return [th.Generator(generator.device).manual_seed(seed + i) for i in range(number)]
 
 
-@th.no_grad()  # a setting of each thread
+@th.no_grad()  # PyTorch keeps this setting for each thread
 def _imagine_share(
     model_env: ModelEnv,
     step: StepFn,
@@ -143,19 +144,20 @@ def _imagine_share(
     generator: th.Generator,
 ) -> int:
     """
-    The hot loop: some rollouts of every task.
+    Imagine some rollouts of every task; this is the hot loop. The other parameters are those of ``imagine``.
 
-    :param rollouts: receives them
+    :param step: the step function of this thread
+    :param rollouts: receives the results
     :return: how many steps were imagined
-    :raises ValueError: if a living rollout earned something that is not finite
+    :raises ValueError: if a living rollout earned a reward that is not finite
     """
     horizon = rollouts.rewards.shape[1]
     n_tasks, n_rollouts = start_obs.shape[:2]
     rows, per_model = n_tasks * n_rollouts, (model_env.n_models, n_tasks * n_rollouts // model_env.n_models, -1)
-    # Raw observations, time first: what the reward functions see, at once for all steps
+    # Raw observations, time first, for the reward functions, which are called once for all steps
     observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
     observations[0] = start_obs
-    # All views before the loop: whatever Python asks of PyTorch makes it wait for the other threads' Python
+    # All views are made before the loop: because of the GIL, every call of PyTorch may wait for the other threads
     of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
     policy_inputs, actions, rewards, alives, terminated, (final_input,) = (x.unbind(1) for x in rollouts)
     obs, obs_of_models = of_tasks[0], of_models[0]
@@ -166,7 +168,7 @@ def _imagine_share(
         distribution = act(policy_input)
         try:
             action = distribution.sample(generator)
-        except RuntimeError as error:  # there are no choices with the probability NaN
+        except RuntimeError as error:  # discrete actions cannot be drawn with probability NaN
             check_observations(of_tasks[max(t - 1, 0)], obs)
             raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
         encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
@@ -197,15 +199,15 @@ def _imagine_share(
         rollouts.alive.fill_(True)
     final_input.copy_(to_policy_input(obs))
 
-    # Rewards do not steer the rollout: one call for all steps is far cheaper than one a step
+    # Rewards do not affect the rollout: one call for all steps is far cheaper than one per step
     def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
         return observations[:length].flatten(0, 2), env_actions, observations[1 : length + 1].flatten(0, 2)
 
-    if model_env.reward_fn is not None:  # else they are there already
+    if model_env.reward_fn is not None:  # else the loop has stored the models' predictions
         reward = model_env.reward(*transitions(), predicted=None)
         rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
-    # What a dead rollout would have earned is meaningless, and may be NaN
+    # Rewards after the termination are meaningless, and may be NaN
     rollouts.rewards.masked_fill_(~rollouts.alive, 0)
     if not th.isfinite(rollouts.rewards).all():
         from_obs, env_actions, to_obs = transitions()

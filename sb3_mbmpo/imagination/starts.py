@@ -11,12 +11,12 @@ import torch as th
 @dataclass(frozen=True)
 class StartSampler:
     """
-    Draws first observations of imagined rollouts.
+    Sampler of the first observations of imagined rollouts.
 
     :param pool: raw observations to choose from (B, O), the most recent ones last
-    :param n_recent: how many of them were seen since the fit before
-    :param recent_share: share of the starts that are drawn from those
-    :param generator: draws
+    :param n_recent: how many of them are new since the previous fit
+    :param recent_share: share of the starts that are drawn from the new ones
+    :param generator: draws the starts
     """
 
     pool: th.Tensor
@@ -26,8 +26,9 @@ class StartSampler:
 
     def __call__(self, rows: int) -> th.Tensor:
         """
-        Draw with replacement.
+        Draw first observations with replacement.
 
+        :param rows: how many
         :return: raw observations (rows, O)
         """
         device = self.pool.device

@@ -1,4 +1,4 @@
-"""The learned dynamics behind SB3's ``VecEnv``: the imagination's step function, for any of SB3's algorithms or to look at.
+"""The learned environment as an SB3 ``VecEnv``, for any of SB3's algorithms or for inspection.
 
 Legend of shapes: ``M`` models, ``E`` environments, ``S`` first observations, ``O`` observation size, ``A`` action size.
 """
@@ -22,31 +22,31 @@ RESAMPLE_MODEL = ("episode", "step")
 
 class ModelVecEnv(VecEnv):
     """
-    Imagined episodes. Each environment lives in one member of the ensemble, for the length of an episode or of a step;
-    ``info["model_index"]`` tells which one made the step. A probabilistic member is sampled.
+    A vectorised environment of imagined episodes.
 
-    Everything is in raw units, and the weights are those at construction: a later fit makes no difference. For SB3's
-    statistics of episodes, wrap it in ``VecMonitor``.
+    Each environment uses one member of the ensemble, for an episode or for a step; ``info["model_index"]`` tells which one
+    made the step. A probabilistic member is sampled. Everything is in raw units, and the weights are those at construction: a
+    later fit makes no difference. For SB3's statistics of episodes, wrap it in ``VecMonitor``.
 
-    :param dynamics: the ensemble; the spaces are its own
+    :param dynamics: the ensemble, which also determines the spaces
     :param start_obs: real first observations (S, O), where episodes start
     :param reward_fn: (obs (E, O), action, next_obs (E, O)) -> (E,); None: the ensemble's learned reward
-    :param termination_fn: next_obs (E, O) -> (E,) bool; None: the ensemble's learned termination, or nothing ends if it has
-        learned none
+    :param termination_fn: next_obs (E, O) -> (E,) bool; None: the ensemble's learned termination, or no termination if it has
+        not learned one
     :param n_envs: number of environments ``E``
-    :param horizon: time limit of an episode, a truncation
-    :param model_index: the member that all environments live in; None: a random one each episode or step
+    :param horizon: time limit of an episode in steps, a truncation
+    :param model_index: the member that all environments use; None: a random one each episode or step
     :param clip_margin: imagined observations stay within the range of the data plus this many standard deviations; None: no
         clipping
-    :param seed: of members, first observations and noise; None: different ones each time
+    :param seed: seed of the choice of members and first observations, and of the noise; None: different ones each time
     :param resample_model: draw another random member every "episode" or every "step"
     :param output_bias: deliberate constant error of each member's predicted observations, in standard deviations of the
         observed changes: an array (M, O), or the standard deviation with which one is drawn
-    :param output_noise: standard deviation of deliberate noise on them, in the same units
-    :raises ValueError: if an argument cannot work
+    :param output_noise: standard deviation of deliberate noise on the predicted observations, in the same units
+    :raises ValueError: if an argument is invalid
     """
 
-    # VecEnv.__init__ asks for it before it is set: there is nothing to see
+    # VecEnv.__init__ reads it before it is set; there is nothing to render
     render_mode: str | None = None
 
     def __init__(
@@ -88,10 +88,10 @@ class ModelVecEnv(VecEnv):
 
         self._noise = th.Generator(self._device)
         self._reseed(seed)
-        # The members that episodes may live in; a step evaluates no others
+        # The members that episodes may use; a step evaluates no others
         self._members = np.arange(dynamics.n_models) if model_index is None else np.array([model_index])
         self._resamples_every_step = resample_model == "step"
-        # From a generator of its own: members and first observations stay the same with and without a bias
+        # From a separate generator, so that members and first observations are the same with and without a bias
         draws = np.random.default_rng(seed).standard_normal((dynamics.n_models, dynamics.observation_dim))
         self._model_env = ModelEnv.of(
             dynamics,
@@ -107,7 +107,7 @@ class ModelVecEnv(VecEnv):
         self._obs = self._start_obs[:0]  # (E, O) from the first reset on
         self._actions = th.empty(0)
         self._elapsed = np.zeros(n_envs, dtype=int)
-        self._member = np.zeros(n_envs, dtype=int)  # the place in self._members of the one each environment lives in
+        self._member = np.zeros(n_envs, dtype=int)  # index into self._members of the one that each environment uses
 
     def _checked_starts(self, start_obs: np.ndarray, dynamics: DynamicsEnsemble) -> th.Tensor:
         array, observation_dim = np.asarray(start_obs), dynamics.observation_dim
@@ -126,7 +126,7 @@ class ModelVecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         """
-        Begin new episodes everywhere, with the seed of the last call to ``seed`` if there was one since the last reset.
+        Begin new episodes in all environments, with the seed of the last call to ``seed`` since the last reset, if any.
 
         :return: first observations (E, O)
         """
@@ -152,13 +152,13 @@ class ModelVecEnv(VecEnv):
 
     def _draw_members(self, envs: np.ndarray) -> None:
         """
-        Move some environments to other members.
+        Draw new members for some environments.
 
-        :param envs: indices of the environments that move to another member
+        :param envs: indices of the environments
         """
         self._member[envs] = self._rng.integers(len(self._members), size=len(envs))
-        # The step function takes equally many rows of every member: a member's k-th environment is its row k, what is left
-        # over is padding. 64 environments in 5 members are some 90 rows; every member for every environment would be 320.
+        # The step function takes the same number of rows for every member: a member's k-th environment is its row k, and the
+        # rest is padding. 64 environments in 5 members are some 90 rows; every member for every environment would be 320.
         lives_in = self._member == np.arange(len(self._members))[:, None]  # (M, E)
         row = (lives_in.cumsum(1) - 1)[self._member, np.arange(self.num_envs)]
         self._place = tuple(th.as_tensor(index, device=self._device) for index in (self._member, row))
@@ -166,10 +166,10 @@ class ModelVecEnv(VecEnv):
 
     def _to_members(self, values: th.Tensor) -> th.Tensor:
         """
-        Sort rows of the environments by member.
+        Sort the rows of the environments by member.
 
         :param values: (E, .)
-        :return: the same by member, zeros in the padding (M, rows, .)
+        :return: the rows of each member, with zeros in the padding (M, rows, .)
         """
         batch = values.new_zeros((len(self._members), self._n_rows, values.shape[1]))
         batch[self._place] = values
@@ -177,14 +177,14 @@ class ModelVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Take the actions of the next step.
+        Store the actions of the next step.
 
         :param actions: (E, ``*action_space.shape``) in the environment's units; those of a Box are clipped to its bounds
-        :raises ValueError: if the shape is another
+        :raises ValueError: if the shape is wrong
         """
         actions, shape = np.asarray(actions), (self.num_envs, *(self.action_space.shape or ()))
         if actions.shape != shape:
-            raise ValueError(f"`actions` must have shape {shape}, one action an environment, not {actions.shape}.")
+            raise ValueError(f"`actions` must have shape {shape}, one action per environment, not {actions.shape}.")
         if isinstance(self.action_space, gym.spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         self._actions = self._model_env.codec.from_numpy(actions, self._device)
@@ -192,16 +192,16 @@ class ModelVecEnv(VecEnv):
     @th.no_grad()
     def step_wait(self) -> VecEnvStepReturn:
         """
-        Do the step.
+        Take the step with the stored actions.
 
-        :return: observations (E, O), of the next episode where one is over, rewards (E,), dones (E,) and infos
+        :return: observations (E, O), of the next episode where one has ended, rewards (E,), dones (E,) and infos
         """
         if len(self._obs) == 0:
             raise ResetNeeded("Call `reset` before the first `step`.")
         encoded = self._model_env.codec.to_dynamics(self._actions)
         by_member = self._model_env.step(self._to_members(self._obs), self._to_members(encoded))
         next_obs = by_member.next_obs[self._place]
-        # Copied before the resets write to `next_obs`, of which a reward function may return a view
+        # Copied before the resets write to `next_obs`, because a reward function may return a view of it
         rewards = self._rewards(by_member, next_obs).cpu().numpy().astype(np.float32)
         terminated = self._terminated(by_member, next_obs).cpu().numpy()
         self._obs = next_obs
@@ -225,14 +225,14 @@ class ModelVecEnv(VecEnv):
         return obs, rewards, dones, infos
 
     def _rewards(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """Return rewards of the step from ``self._obs`` to ``next_obs`` (E,)."""
+        """Return the rewards of the step from ``self._obs`` to ``next_obs`` (E,)."""
         predicted = None if by_member.reward is None else by_member.reward[self._place]
         rewards = self._model_env.reward(self._obs, self._actions, next_obs, predicted)
         self._model_env.check_rewards(rewards, obs=self._obs, action=self._actions, next_obs=next_obs)
         return rewards
 
     def _terminated(self, by_member: Prediction, next_obs: th.Tensor) -> th.Tensor:
-        """Tell which episodes end with this step for good (E,) bool."""
+        """Tell which episodes terminate with this step (E,) bool."""
         logit = None if by_member.termination_logit is None else by_member.termination_logit[self._place]
         terminated = self._model_env.terminated(next_obs, logit)
         return th.zeros(self.num_envs, dtype=th.bool) if terminated is None else terminated
@@ -242,15 +242,15 @@ class ModelVecEnv(VecEnv):
         space, array = self.observation_space, obs.cpu().numpy()
         assert isinstance(space, gym.spaces.Box)
         if np.issubdtype(space.dtype, np.integer):
-            # A little below 0 would be 255 for uint8
+            # Without clipping, -1 would become 255 in uint8
             array = np.clip(np.rint(array), space.low, space.high)
         copy: np.ndarray = array.astype(space.dtype)
         return copy
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there are no open resources."""
 
-    # ---------------------------------------------------------------- attributes: those of this object are every environment's
+    # ---------------------------------------------------------------- attributes of the environments are those of this object
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """See ``VecEnv``."""
@@ -261,7 +261,7 @@ class ModelVecEnv(VecEnv):
         """
         See ``VecEnv``.
 
-        :raises ValueError: if ``indices`` leaves environments out
+        :raises ValueError: if ``indices`` does not include all environments
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(f"Imagined environments share their attributes: set {attr_name!r} for all, not for {indices}.")
@@ -270,7 +270,7 @@ class ModelVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """See ``VecEnv``. The method of this object is called once for each environment asked for."""
+        """See ``VecEnv``. The method of this object is called once for each of the environments."""
         return [method(*method_args, **method_kwargs) for method in self.get_attr(method_name, indices)]
 
     def env_is_wrapped(

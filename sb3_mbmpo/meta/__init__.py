@@ -1,1 +1,1 @@
-"""Meta-learning: the inner step that adapts, the outer step that learns to be adapted, and the advantages of both."""
+"""Meta-learning: the inner step adapts the policy, the outer step improves the meta-policy; both use advantages."""

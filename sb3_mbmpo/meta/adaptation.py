@@ -1,6 +1,6 @@
-"""The inner step: a policy adapts to its task by policy gradients, differentiably (Clavera et al. 2018, algorithm 1).
+"""The inner step: differentiable adaptation of a policy to its task by policy gradients (Clavera et al. 2018, algorithm 1).
 
-Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observation size, ``A`` action size.
+Legend of shapes: ``T`` tasks, ``B`` rows per task, ``P`` parameters, ``O`` observation size, ``A`` action size.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 Actor = Callable[[th.Tensor], Callable[[th.Tensor], ActionDistribution]]
 
 
-# To see whether a policy is one at all, a few observations will do
+# A few observations suffice to see whether a policy's action distributions are finite
 TRIED_ROWS = 32
 
 
@@ -26,7 +26,7 @@ class TaskBatch(NamedTuple):
     :param policy_input: standardised observations (T, B, O)
     :param actions: unclipped samples (T, B, A)
     :param advantages: (T, B)
-    :param weight: each row's share in its task's mean (T, B): sums to 1, and is 0 after a termination
+    :param weight: weight of each row in its task's mean (T, B): sums to 1, and is 0 after a termination
     """
 
     policy_input: th.Tensor
@@ -54,15 +54,17 @@ class TaskBatch(NamedTuple):
         return TaskBatch(policy_input, actions, advantages, weight / weight.sum(1, keepdim=True).clamp(min=1e-12))
 
     def tasks(self, chunk: slice) -> "TaskBatch":
-        """Return the same for some of the tasks only."""
+        """Return the batch of some of the tasks."""
         return TaskBatch(*(x[chunk] for x in self))
 
 
 def inner_objective(actor: Actor, parameters: th.Tensor, batch: TaskBatch) -> th.Tensor:
     """
-    Objective of the adaptation, mean(log pi(a|s) A): the vanilla policy gradient.
+    Evaluate the objective of the adaptation, J_k = mean(log pi(a|s) A), whose gradient is the vanilla policy gradient.
 
+    :param actor: the policy as a function of its parameters
     :param parameters: (T, P)
+    :param batch: imagined steps of all tasks
     :return: (T,)
     """
     log_prob = actor(parameters)(batch.policy_input).log_prob(batch.actions)
@@ -79,14 +81,16 @@ def adapt(
     first_order: bool = False,
 ) -> th.Tensor:
     """
-    theta'_i = theta + alpha grad_theta mean(log pi_theta(a|s) A), for each task; once for each batch.
+    Adapt the policy to each task: theta'_k = theta + alpha grad J_k(theta), one step for each batch.
+
+    This is the adaptation line of algorithm 1 in Clavera et al. 2018, the inner step of MAML (Finn et al. 2017).
 
     :param actor: the policy as a function of its parameters
-    :param theta: meta-parameters (P,), or already one set a task (T, P)
-    :param batches: what each inner step learns from, imagined under the parameters it starts at
-    :param inner_lr: step size alpha, a number or one a parameter (P,)
-    :param create_graph: make the result differentiable in ``theta`` (and in ``inner_lr``)
-    :param first_order: ... but treat the inner gradient as a constant (FOMAML)
+    :param theta: meta-parameters (P,), or already one set per task (T, P)
+    :param batches: data of each inner step, imagined with the parameters at which the step starts
+    :param inner_lr: step size alpha, a number or one per parameter (P,)
+    :param create_graph: make the result differentiable with respect to ``theta`` (and ``inner_lr``)
+    :param first_order: with ``create_graph``, treat the inner gradient as a constant (FOMAML)
     :return: adapted parameters (T, P)
     """
     n_tasks = len(batches[0].policy_input)
@@ -106,12 +110,13 @@ def adapt(
 @th.no_grad()
 def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> th.Tensor:
     """
-    Tell which policies can act.
+    Tell which policies have finite parameters and action distributions.
 
+    :param actor: the policy as a function of its parameters
     :param parameters: (T, P)
-    :param policy_input: observations that the policies meet (T, B, O); some of them are tried
-    :return: whose parameters, and distributions over actions, are finite (T,) bool
+    :param policy_input: standardised observations (T, B, O); only the first ones are tried
+    :return: (T,) bool
     """
     tried = actor(parameters)(policy_input[:, :TRIED_ROWS])
-    # NaN instead of 0 as soon as a mean, a variance or a probability leaves the range of the numbers
+    # The KL to itself is NaN instead of 0 as soon as a mean, a variance or a probability is not finite
     return th.isfinite(parameters).all(1) & th.isfinite(tried.kl_divergence(tried)).all(1)

@@ -1,6 +1,6 @@
 """Advantages of imagined rollouts: baselines, bootstrapping and generalised advantage estimation, for all tasks at once.
 
-Legend of shapes: ``T`` tasks, ``H`` horizon, ``N`` rollouts a task, ``O`` observation size, ``F`` features.
+Legend of shapes: ``T`` tasks, ``H`` horizon, ``N`` rollouts per task, ``O`` observation size, ``F`` features.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ import torch as th
 from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 
 RIDGE = 1e-5
-# Standardised advantages are divided by their standard deviation and this; of smaller advantages, by this share of the largest
+# Added to the standard deviation by which advantages are divided; for small advantages, it is this share of the largest
 STD_FLOOR, RELATIVE_STD_FLOOR = 1e-8, 1e-4
 # Standardised observations (..., O) -> values (...), in units of the reward
 ValueFn = Callable[[th.Tensor], th.Tensor]
-# A hundred more features need more regularisation; the scale is for standardised observations
+# A hundred further features need more regularisation; the scale suits standardised observations
 N_FOURIER, FOURIER_SCALE, FOURIER_RIDGE = 100, 1.2, 1e-3
 
 
 def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th.Tensor:
     """
-    Sum the discounted rewards from each step on.
+    Compute the discounted return from each step on.
 
     :param rewards: (T, H, N)
     :param alive: (T, H, N) bool; rewards of other steps do not count
@@ -35,7 +35,7 @@ def discounted_returns(rewards: th.Tensor, alive: th.Tensor, gamma: float) -> th
 
 def _accumulate(values: th.Tensor, decay: th.Tensor) -> None:
     """
-    values_t += decay_t values_{t+1}, in place and backwards in time: a single small operation a step.
+    Accumulate values_t += decay_t values_{t+1}, in place and backwards in time, by one small operation per step.
 
     :param values: (T, H, N)
     :param decay: (T, H, N)
@@ -47,8 +47,9 @@ def _accumulate(values: th.Tensor, decay: th.Tensor) -> None:
 
 def linear_features(policy_input: th.Tensor) -> th.Tensor:
     """
-    Features of the authors' baseline (Duan et al. 2016): s, s^2, t/100, (t/100)^2, (t/100)^3, 1 with s clipped to
-    [-10, 10].
+    Compute the features of the authors' linear baseline (Duan et al. 2016).
+
+    They are s, s^2, t/100, (t/100)^2, (t/100)^3 and 1, with s clipped to [-10, 10].
 
     :param policy_input: standardised observations (T, H, N, O)
     :return: (T, H, N, 2 O + 4)
@@ -69,7 +70,7 @@ def _time_features(policy_input: th.Tensor) -> th.Tensor:
 
 def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
     """
-    Fit a linear function of the features to the returns by ridge regression, for each task its own, and evaluate it.
+    Fit each task's returns by ridge regression on the linear features (Duan et al. 2016), and return the predictions.
 
     :param policy_input: standardised observations (T, H, N, O)
     :param returns: discounted returns (T, H, N)
@@ -81,7 +82,7 @@ def linear_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tenso
 
 def time_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
     """
-    The same with the time alone: t/100, (t/100)^2, (t/100)^3, 1.
+    Fit each task's returns by ridge regression on the time only: t/100, (t/100)^2, (t/100)^3, 1.
 
     :param policy_input: standardised observations (T, H, N, O); only their shape matters
     :param returns: discounted returns (T, H, N)
@@ -94,9 +95,10 @@ def time_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor)
 
 def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tensor) -> th.Tensor:
     """
-    The same with random Fourier features (Rahimi and Recht 2007) beside the linear ones: cosines of fixed random directions,
-    for values that are no sum of squares, as where an action comes too late to prevent something. Slower, and for many
-    rows only.
+    Fit each task's returns by ridge regression on the linear and random Fourier features (Rahimi and Recht 2007).
+
+    The latter are cosines along fixed random directions, for values that are not a sum of squares, such as where an action
+    comes too late to prevent something. It is slower, and suits many rows only.
 
     :param policy_input: standardised observations (T, H, N, O)
     :param returns: discounted returns (T, H, N)
@@ -109,16 +111,16 @@ def fourier_baseline(policy_input: th.Tensor, returns: th.Tensor, alive: th.Tens
     phases = 2 * th.pi * th.rand(N_FOURIER, generator=generator)
     angles = policy_input.clamp(-10, 10) @ directions.to(policy_input) + phases.to(policy_input)
     features = th.cat([linear_features(policy_input), th.cos(angles)], dim=-1)
-    # The stronger ridge would pull the mean towards 0
+    # Otherwise the stronger ridge would pull the mean towards 0
     mean = (returns * alive).sum((1, 2), keepdim=True) / alive.sum((1, 2), keepdim=True).clamp(min=1)
     return mean + _ridge_regression(features, returns - mean, alive, FOURIER_RIDGE)
 
 
 def _ridge_regression(features: th.Tensor, returns: th.Tensor, alive: th.Tensor, strength: float) -> th.Tensor:
-    """Return predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten."""
+    """Return the predictions (T, H, N) of each task's regression on features (T, H, N, F), which are overwritten."""
     features = features.flatten(1, 2)
     features *= alive.flatten(1).unsqueeze(-1)
-    # Means, not sums: the ridge keeps its meaning whatever the number of rows, and float32 its precision
+    # Means, not sums: the strength of the ridge does not depend on the number of rows, and float32 keeps its precision
     n_rows = alive.sum((1, 2)).clamp(min=1).to(features.dtype).view(-1, 1, 1)
     gram = (features.transpose(1, 2) @ features / n_rows).double()
     moment = (features.transpose(1, 2) @ returns.flatten(1).unsqueeze(-1) / n_rows).double()
@@ -137,8 +139,9 @@ def generalized_advantages(
     gae_lambda: float,
 ) -> th.Tensor:
     """
-    Estimate advantages by GAE (Schulman et al. 2016). A termination bootstraps nothing; the horizon bootstraps the value of
-    the observation after it.
+    Estimate advantages by GAE (Schulman et al. 2016).
+
+    Nothing is bootstrapped after a termination; at the horizon, the value of the following observation is.
 
     :param rewards: (T, H, N)
     :param values: baseline values of each step's observation, and of the one after the last step (T, H + 1, N)
@@ -163,7 +166,7 @@ def standardize(advantages: th.Tensor, alive: th.Tensor) -> th.Tensor:
     :return: advantages with mean 0 and standard deviation 1 over the living steps of each task, 0 elsewhere
     """
     smallest = th.finfo(advantages.dtype).tiny
-    # A power of two changes no digit, and keeps the squares of advantages of any size within single precision
+    # Dividing by a power of two is exact, and keeps the squares of advantages of any size within single precision
     living = advantages * alive
     largest = living.abs().amax((1, 2), keepdim=True).clamp(min=smallest)
     unit = largest / (2 * th.frexp(largest).mantissa)
@@ -183,8 +186,8 @@ def baseline_values(rollouts: ImaginedRollouts, gamma: float, baseline: str, cri
     """
     Evaluate a baseline at every imagined observation.
 
-    After the last step only a critic has a value. For the others it is 0, as in the authors' code: the horizon is part of
-    their task, and they know the time.
+    Only a critic has a value after the last step. For the other baselines it is 0, as in the authors' code: they treat the
+    horizon as the end of the task, and know the time.
 
     :param rollouts: imagined rollouts
     :param gamma: discount factor
@@ -205,10 +208,10 @@ def baseline_values(rollouts: ImaginedRollouts, gamma: float, baseline: str, cri
 
 class AdvantageEstimate(NamedTuple):
     """
-    What one estimate yields.
+    Advantages of imagined rollouts, with the values and returns from which they are computed.
 
-    :param advantages: for the policy gradient, standardised if so wished (T, H, N)
-    :param values: of the baseline (T, H, N)
+    :param advantages: for the policy gradient, standardised if requested (T, H, N)
+    :param values: values of the baseline (T, H, N)
     :param returns: lambda-returns, the targets of a critic (T, H, N)
     """
 

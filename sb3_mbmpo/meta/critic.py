@@ -12,13 +12,13 @@ from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.meta.advantages import AdvantageEstimate
 from sb3_mbmpo.policies import MetaPolicy
 
-# Targets whose spread is this small a share of their size are constant: dividing by it would amplify rounding errors
+# Targets whose relative spread is below this count as constant: dividing by the spread would amplify rounding errors
 MIN_RELATIVE_SPREAD = 1e-4
 
 
 class CriticReport(NamedTuple):
     """
-    How well the critic predicts.
+    Metrics of a fit of the critic.
 
     :param value_loss: mean squared error of the last update, in squared units of the reward
     :param explained_variance: share of the returns' variance that the values before the updates explain
@@ -31,9 +31,9 @@ class CriticReport(NamedTuple):
 @dataclass(frozen=True)
 class Critic:
     """
-    The value function of the meta-policy, shared by all tasks, and how it learns.
+    The value function of the meta-policy, shared by all tasks, and its training.
 
-    :param policy: its value network is evaluated, and trained by its optimiser
+    :param policy: the meta-policy, which owns the value network and its optimiser
     :param generator: draws the minibatches
     :param n_updates: minibatch steps after each imagined batch
     :param batch_size: rows of a minibatch
@@ -47,7 +47,7 @@ class Critic:
     @th.no_grad()
     def __call__(self, policy_input: th.Tensor) -> th.Tensor:
         """
-        Estimate the discounted return under the meta-policy; before the first fit, whose unit nobody knows yet, as 0.
+        Estimate the discounted return of the meta-policy; 0 before the first fit, because the scale is not known yet.
 
         :param policy_input: standardised observations (..., O)
         :return: values in units of the reward (...)
@@ -56,11 +56,11 @@ class Critic:
 
     def fit(self, rollouts: ImaginedRollouts, estimate: AdvantageEstimate) -> CriticReport:
         """
-        Regress the value network on lambda-returns, which also become its unit of scale.
+        Regress the value network on lambda-returns, by whose mean and spread it scales its outputs.
 
-        :param rollouts: imagined under the meta-policy
+        :param rollouts: imagined with the meta-policy
         :param estimate: their values and returns
-        :return: how well it predicts; NaN if it would have learned numbers that are not finite: it keeps those it has then
+        :return: metrics of the fit; NaN if the fit was undone because a parameter was no longer finite
         """
         policy, optimizer = self.policy, self.policy.optimizer
         learned = [*policy.critic_parameters().values(), *policy.value_net.buffers()]
@@ -78,7 +78,7 @@ class Critic:
 
     def _regress(self, rollouts: ImaginedRollouts, estimate: AdvantageEstimate) -> CriticReport:
         inputs, targets, values = rollouts.policy_input, estimate.returns, estimate.values
-        # Without terminations, all rows as they lie
+        # Without terminations, all rows, without a copy
         chosen = slice(None) if rollouts.alive.all() else rollouts.alive.flatten()
         inputs, targets, values = inputs.flatten(0, 2)[chosen], targets.flatten()[chosen], values.flatten()[chosen]
         value_net, optimizer = self.policy.value_net, self.policy.optimizer
@@ -95,6 +95,6 @@ class Critic:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        # Squares of large numbers fit into Python's, not into single precision
+        # Squares of large numbers overflow single precision, but not Python's floats
         explained = 1 - (float(unexplained) / float(spread)) ** 2 if spread > 0 else math.nan
         return CriticReport(float(loss.detach()) * float(value_net.std) ** 2, explained)

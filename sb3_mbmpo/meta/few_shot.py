@@ -43,15 +43,15 @@ def adapt_to_episodes(
     Adapt a policy to real episodes of an environment.
 
     :param env: the environment; it is reset
-    :param policy: the actor of the parameters
+    :param policy: the meta-policy
     :param theta: the meta-policy's parameters (P,)
-    :param inner_lr: step size, or one a parameter (P,)
-    :param n_episodes: number of episodes, shared out among the steps
+    :param inner_lr: step size, or one per parameter (P,)
+    :param n_episodes: number of episodes, divided among the steps
     :param n_inner_steps: number of policy-gradient steps
     :param to_batch: estimates advantages
     :param generator: samples the actions
     :return: adapted parameters (P,)
-    :raises ValueError: if they are of no use, or the environment returns a number that is not finite
+    :raises ValueError: if the adapted policy is not finite, or the environment returns a number that is not finite
     """
     parameters = theta.unsqueeze(0)
     for step in range(n_inner_steps):
@@ -67,36 +67,37 @@ def check_env(
     env: VecEnv | None, *, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], is_normalized: bool
 ) -> VecEnv:
     """
-    Refuse an environment that the policy was not trained for.
+    Reject an environment that does not fit the policy's training.
 
-    :param env: to collect episodes in
-    :param observation_space: of the training environment
-    :param action_space: of the training environment
+    :param env: the environment in which to collect episodes
+    :param observation_space: that of the training environment
+    :param action_space: that of the training environment
     :param is_normalized: whether VecNormalize scaled the policy's observations in training
     :return: the environment
-    :raises ValueError: if there is none, or it shows the policy something else
+    :raises ValueError: if it is None, or has other spaces or no VecNormalize
     """
     if env is None:
         raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
     check_for_correct_spaces(env, observation_space, action_space)
     if is_normalized and unwrap_vec_normalize(env) is None:
         raise ValueError(
-            "The model was trained on what VecNormalize shows it: wrap `env` in VecNormalize too, with the statistics of "
-            "the training environment (`stable_baselines3.common.vec_env.sync_envs_normalization`)."
+            "The model was trained on observations scaled by VecNormalize: wrap `env` in VecNormalize too, with the "
+            "statistics of the training environment (`stable_baselines3.common.vec_env.sync_envs_normalization`)."
         )
     return env
 
 
 def check_adaptation(is_finite: bool) -> None:
     """
-    Refuse an adaptation that is not finite.
+    Reject an adaptation that is not finite.
 
-    :raises ValueError: if a policy-gradient step left the finite numbers
+    :param is_finite: whether the adapted policy is finite
+    :raises ValueError: if it is not
     """
     if not is_finite:
         raise ValueError(
-            "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Rewards or observations that are "
-            "very large do the same."
+            "The adapted policy is NaN or infinite: pass a lower `inner_lr` to `adapt`. Very large rewards or observations "
+            "may be the cause, too."
         )
 
 
@@ -104,18 +105,18 @@ def collect_episodes(
     env: VecEnv, act: Act, policy: MetaPolicy, *, n_episodes: int, generator: th.Generator
 ) -> ImaginedRollouts:
     """
-    Real episodes of one policy, in the container of imagined rollouts: an adaptation does not care where its data is from.
+    Collect real episodes of one policy, in the format of imagined rollouts, from which adaptation works alike.
 
-    As in SB3's ``evaluate_policy``, episodes are shared out evenly among the environments: short ones would be
-    over-represented otherwise.
+    As in SB3's ``evaluate_policy``, episodes are divided evenly among the environments: otherwise short ones would be
+    over-represented.
 
-    :param env: the environment; what VecNormalize shows the policy is normalised, the rewards are the original ones. Its
-        statistics stay as they are
+    :param env: the environment. VecNormalize scales the observations, with unchanged statistics; rewards are unscaled
     :param act: standardised observations (1, B, O) -> distributions
-    :param policy: standardises observations, translates actions
+    :param policy: standardises observations and converts actions
     :param n_episodes: number of complete episodes
     :param generator: samples the actions
-    :return: one task with a rollout an episode (1, H, N, .), as long as the longest; shorter ones are not alive to the end
+    :return: one task with one rollout per episode (1, H, N, .), as long as the longest; ``alive`` is False after the end of
+        shorter ones
     """
     codec = ActionCodec(policy.action_space)
     normalizer = unwrap_vec_normalize(env)
@@ -151,7 +152,7 @@ def collect_episodes(
     inputs, actions, rewards_, terminations = (
         [th.stack([th.as_tensor(step[k], device=policy.device) for step in episode]) for episode in episodes] for k in range(4)
     )
-    # Each episode's final observation follows its last step: a critic bootstraps there, however long the others are
+    # Each episode's final observation directly follows its last step, where a critic bootstraps
     padded = pad_sequence([th.cat([x, final.unsqueeze(0)]) for x, final in zip(inputs, final_inputs, strict=True)])
     return ImaginedRollouts(
         policy_input=padded[:-1].unsqueeze(0),
@@ -170,7 +171,7 @@ def _check_numbers(name: str, values: Any) -> None:
 
 @contextmanager
 def _frozen(normalizer: VecNormalize | None) -> Iterator[None]:
-    """Leave the statistics alone in the block."""
+    """Keep the statistics of VecNormalize unchanged inside the block."""
     if normalizer is None:
         yield
         return

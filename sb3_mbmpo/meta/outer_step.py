@@ -1,9 +1,9 @@
-"""The meta-learning step as pure functions of parameters and imagined data (Clavera et al. 2018, algorithm 1).
+"""The outer step as pure functions of parameters and imagined data: the meta-update of Clavera et al. 2018, algorithm 1.
 
-``theta`` is the meta-policy's parameter vector; ``adapt`` maps it to one adapted vector a task, theta'_i, by one or several
-policy-gradient steps, differentiably; the outer step improves the return of the *adapted* policies over ``theta``.
+``theta`` is the meta-policy's parameter vector. ``adapt`` maps it to one adapted vector per task, theta'_k, by one or several
+differentiable policy-gradient steps. The outer step changes ``theta`` so that the return of the *adapted* policies improves.
 
-Legend of shapes: ``T`` tasks, ``B`` rows a task, ``P`` parameters, ``O`` observation size, ``A`` action size.
+Legend of shapes: ``T`` tasks, ``B`` rows per task, ``P`` parameters, ``O`` observation size, ``A`` action size.
 """
 
 import math
@@ -21,12 +21,12 @@ from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 
 class StepReport(NamedTuple):
     """
-    Health of one outer step.
+    Metrics of one outer step.
 
-    :param objective_gain: outer objective after minus before the step (0 if the step was rejected)
-    :param kl_divergence: mean KL of the adapted policies, old against new, in nats
+    :param objective_gain: outer objective after the step minus that before it (0 if the step was rejected)
+    :param kl_divergence: mean KL divergence from the old adapted policies to the new ones, in nats
     :param accepted: whether the parameters changed
-    :param line_search_steps: candidates tried
+    :param line_search_steps: number of candidates that the line search tried
     """
 
     objective_gain: float
@@ -37,21 +37,21 @@ class StepReport(NamedTuple):
 
 class MetaParameters(NamedTuple):
     """
-    What the outer step improves.
+    The parameters that the outer step improves.
 
     :param theta: the meta-policy's parameters (P,)
-    :param inner_lr: step size of the adaptation, or, where they are learned (Meta-SGD), one a parameter (P,)
+    :param inner_lr: step size of the adaptation, or, if learned (Meta-SGD), one per parameter (P,)
     """
 
     theta: th.Tensor
     inner_lr: float | th.Tensor
 
     def vector(self) -> th.Tensor:
-        """Return everything that is improved as one vector: theta, and the step sizes behind it if they are learned."""
+        """Return all meta-parameters as one vector: theta, followed by the step sizes if they are learned."""
         return th.cat([self.theta, self.inner_lr]) if isinstance(self.inner_lr, th.Tensor) else self.theta
 
     def with_vector(self, vector: th.Tensor) -> "MetaParameters":
-        """Return the same with other numbers, from a vector like ``vector``'s."""
+        """Return meta-parameters with the values of a vector like ``vector``'s."""
         if isinstance(self.inner_lr, th.Tensor):
             return MetaParameters(*vector.chunk(2))
         return self._replace(theta=vector)
@@ -59,14 +59,14 @@ class MetaParameters(NamedTuple):
 
 class MetaProblem(NamedTuple):
     """
-    One meta-step's data and settings: everything but the meta-parameters.
+    Data and settings of one meta-step: everything except the meta-parameters.
 
     :param actor: the policy as a function of its parameters
     :param pre: a batch for each inner step
-    :param post: batch imagined under the adapted parameters
-    :param chunk_size: how many rows of the post batch are processed at once, at least one task: activations of so many
-        rows stay in the cache, and they bound the memory
-    :param first_order: ignore that the inner gradient depends on theta
+    :param post: batch imagined with the adapted policies
+    :param chunk_size: number of rows of the post batch that are processed at once (at least one task), so that activations
+        stay in the cache and memory is limited
+    :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     """
@@ -81,23 +81,24 @@ class MetaProblem(NamedTuple):
 
     @property
     def n_tasks(self) -> int:
+        """Number of tasks ``T``."""
         return len(self.post.policy_input)
 
     def tasks(self, chunk: slice) -> "MetaProblem":
-        """Return the same problem for some of the tasks only."""
+        """Return the problem of some of the tasks."""
         return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
 
     def chunks(self) -> list["MetaProblem"]:
-        """Return the same problem in chunks of tasks: tasks are independent."""
+        """Split the problem into chunks of tasks, which are independent."""
         rows = self.post.policy_input.shape[1]
         return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
 
     def subsample(self, factor: int) -> "MetaProblem":
-        """Return the same problem on every ``factor``-th row."""
+        """Return the problem with every ``factor``-th row only."""
         return self._replace(pre=tuple(b.subsample(factor) for b in self.pre), post=self.post.subsample(factor))
 
     def adapted(self, meta: MetaParameters, create_graph: bool = False) -> th.Tensor:
-        """Return theta'_i (T, P)."""
+        """Return the adapted parameters theta'_k (T, P)."""
         return adapt(
             self.actor,
             meta.theta,
@@ -108,27 +109,28 @@ class MetaProblem(NamedTuple):
         )
 
     def is_usable(self, meta: MetaParameters) -> bool:
-        """Tell whether the parameters, and the meta-policy's distributions over actions, are finite."""
+        """Tell whether the parameters and the meta-policy's action distributions are finite."""
         tried = self.post.policy_input[:1]
         return bool(th.isfinite(meta.vector()).all() and is_usable(self.actor, meta.theta.unsqueeze(0), tried).all())
 
     def adapted_distribution(self, meta: MetaParameters, create_graph: bool = False) -> ActionDistribution:
-        """Return the adapted policies' distributions on their own imagined steps."""
+        """Return the adapted policies' action distributions at their own imagined steps."""
         return self.actor(self.adapted(meta, create_graph))(self.post.policy_input)
 
     def objective(self, meta: MetaParameters, distribution: ActionDistribution, old_log_prob: th.Tensor) -> th.Tensor:
         """
-        Evaluate the outer objective, each task's mean(ratio A') plus entropy bonus.
+        Evaluate each task's outer objective: mean(ratio A'), as in TRPO (Schulman et al. 2015), plus the entropy bonus.
 
-        :param distribution: the adapted policies' at ``meta``
-        :param old_log_prob: of the actions under the adapted policies that took them (T, B)
+        :param meta: meta-parameters
+        :param distribution: the adapted policies' action distributions at ``meta``
+        :param old_log_prob: log-likelihood of the actions under the adapted policies that took them (T, B)
         :return: (T,)
         """
         ratio = th.exp(distribution.log_prob(self.post.actions) - old_log_prob)
         return (self.post.weight * self.post.advantages * ratio).sum(1) + self.entropy_bonus(meta)
 
     def entropy_bonus(self, meta: MetaParameters) -> th.Tensor | float:
-        """Return weighted mean entropy of the policy before adaptation (T,)."""
+        """Return ``ent_coef`` times each task's mean entropy of the policy before adaptation (T,)."""
         if self.ent_coef == 0:
             return 0.0
         entropy = self.actor(meta.theta.expand(self.n_tasks, -1))(self.pre[0].policy_input).entropy()
@@ -136,24 +138,25 @@ class MetaProblem(NamedTuple):
 
 
 class _Old(NamedTuple):
-    """The adapted policies that imagined the post batch: distribution parameters and log-likelihoods, constant."""
+    """The adapted policies that imagined the post batch: their distributions and log-likelihoods, as constants."""
 
     distribution: ActionDistribution
     log_prob: th.Tensor
 
     def kl_to(self, distribution: ActionDistribution, weight: th.Tensor) -> th.Tensor:
-        """Return each task's mean KL(old || new) (T,)."""
+        """Return each task's mean KL(old || new) in nats (T,)."""
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
 def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
     """
-    Divide tasks into chunks that are processed at once.
+    Divide tasks into chunks, each of which is processed at once.
 
-    :param rows_per_task: imagined steps of a task
-    :param chunk_size: the most rows of a chunk, unless a single task has more
-    :param n_threads: equally many chunks for every thread, if there are tasks enough
-    :return: tasks of each chunk, whose sizes differ by at most one
+    :param n_tasks: number of tasks
+    :param rows_per_task: imagined steps per task
+    :param chunk_size: maximum number of rows of a chunk, unless a single task has more
+    :param n_threads: every thread gets the same number of chunks, if there are enough tasks
+    :return: the tasks of each chunk; the sizes of chunks differ by at most one
     """
     n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
     n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
@@ -162,10 +165,13 @@ def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: in
 
 def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, float, list[_Old]]:
     """
-    Gradient of the outer objective through the adaptation, at the parameters that imagined the data.
+    Compute the gradient of the outer objective through the adaptation, at the parameters that imagined the data.
 
+    This is the meta-gradient of MAML (Finn et al. 2017).
+
+    :param problem: data and settings
     :param meta: meta-parameters
-    :return: gradient like ``meta.vector()``, the objective's value, and the old adapted policies of each chunk
+    :return: gradient, shaped like ``meta.vector()``, the objective's value, and the old adapted policies of each chunk
     """
     jobs = [partial(_gradient_of_chunk, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
     gradients, values, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
@@ -185,12 +191,14 @@ def fisher_vector_product(
     problem: MetaProblem, meta: MetaParameters, damping: float = 0.0
 ) -> Callable[[th.Tensor], th.Tensor]:
     """
-    Products with the Hessian at ``meta`` of the mean KL between old and new adapted policies, *through the inner step*.
+    Return a function that multiplies with the Fisher matrix of the adapted policies, *through the inner step*.
 
-    At the old parameters the gradient of the KL with respect to the distribution vanishes, so the Hessian is exactly
-    Q^T M Q with Q the Jacobian of the adapted policies' distribution parameters and M their KL's own Hessian. Both
-    products reuse graphs that are built once: no third derivatives.
+    The Fisher matrix (Schulman et al. 2015) is the Hessian at ``meta`` of the mean KL divergence from the old adapted policies
+    to the new ones. At the old parameters the gradient of the KL with respect to the distribution vanishes, so the Hessian is
+    exactly Q^T M Q, where Q is the Jacobian of the adapted policies' distribution parameters and M the Hessian of the KL with
+    respect to these. The products reuse graphs that are built once, and need no third derivatives.
 
+    :param problem: data and settings
     :param meta: meta-parameters
     :param damping: added to the diagonal
     :return: function from a vector like ``meta.vector()`` to the product
@@ -206,7 +214,7 @@ def fisher_vector_product(
 
 
 def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
-    """Return the product for some of the tasks, from graphs that stay alive as long as the function does."""
+    """Return the product function of some of the tasks, which keeps its graphs alive."""
     leaf = meta.vector().detach().requires_grad_()
     outputs = problem.adapted_distribution(meta.with_vector(leaf), create_graph=True)
     parameters = outputs.parameters
@@ -230,7 +238,7 @@ def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) ->
 
 
 def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> tuple[float, float]:
-    """Return outer objective and mean KL of the adapted policies at ``meta``."""
+    """Return the outer objective and the mean KL divergence of the adapted policies at ``meta``."""
     jobs = [partial(_evaluate_chunk, chunk, meta, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
     objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
     return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
@@ -261,12 +269,15 @@ def trust_region_step(
     sub_sampling_factor: int,
 ) -> tuple[MetaParameters, StepReport]:
     """
-    TRPO (Schulman et al. 2015) on the outer objective: natural gradient, then a backtracking line search that accepts the
-    first candidate which improves the objective within the KL bound.
+    Improve the outer objective by one step of TRPO (Schulman et al. 2015).
 
-    :param meta: meta-parameters, at which the data was imagined
-    :param target_kl: the other parameters are documented at ``MBMPO``
-    :return: the new meta-parameters (the old ones if no candidate was good, or anything was not finite) and a report
+    It is a natural gradient step, shortened by a backtracking line search until a candidate improves the objective within the
+    bound of the KL divergence.
+
+    :param problem: data and settings
+    :param meta: meta-parameters, with which the data was imagined
+    :param target_kl: this and the other parameters are documented at ``MBMPO``
+    :return: the new meta-parameters (the old ones if no candidate is accepted, or anything is not finite) and a report
     """
     gradient, objective, old = meta_gradient(problem, meta)
     product = fisher_vector_product(problem.subsample(sub_sampling_factor), meta, cg_damping)
@@ -293,10 +304,14 @@ def proximal_step(
     clip_range: float = 0.2,
 ) -> tuple[MetaParameters, StepReport]:
     """
-    PPO (Schulman et al. 2017) on the outer objective: several Adam steps on the clipped ratio, all rows at a time.
+    Improve the outer objective by PPO (Schulman et al. 2017): Adam steps on the clipped surrogate, without minibatches.
 
-    :param meta: meta-parameters, at which the data was imagined
-    :return: the new meta-parameters (the old ones if that, or what its policies do, is not finite) and a report
+    :param problem: data and settings
+    :param meta: meta-parameters, with which the data was imagined
+    :param learning_rate: Adam step size
+    :param n_epochs: number of Adam steps
+    :param clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]
+    :return: the new meta-parameters (the old ones if these or their policies' distributions are not finite) and a report
     """
     chunks = problem.chunks()
     old = in_parallel([partial(_old_policies, chunk, meta) for chunk in chunks], problem.n_threads)
@@ -324,7 +339,7 @@ def proximal_step(
 def _clipped_gradient_of_chunk(
     chunk: MetaProblem, meta: MetaParameters, before: _Old, *, clip_range: float, n_tasks: int
 ) -> th.Tensor:
-    """Return gradient of PPO's surrogate, like ``meta.vector()``."""
+    """Return the gradient of PPO's surrogate, shaped like ``meta.vector()``."""
     leaf = meta.vector().detach().requires_grad_()
     point = meta.with_vector(leaf)
     log_prob = chunk.adapted_distribution(point, create_graph=True).log_prob(chunk.post.actions)

@@ -1,6 +1,6 @@
-"""Meta-training in a learned environment: what is imagined when, and which parameters come out. Values in, values out.
+"""Meta-training in a learned environment: the order of imagination, adaptation and meta-updates. It changes no state.
 
-Legend of shapes: ``T`` tasks, ``N`` rollouts a task, ``P`` parameters, ``O`` observation size.
+Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` observation size.
 """
 
 import math
@@ -35,7 +35,7 @@ OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trp
 
 class MetaSettings(NamedTuple):
     """
-    The hyperparameters of meta-training; their meaning is documented at ``MBMPO``.
+    The hyperparameters of meta-training, which are documented at ``MBMPO``.
 
     :param outer_kwargs: keyword arguments of the outer step
     """
@@ -59,11 +59,11 @@ class Adaptation(NamedTuple):
     """
     The meta-policy adapted to every task.
 
-    :param parameters: theta'_i (T, P)
-    :param batches: what each inner step learned from
-    :param rollouts: imagined under the meta-policy, before the first inner step
-    :param failed: whose inner step led to parameters or actions that are not finite; they kept what they had (T,) bool
-    :param critic: what the critic learned from them; None if it did not learn
+    :param parameters: theta'_k (T, P)
+    :param batches: data of each inner step
+    :param rollouts: imagined with the meta-policy, before the first inner step
+    :param failed: tasks whose parameters or actions would not have been finite; they kept their parameters (T,) bool
+    :param critic: metrics of the critic's fit to ``rollouts``; None if it was not trained
     """
 
     parameters: th.Tensor
@@ -75,13 +75,13 @@ class Adaptation(NamedTuple):
 
 class MetaStep(NamedTuple):
     """
-    One meta-step.
+    The result of one meta-step.
 
     :param meta: the new meta-parameters
-    :param pre: imagined under the meta-policy
-    :param post: imagined under the adapted policies
-    :param report: health of the outer step
-    :param critic: what the critic learned; None without one
+    :param pre: rollouts of the meta-policy
+    :param post: rollouts of the adapted policies
+    :param report: metrics of the outer step
+    :param critic: metrics of the critic's fit; None without a critic
     """
 
     meta: MetaParameters
@@ -93,13 +93,13 @@ class MetaStep(NamedTuple):
 
 class MetaTraining(NamedTuple):
     """
-    The meta-training of one iteration.
+    The result of one iteration's meta-training.
 
     :param meta: the new meta-parameters
-    :param adaptation: its adaptation to every task
-    :param steps: health of the meta-steps that were adopted
-    :param critic: what the critic learned in each of them; empty without one
-    :param inner_kl: mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps
+    :param adaptation: their adaptation to every task
+    :param steps: metrics of the meta-steps that were adopted
+    :param critic: metrics of the critic's fit in each of them; empty without a critic
+    :param inner_kl: mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps
     :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
     """
 
@@ -111,11 +111,11 @@ class MetaTraining(NamedTuple):
     last_post: ImaginedRollouts | None
 
     def explained_variance(self) -> float:
-        """Return share of the imagined returns' variance that the critic explained; 0 if it learned nothing."""
+        """Return the share of the imagined returns' variance that the critic explained; 0 if it was not trained."""
         return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return what the logger records, by its key."""
+        """Return the metrics for the logger, by key."""
         rollouts = self.adaptation.rollouts
         found = {
             "imagined/ep_rew_mean": float(rollouts.returns().mean()),
@@ -141,7 +141,7 @@ class MetaTraining(NamedTuple):
 
 class MetaTrainer(NamedTuple):
     """
-    Everything that stays the same over the meta-steps of an iteration.
+    The meta-training of an iteration: everything that is constant over its meta-steps.
 
     :param model_env: the learned environment
     :param to_policy_input: standardises observations
@@ -150,9 +150,8 @@ class MetaTrainer(NamedTuple):
     :param settings: hyperparameters
     :param generator: samples imagined actions
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
-    :param adopt: called with the meta-parameters that the policy shall have from now on; returns them as the policy keeps
-        them, which may bound some
-    :param critic: the value function of the baseline "critic"; None with the others
+    :param adopt: sets the policy's meta-parameters, and returns them as the policy stores them, because it may bound some
+    :param critic: the value function of the baseline "critic"; None with other baselines
     """
 
     model_env: ModelEnv
@@ -174,12 +173,13 @@ class MetaTrainer(NamedTuple):
         on_step: Callable[[int, MetaStep], None] = lambda number, step: None,
     ) -> MetaTraining:
         """
-        Improve the meta-policy step by step, and adapt it to every task in the end.
+        Improve the meta-policy by several meta-steps, then adapt it to every task.
 
         :param meta: meta-parameters
-        :param n_meta_steps: outer steps
-        :param stop_on_return_drop: end when the imagined return falls, and go back to the best, see ``ReturnDrop``
-        :param on_step: called with the number of each step that was adopted, from 1 on, and the step
+        :param n_meta_steps: number of outer steps
+        :param stop_on_return_drop: stop when the imagined return drops, and return to the best, see ``ReturnDrop``
+        :param on_step: called with the number of each adopted step, from 1 on, and the step
+        :return: the new meta-parameters, their adaptation and the metrics
         """
         reports: list[StepReport] = []
         critic_reports: list[CriticReport] = []
@@ -212,9 +212,9 @@ class MetaTrainer(NamedTuple):
 
     def imagine(self, parameters: th.Tensor) -> tuple[ImaginedRollouts, AdvantageEstimate]:
         """
-        Let each task's policy act in its model, and judge what it did.
+        Imagine rollouts of each task's policy in the task's model, and estimate their advantages.
 
-        :param parameters: of each task's policy (T, P)
+        :param parameters: parameters of each task's policy (T, P)
         :return: rollouts and their advantages
         """
         s = self.settings
@@ -233,7 +233,7 @@ class MetaTrainer(NamedTuple):
         return rollouts, self.judge(rollouts)
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
-        """Estimate the advantages of all tasks, shared out among threads."""
+        """Estimate the advantages of all tasks, in several threads."""
         s = self.settings
 
         def advantages(tasks: slice) -> AdvantageEstimate:
@@ -252,18 +252,18 @@ class MetaTrainer(NamedTuple):
 
     def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:
         """
-        Share the tasks out among threads.
+        Apply a function to chunks of tasks, in several threads.
 
-        :param rewards: (T, H, N) or (T, B), the size of the work
+        :param rewards: (T, H, N) or (T, B); its shape tells the amount of work
         :param function: some of the tasks -> their results
-        :return: results of the chunks of tasks, in order
+        :return: results of the chunks, in order
         """
         chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
         return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
 
     @property
     def n_threads(self) -> int:
-        """How many threads work: as many as may imagine."""
+        """Number of threads, the same as for the imagination."""
         return len(self.model_env.steps)
 
     def adapt(self, meta: MetaParameters, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
@@ -271,8 +271,9 @@ class MetaTrainer(NamedTuple):
         Adapt the meta-policy to every task, by one or several inner steps.
 
         :param meta: meta-parameters
-        :param n_tasks: number of tasks, shared out among the models; by default that of the settings
-        :param critic_learns: train the critic on what the meta-policy imagines
+        :param n_tasks: number of tasks, divided among the models; by default that of the settings
+        :param critic_learns: train the critic on the meta-policy's rollouts
+        :return: the adapted parameters and the data they were adapted to
         """
         parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
@@ -284,7 +285,7 @@ class MetaTrainer(NamedTuple):
             if first_rollouts is None:
                 first_rollouts = rollouts
                 if self.critic is not None and critic_learns:
-                    # After the advantages: a critic that knew the returns would leave nothing to tell the actions apart
+                    # After the advantages: a critic already fitted to these returns would hide the differences of actions
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
             adapted = self._one_inner_step(parameters, batch, meta.inner_lr)
@@ -301,9 +302,12 @@ class MetaTrainer(NamedTuple):
 
     def step(self, meta: MetaParameters) -> MetaStep:
         """
-        Imagine, adapt, imagine again, improve (Clavera et al. 2018, the inner loop of algorithm 1).
+        Take one meta-step: imagine, adapt, imagine with the adapted policies, and update the meta-policy.
+
+        This is the inner loop of algorithm 1 in Clavera et al. 2018.
 
         :param meta: meta-parameters
+        :return: the new meta-parameters, the rollouts and the metrics
         """
         s = self.settings
         adaptation = self.adapt(meta, critic_learns=True)
@@ -321,7 +325,7 @@ class MetaTrainer(NamedTuple):
         return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
-        """Return mean KL in nats of the meta-policy to its adapted versions, on the meta-policy's imagined steps."""
+        """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""
         batch = adaptation.batches[0]
         with th.no_grad():
             before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
@@ -331,10 +335,10 @@ class MetaTrainer(NamedTuple):
 
 class ReturnDrop:
     """
-    The authors' early stop of the meta-steps: the imagined return fell below its rolling average (0.8 old, 0.2 new).
+    The authors' early stopping of meta-steps, when the imagined return falls below its rolling average (0.8 old, 0.2 new).
 
-    A policy that has solved the task has nothing left to learn but noise, and a trust-region step is as long for noise as for
-    a gradient.
+    Once a policy has solved its task, only noise is left to learn, and a trust-region step is as long for noise as for a
+    gradient.
 
     :param best: the meta-parameters with the highest imagined return so far
     """
@@ -346,11 +350,11 @@ class ReturnDrop:
 
     def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
         """
-        Compare an imagined return with the rolling average so far.
+        Compare an imagined return with the rolling average so far, and update it.
 
         :param meta: meta-parameters
-        :param rollouts: imagined under its meta-policy
-        :return: whether to stop, and go back to ``best``
+        :param rollouts: rollouts of their meta-policy
+        :return: whether to stop, and return to ``best``
         """
         imagined = float(rollouts.returns().mean())
         if imagined > self._best_return:

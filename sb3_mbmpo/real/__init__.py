@@ -1,1 +1,1 @@
-"""The real environment: collecting rollouts, what it gets wrong, and going on where a run ended."""
+"""The real environment: collecting rollouts, detecting faulty environments, and resuming runs."""

@@ -1,8 +1,8 @@
-"""Files of real steps: replay buffers, ours and those of SB3's other algorithms.
+"""Files of replay buffers, from MBMPO and from SB3's other algorithms.
 
-A file is a pickled ``ReplayBuffer``, so that SB3's algorithms can load it too, and a checksum after it, which they pass over.
-SB3's buffers hold the actions of a Box space in units of [-1, 1], MBMPO's in those of the environment. A file holds both: the
-scaled ones where SB3 looks for them, the others, which scaling there and back would round, beside them.
+A file is a pickled ``ReplayBuffer``, so that SB3's algorithms can load it too, followed by a checksum, which they ignore.
+SB3's buffers hold the actions of a Box space scaled to [-1, 1], MBMPO's hold them in the environment's units. A file holds
+both: the scaled ones where SB3 expects them, and the unscaled ones beside them, because scaling back would round them.
 
 Legend of shapes: ``C`` capacity, ``E`` environments, ``A`` action size.
 """
@@ -20,23 +20,24 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_mbmpo.common.save_util import TAKE_A_COPY, Path, file_name, opened, output
 
 BUFFER_ARRAYS = ("observations", "actions", "next_observations", "rewards", "dones", "timeouts")
-# In a file only: the actions as the environment received them
+# Attribute of buffers in files: the actions as the environment received them
 ENV_ACTIONS = "env_actions"
-# The checksum of all that comes before it
+# Beginning of the checksum of everything before it
 _SEAL = b"sb3_mbmpo:sha256:"
 _SEAL_LENGTH = len(_SEAL) + 2 * hashlib.sha256().digest_size
 _CHUNK = 1 << 20
-# Actions may leave their space by this share of its range, for rounding
+# Because of rounding, actions may exceed their bounds by this share of the range
 _SLACK = 1e-4
 
 
 class _Hashing:
-    """A file that is written to, and the checksum of what was written."""
+    """A file for writing that also computes the checksum of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
 
     def write(self, content: Any) -> int:
+        """Write the content, and add it to the checksum."""
         self.hash.update(content)
         return self.file.write(content)
 
@@ -45,8 +46,8 @@ def save_buffer(path: Path, buffer: ReplayBuffer) -> None:
     """
     Save a replay buffer.
 
-    :param path: a file name (".pkl" is appended if it has no suffix) or a file
-    :param buffer: with actions in units of the environment
+    :param path: a file name (".pkl" is appended if it has no suffix) or an open file
+    :param buffer: the buffer, with actions in the environment's units
     """
     stored = copy.copy(buffer)
     setattr(stored, ENV_ACTIONS, buffer.actions)
@@ -61,10 +62,10 @@ def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
     """
     Load a replay buffer.
 
-    :param path: a file name, with or without ".pkl", or a file
-    :param empty: of the spaces, the capacity and the number of environments that are wanted
-    :return: ``empty``, filled. If it has room for less, with the newest steps
-    :raises ValueError: if the file is damaged or holds something else, or steps of another task
+    :param path: a file name, with or without ".pkl", or an open file
+    :param empty: an empty buffer with the desired spaces, capacity and number of environments
+    :return: ``empty``, filled with the newest steps that fit
+    :raises ValueError: if the file is damaged, or holds something else or steps of other spaces
     """
     name = file_name(path)
     stored = _read(path, name)
@@ -80,7 +81,7 @@ def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
 
 
 def _read(path: Path, name: str) -> Any:
-    """Return what was pickled, once its checksum is right."""
+    """Verify the checksum, if there is one, and return the unpickled object."""
     with opened(path, "pkl") as file:
         start = file.tell()
         end = file.seek(0, io.SEEK_END)
@@ -96,7 +97,7 @@ def _read(path: Path, name: str) -> Any:
                 digest.update(chunk)
                 left -= len(chunk)
             if digest.hexdigest().encode() != seal[len(_SEAL) :]:
-                raise ValueError(f"{name} is not what its checksum says. {TAKE_A_COPY}")
+                raise ValueError(f"{name} does not match its checksum. {TAKE_A_COPY}")
             file.seek(start)
         try:
             stored = pickle.load(file)
@@ -123,7 +124,7 @@ def _check_task(stored: ReplayBuffer, empty: ReplayBuffer) -> None:
 
 
 def _check_position(stored: ReplayBuffer) -> None:
-    """Raise ``ValueError`` if size and position are none that ``ReplayBuffer.add`` leaves."""
+    """Raise ``ValueError`` unless size and position are such as ``ReplayBuffer.add`` leaves."""
     for name, low in (("n_envs", 1), ("buffer_size", 1), ("pos", 0)):
         value = getattr(stored, name, None)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
@@ -131,12 +132,12 @@ def _check_position(stored: ReplayBuffer) -> None:
     full = getattr(stored, "full", None)
     if not isinstance(full, (bool, np.bool_)) or stored.pos >= stored.buffer_size:
         raise ValueError(
-            f"`pos`={stored.pos!r}, `full`={full!r} is no position in its {stored.buffer_size} rows. {TAKE_A_COPY}"
+            f"`pos`={stored.pos!r}, `full`={full!r} is not a position in its {stored.buffer_size} rows. {TAKE_A_COPY}"
         )
 
 
 def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
-    """Return its arrays, if they are such as ``ReplayBuffer.add`` leaves them."""
+    """Return the buffer's arrays; raise ``ValueError`` unless they are such as ``ReplayBuffer.add`` leaves."""
     _check_position(stored)
     one_row = ReplayBuffer(1, stored.observation_space, stored.action_space, "cpu", stored.n_envs)
     rows = stored.size()
@@ -149,7 +150,7 @@ def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
             raise ValueError(f"its `{name}` must be an array of shape {shape}, and is {found}. {TAKE_A_COPY}")
         if array.dtype != bool and not np.issubdtype(array.dtype, np.number):
             raise ValueError(f"its `{name}` must hold numbers, not {array.dtype}. {TAKE_A_COPY}")
-        # As they will be stored: a number that is too large for float32 is infinite there
+        # Checked in the dtype of storage: a number that is too large for float32 becomes infinite
         with np.errstate(over="ignore"):
             bad = np.argwhere(~np.isfinite(array[:rows].astype(expected.dtype)))
         if len(bad) > 0:
@@ -160,11 +161,11 @@ def _checked_arrays(stored: ReplayBuffer) -> dict[str, np.ndarray]:
     dones, timeouts = arrays["dones"][:rows], arrays["timeouts"][:rows]
     if not getattr(stored, "handle_timeout_termination", False) and dones.any():
         raise ValueError(
-            "it was filled with `handle_timeout_termination=False`, so that nobody can tell a time limit from a termination. "
+            "it was filled with `handle_timeout_termination=False`, so time limits cannot be told from terminations. "
             "Fill one without this option."
         )
     if (timeouts > dones).any():
-        raise ValueError(f"its `timeouts` say of steps within an episode that they end it. {TAKE_A_COPY}")
+        raise ValueError(f"its `timeouts` mark steps that did not end an episode. {TAKE_A_COPY}")
     return arrays
 
 
@@ -193,11 +194,12 @@ def _env_actions(stored: ReplayBuffer, actions: np.ndarray) -> np.ndarray:
 
 def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np.ndarray:
     """
-    Map actions from one interval to another.
+    Convert actions between [-1, 1] and the environment's range.
 
     :param actions: (C, E, A)
-    :param to_env: from [-1, 1] to the range of the environment, else the other way round
-    :return: (C, E, A) of the same dtype; unchanged if they are choices
+    :param space: the action space
+    :param to_env: from [-1, 1] to the environment's range, else the other way round
+    :return: (C, E, A) of the same dtype; discrete choices are unchanged
     """
     if not isinstance(space, spaces.Box):
         return actions
@@ -211,7 +213,7 @@ def _rescaled(actions: np.ndarray, space: spaces.Space[Any], to_env: bool) -> np
 
 
 def _filled(empty: ReplayBuffer, arrays: dict[str, np.ndarray], stored: ReplayBuffer) -> ReplayBuffer:
-    """Return ``empty`` with the arrays of ``stored``: as they are where they fit exactly, else its newest steps in order."""
+    """Fill ``empty`` with the arrays of ``stored``: unchanged if they fit exactly, else with the newest steps in order."""
     result = empty
     if (stored.n_envs, stored.buffer_size) == (result.n_envs, result.buffer_size):
         rows = stored.size()

@@ -1,7 +1,7 @@
-"""An off-policy algorithm that goes on, from its file, as if it had never stopped.
+"""An off-policy algorithm that resumes from its file as if it had never stopped.
 
-SB3 pickles attributes; a random generator of another device, or a tensor on it, would not unpickle everywhere. So generators
-travel as their states and tensors as SB3's "pytorch variables".
+SB3 pickles attributes, but a random generator or a tensor on another device cannot be unpickled everywhere. So generators are
+saved as their states, and tensors as SB3's "pytorch variables".
 """
 
 import inspect
@@ -25,25 +25,25 @@ from sb3_mbmpo.rewards.resolve import PathInFile
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
-# One generator a purpose: a change of one stage does not shift the random numbers of the others
+# One generator per purpose, so that a change of one stage does not shift the random numbers of the others
 RANDOM_PURPOSES = ("exploration", "imagination", "starts", "dynamics", "critic")
 
 
 class ResumableAlgorithm(OffPolicyAlgorithm):
     """
-    An off-policy algorithm whose files resume to the last bit.
+    An off-policy algorithm that resumes from its file with bit-identical results.
     """
 
-    # Arguments that, turned off, leave no place for a tensor of the file
+    # Argument -> name of the tensor in the file that does not exist while the argument is turned off
     _optional_tensors: ClassVar[dict[str, str]] = {"learn_inner_lr": "learned_inner_lr"}
-    # Of the file that was loaded; None: the generators are seeded
+    # States from the loaded file; None: the generators are seeded
     _random_states: dict[str, Any] | None = None
 
     def _setup_model(self) -> None:
         super()._setup_model()
         if self.env is not None:
             self._read_env(self.env)
-        # SB3 seeds everything anew at every load
+        # SB3 seeds everything again at every load
         if self._random_states is not None:
             self.action_space.np_random.bit_generator.state = self._random_states["action_space"]
             self._restore_generators()
@@ -55,11 +55,11 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         self._read_env(self.env)
 
     def _read_env(self, env: VecEnv) -> None:
-        """Keep what files say of the environment: it may be closed when the model is saved."""
+        """Store what files record about the environment, which may be closed when the model is saved."""
         self.env_spec = ask(env, env_spec_json)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """See ``BaseAlgorithm``. Training draws from generators of its own, not from the global ones."""
+        """See ``BaseAlgorithm``. Training draws from its own generators, not from the global ones."""
         super().set_random_seed(seed)
         if seed is not None or not hasattr(self, "_generators"):
             seeds = np.random.SeedSequence(seed).generate_state(len(RANDOM_PURPOSES))
@@ -69,7 +69,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             }
 
     def _restore_generators(self) -> None:
-        """Continue the saved streams. Those of another device's kind have no meaning here: begin new ones then."""
+        """Continue the saved random streams, or start new ones if the states are of another kind of device."""
         assert self._random_states is not None
         for purpose, generator in self._generators.items():
             state: th.Tensor = self._random_states[purpose]
@@ -82,16 +82,16 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_generators"]
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """See ``BaseAlgorithm``. NumPy's numbers, as in an optimiser's options, become Python's: PyTorch loads no others."""
+        """See ``BaseAlgorithm``. NumPy's numbers, as in an optimiser's options, become Python's, which PyTorch can load."""
         parameters: dict[str, dict[str, Any]] = plain(super().get_parameters())
         return parameters
 
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
-        See ``BaseAlgorithm``. The file also says which version of this package and which environment it is from. It takes the
-        place of an older one when it is complete.
+        See ``BaseAlgorithm``. The file also records the version of this package and the environment. It replaces an older file
+        only when it is complete.
 
-        :raises OSError: if it cannot be written; an older file is as it was
+        :raises OSError: if the file cannot be written; an older file is left as it was
         """
         vars(self).update(file_stamp("algorithm"))
         self._random_states = {purpose: generator.get_state() for purpose, generator in self._generators.items()}
@@ -113,12 +113,13 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfResumable:
         """
-        See ``BaseAlgorithm``. Random numbers go on where the file left them, or begin anew with a ``seed``. What the file's
-        ``reward_fn`` and ``termination_fn`` name is imported only if ``env``, or the argument itself, is given; but SB3
-        unpickles the file, which can run code, too.
+        See ``BaseAlgorithm``. Random numbers continue where the file left off, or start again from a given ``seed``.
 
-        :raises ValueError: if the file is damaged, of another class, or of a version whose files this one cannot read, or does
-            not fit the arguments
+        The functions that the file's ``reward_fn`` and ``termination_fn`` name are imported only if ``env``, or the argument
+        itself, is given. But SB3 unpickles the file, which can run code, too.
+
+        :raises ValueError: if the file is damaged, of another class or of an unsupported version, or does not fit the
+            arguments
         :raises TypeError: if ``kwargs`` has a name that is neither an argument of the constructor nor in the file
         """
         data = check_file(path, "algorithm")
@@ -136,7 +137,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             model = super().load(
                 existing_file(path, "zip"), env, device, custom_objects, print_system_info, force_reset, **kwargs
             )
-        except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+        except RuntimeError as error:  # raised by PyTorch for parameters of other shapes
             given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
             raise ValueError(f"{file_name(path)} does not fit the arguments {given}: {error}") from error
         for name in turned_off:
@@ -154,26 +155,26 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             check_file(load_path_or_dict, "algorithm")
             try:
                 super().set_parameters(existing_file(load_path_or_dict, "zip"), exact_match, device)  # type: ignore[arg-type]
-            except RuntimeError as error:  # PyTorch's, of parameters of other shapes
+            except RuntimeError as error:  # raised by PyTorch for parameters of other shapes
                 raise ValueError(f"{file_name(load_path_or_dict)} does not fit this model: {error}") from error
             return
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def save_replay_buffer(self, path: Path) -> None:
         """
-        See ``OffPolicyAlgorithm``. The file holds actions as SB3's algorithms do, in [-1, 1], and can be loaded by them.
+        See ``OffPolicyAlgorithm``. The file holds actions scaled to [-1, 1], as SB3's algorithms do, which can load it.
 
-        :raises OSError: if it cannot be written; an older file is as it was
+        :raises OSError: if the file cannot be written; an older file is left as it was
         """
         assert self.replay_buffer is not None
         save_buffer(path, self.replay_buffer)
 
     def load_replay_buffer(self, path: Path, truncate_last_traj: bool = True) -> None:
         """
-        See ``OffPolicyAlgorithm``. A buffer of another number of environments or of another size is rearranged: real steps are
-        dear. Those of SB3's algorithms will do, too.
+        See ``OffPolicyAlgorithm``. Files of SB3's algorithms can be loaded, too. A buffer with another number of environments
+        or of another size is rearranged rather than rejected, because real steps are expensive.
 
-        :raises ValueError: if the file is damaged, or its steps are not such as this model would make
+        :raises ValueError: if the file is damaged, or its steps do not fit this model
         """
         empty = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
         self.replay_buffer = load_buffer(path, empty)

@@ -1,4 +1,4 @@
-"""Discounted returns of real episodes: what a critic's values can be held against.
+"""Discounted returns of real episodes, with which a critic's values can be compared.
 
 Legend of shapes: ``E`` environments, ``O`` observation size.
 """
@@ -10,12 +10,12 @@ import numpy as np
 
 class DiscountedEpisode(NamedTuple):
     """
-    A real episode that is over.
+    A finished real episode.
 
     :param first_obs: raw (O,)
     :param final_obs: raw (O,), after the last step
     :param discounted_return: sum of gamma^t r_t
-    :param bootstrap: what the value of the final observation counts: gamma^length, 0 after a termination
+    :param bootstrap: weight of the final observation's value: gamma^length, or 0 after a termination
     """
 
     first_obs: np.ndarray
@@ -26,7 +26,7 @@ class DiscountedEpisode(NamedTuple):
 
 class DiscountedReturns:
     """
-    Sums up the rewards of the running episodes. Plain arrays, so that it is saved with the model.
+    Running sums of the discounted rewards of unfinished episodes, in plain arrays, which are saved with the model.
 
     :param n_envs: number of environments ``E``
     :param gamma: discount factor
@@ -42,13 +42,13 @@ class DiscountedReturns:
         self, obs: np.ndarray, rewards: np.ndarray, next_obs: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
     ) -> None:
         """
-        Take in one step of every environment.
+        Record one step of every environment.
 
         :param obs: raw, before the step (E, O)
         :param rewards: raw (E,)
         :param next_obs: raw, after the step and before a reset (E, O)
-        :param terminated: ended for good (E,) bool
-        :param truncated: ended by a time limit (E,) bool
+        :param terminated: whether the episode terminated (E,) bool
+        :param truncated: whether a time limit ended it (E,) bool
         """
         for i in range(len(rewards)):
             if self._first_obs[i] is None:

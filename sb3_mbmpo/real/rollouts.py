@@ -1,7 +1,8 @@
-"""Real rollouts: who acts in the real environment, and what of it is kept. Everything before the first model.
+"""Real rollouts: which policy acts in the real environment, and which data is kept.
 
-SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fills a replay buffer to the letter (time limits,
-``terminal_observation``, VecNormalize); this class adds the adapted policies and the pool of first observations.
+SB3's ``OffPolicyAlgorithm`` already steps environments, calls callbacks and fills a replay buffer correctly (time limits,
+``terminal_observation``, VecNormalize). This class adds the adapted policies and the pool of first observations. It is the
+first line of algorithm 1 in Clavera et al. 2018: collect real steps with the adapted policies.
 
 Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observation size.
 """
@@ -27,18 +28,18 @@ from sb3_mbmpo.real.env_faults import EnvFaults, leave_out_last_step
 from sb3_mbmpo.real.resumable import ResumableAlgorithm
 from sb3_mbmpo.real.returns import DiscountedReturns
 
-# Real first observations that are kept for the imagination
+# Number of real first observations that are kept as starts of imagined rollouts
 MAX_INITIAL_OBS = 10_000
 NO_REAL_STEPS = (
-    "The replay buffer is empty, though the models were fitted to real steps: the next fit will know none of those. Bring "
-    "them back with `load_replay_buffer`: files of them are written by `save_replay_buffer`, by "
-    "`CheckpointCallback(save_replay_buffer=True)` and by rl_zoo3's `--save-replay-buffer`."
+    "The replay buffer is empty, but the models were fitted to real steps, which the next fit will not have. Restore them "
+    "with `load_replay_buffer`: `save_replay_buffer`, `CheckpointCallback(save_replay_buffer=True)` and rl_zoo3's "
+    "`--save-replay-buffer` write such files."
 )
 
 
 class RealRolloutAlgorithm(ResumableAlgorithm):
     """
-    The half of MBMPO that acts in the real environment. Its arguments are documented there.
+    The part of MBMPO that acts in the real environment. ``MBMPO`` documents the arguments.
     """
 
     policy: MetaPolicy
@@ -49,26 +50,26 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     exploration: str
 
     def _init_rollouts(self) -> None:
-        """State of the real rollouts, besides SB3's; all of it is saved with the model."""
+        """Initialise the state of the real rollouts, besides SB3's; all of it is saved with the model."""
         self._task_turn = 0
         self._acting_tasks = np.zeros(1, dtype=int)
         self._random_phase = True
         self._begins_rollout = True
         self._n_fits = 0  # of the dynamics
-        self._n_new_episodes = 0  # that ended since the last fit
-        self._n_new_steps = 0  # that were stored since the last fit
+        self._n_new_episodes = 0  # ended since the last fit
+        self._n_new_steps = 0  # stored since the last fit
         self._initial_obs: np.ndarray | None = None
-        self._new_starts: list[np.ndarray] = []  # that have yet to join the initial observations
-        self._is_start = np.ones(1, dtype=bool)  # which environments have yet to do the first step of their episode
-        self._episode_steps = np.zeros(1, dtype=int)  # of every environment's present episode
-        self._longest_episode = 0  # steps, also of one that has not ended
+        self._new_starts: list[np.ndarray] = []  # not yet part of the initial observations
+        self._is_start = np.ones(1, dtype=bool)  # environments that have not yet taken the first step of their episode
+        self._episode_steps = np.zeros(1, dtype=int)  # steps so far of every environment's current episode
+        self._longest_episode = 0  # in steps, including episodes that have not ended
         self._env_faults = EnvFaults()
         self._handed_out: np.ndarray | None = None  # the environment's latest observations, its own array
 
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
-            raise ValueError("`env` must be an environment or its id, not None: its spaces decide what is built.")
-        # SB3 calls the steps of an n-step return `n_steps`: it would choose its replay buffer by it, or warn of the given one
+            raise ValueError("`env` must be an environment or its id, not None: its spaces determine what is built.")
+        # In SB3, `n_steps` means the steps of an n-step return: it would choose its replay buffer by it, or warn
         n_steps, self.n_steps = self.n_steps, 1
         super()._setup_model()
         self.n_steps = n_steps
@@ -77,11 +78,11 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._begin_adapted()
 
     def _begin_adapted(self) -> None:
-        """Nothing is adapted yet: theta'_i (T, P) are all theta."""
+        """Set every theta'_k, the rows of (T, P), to theta: nothing is adapted yet."""
         self._adapted = self.policy.actor_vector().repeat(self.n_tasks, 1)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
-        """See ``BaseAlgorithm``. The adapted policies descend from the parameters that are replaced: they go too."""
+        """See ``BaseAlgorithm``. The adapted policies, made from the old parameters, are discarded."""
         super().set_parameters(load_path_or_dict, exact_match, device)
         self._begin_adapted()
 
@@ -94,12 +95,12 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return [*super()._excluded_save_params(), "_codec", "_handed_out"]
 
     def _check_wrappers(self) -> None:
-        """Raise ``ValueError`` if another wrapper changes what VecNormalize shows: the raw observations would not be ours."""
+        """Raise ``ValueError`` if a wrapper reshapes VecNormalize's output: the raw observations would not fit the policy."""
         normalizer = self._vec_normalize_env
         if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
             raise ValueError(
-                f"VecNormalize gives observations of shape {normalizer.observation_space.shape}, but a wrapper round it turns "
-                f"them into {self.observation_space.shape}: wrap the environment in VecNormalize last."
+                f"VecNormalize gives observations of shape {normalizer.observation_space.shape}, but a wrapper around it "
+                f"turns them into {self.observation_space.shape}: wrap the environment in VecNormalize last."
             )
 
     def _setup_learn(
@@ -125,24 +126,25 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         return result
 
     def _random_steps_left(self) -> int:
-        """Return uniformly random real steps still to do before the first fit; none once there was one."""
+        """Return how many uniformly random real steps are missing before the first fit; 0 after it."""
         buffer = self.replay_buffer
         assert buffer is not None
-        # A buffer that is shared out among environments may hold a few steps less than its size
+        # A buffer that is divided among environments may hold a few steps less than its size
         if self._n_fits > 0 or buffer.full:
             return 0
         return max(0, self.learning_starts - buffer.size() * self.n_envs)
 
     def _steps_to_collect(self, total_timesteps: int) -> int:
-        """Return steps of every environment in the next rollout; real steps are dear, so never more than asked for."""
-        # Rounded up, all of them: a rest of fewer steps than environments would be an iteration of its own in the end
+        """Return the steps per environment of the next rollout: no more than asked for, because real steps are expensive."""
+        # Rounded up: a remainder of fewer steps than environments would otherwise become an iteration of its own
         left = total_timesteps - self.num_timesteps
         return -(-min(self._random_steps_left() or self.n_steps, left) // self.n_envs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        if len(self._adapted) != self.n_tasks:  # a number of tasks that `load` was asked to change
+        """See ``OffPolicyAlgorithm``."""
+        if len(self._adapted) != self.n_tasks:  # `load` was given another number of tasks
             self._begin_adapted()
-        # At the first action, not here: what a callback saves in `on_rollout_start` is the state between two iterations
+        # Takes effect at the first action, not here: a callback's `on_rollout_start` must save the state between iterations
         self._begins_rollout = True
         self._random_phase = self._random_steps_left() > 0
         completed = False
@@ -153,12 +155,12 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         finally:
             self._join_new_starts()
             if not completed:
-                # The environment did a step that was not stored: a later `learn` must not go on from the step before
+                # The environment took a step that was not stored: a later `learn` must not continue from the step before it
                 self._last_obs = None
         return rollout
 
     def _next_tasks(self, count: int) -> np.ndarray:
-        """Return whose adapted policies act next: one of another model each time, until every task has had its turn."""
+        """Return the tasks whose adapted policies act next: they cycle through the models until every task has had a turn."""
         order = np.arange(self.n_tasks).reshape(self.n_models, -1).T.reshape(-1)
         tasks_in_turn = order[(self._task_turn + np.arange(count)) % self.n_tasks]
         self._task_turn = (self._task_turn + count) % self.n_tasks
@@ -168,7 +170,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if self._begins_rollout:
-            # A rollout begins with fresh policies, even in the middle of an episode: they know more than the last ones
+            # A rollout switches to the newly adapted policies even in the middle of an episode: they are better informed
             self._acting_tasks = self._next_tasks(self.n_envs)
             self._begins_rollout = False
         if self._random_phase:
@@ -190,10 +192,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_policy(self, *answers: th.Tensor) -> None:
         """
-        Refuse answers of the policy that are no finite numbers.
+        Reject outputs of the policy that are not finite, before such an action is sent to the environment.
 
-        :param answers: of the policy to the last observations (n_envs, ...)
-        :raises ValueError: before an action that is no number can be sent to the environment
+        :param answers: outputs of the policy for the last observations (n_envs, ...)
+        :raises ValueError: if one is NaN or infinite
         """
         for answer in answers:
             bad = np.flatnonzero(~th.isfinite(answer).flatten(1).all(1).cpu().numpy())
@@ -224,7 +226,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         next_obs = raw_obs.copy()
         for i, info in enumerate(infos):
             if info.get("terminal_observation") is not None:
-                next_obs[i] = info["terminal_observation"]  # what the buffer will hold, as SB3 makes it
+                next_obs[i] = info["terminal_observation"]  # what SB3 will store in the buffer
                 next_obs[i] = next_obs[i] if normalizer is None else normalizer.unnormalize_obs(next_obs[i])
         self._check_finite("terminal observation", next_obs)
         assert isinstance(new_obs, np.ndarray)
@@ -232,7 +234,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         self._env_faults.reused(new_obs, self._handed_out)
         unchanged = (raw_obs == raw_before).all(axis=1)
         unknown = self._env_faults.unknown_ends(dones, infos, new_obs, unchanged)
-        # Only starts that an episode went on from: a reset more, as after loading, makes no difference then
+        # Only starts from which an episode went on, so that an extra reset, as after loading, makes no difference
         if self._is_start.any():
             self._remember_starts(raw_before[self._is_start])
         self._handed_out = new_obs
@@ -252,10 +254,11 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:
         """
-        Refuse numbers of the environment that are not finite.
+        Reject numbers from the environment that are not finite, before they enter the buffer.
 
-        :param values: (n_envs, .) of the environment
-        :raises ValueError: before a NaN or infinite number can enter the buffer
+        :param name: name of the values in the message
+        :param values: from the environment (n_envs, .)
+        :raises ValueError: if one is NaN or infinite
         """
         bad = np.flatnonzero(~in_float32(values).all(axis=1))
         if len(bad) > 0:
@@ -266,29 +269,29 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
             )
 
     def _what_is_intact(self) -> str:
-        """Return what can still be used after a number that is none, and what cannot."""
+        """Describe what can still be used after a number that is not finite, and what cannot."""
         message = "The model and the buffer up to that step are intact: `save` and `save_replay_buffer` still work."
         normalizer = self._vec_normalize_env
         if normalizer is None:
             return message
-        # `obs_rms` is missing without `norm_obs`, and may be a dictionary of them
+        # `obs_rms` is missing without `norm_obs`, and may be a dictionary of statistics
         statistics = [x for x in vars(normalizer).values() if isinstance(x, RunningMeanStd)]
         if all(np.isfinite(x.mean).all() and np.isfinite(x.var).all() for x in statistics):
             return f"{message} So are the statistics of VecNormalize."
         return (
-            f"{message} The statistics of VecNormalize are not: the number is part of them for good. Go on with saved ones "
-            "(`VecNormalize.load`), and put `VecCheckNan(env, raise_exception=True)` inside VecNormalize."
+            f"{message} The statistics of VecNormalize are not: they now contain the number permanently. Continue with saved "
+            "ones (`VecNormalize.load`), and put `VecCheckNan(env, raise_exception=True)` inside VecNormalize."
         )
 
     def _raw_last_obs(self) -> np.ndarray:
-        """Return the observations that the next actions answer, without VecNormalize's scaling (n_envs, O)."""
+        """Return the latest observations, without VecNormalize's scaling (n_envs, O)."""
         raw = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
         assert isinstance(raw, np.ndarray)
         return raw
 
     def _remember_starts(self, obs: np.ndarray) -> None:
         """
-        Keep real first observations for the imagination, which then needs no simulator to reset.
+        Keep real first observations, so that imagined rollouts can start without resetting a simulator.
 
         :param obs: (B, O), raw
         """
@@ -297,7 +300,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
             self._join_new_starts()
 
     def _join_new_starts(self) -> None:
-        """Copy what the imagination draws from now and then, not at every start: episodes may be short."""
+        """Extend the pool of first observations, not at every start but in batches, because episodes may be short."""
         if self._new_starts:
             known = [] if self._initial_obs is None else [self._initial_obs]
             self._initial_obs = np.concatenate([*known, *self._new_starts])[-MAX_INITIAL_OBS:]
@@ -306,7 +309,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     # ---------------------------------------------------------------- real data
 
     def _transitions(self) -> Transitions:
-        """Return all of the replay buffer from the oldest to the newest step, in raw units."""
+        """Return the whole replay buffer, from the oldest to the newest step, in raw units."""
         buffer = self.replay_buffer
         assert buffer is not None
         rows = buffer.size()
@@ -325,11 +328,11 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         )
 
     def _to_policy_units(self, obs: th.Tensor) -> th.Tensor:
-        """Return raw observations as the policy's environment would show them: scaled by VecNormalize, if there is one."""
+        """Scale raw observations as VecNormalize does, if there is one."""
         return self._policy_units(obs.dtype)(obs)
 
     def _policy_units(self, dtype: th.dtype) -> Callable[[th.Tensor], th.Tensor]:
-        """Return ``_to_policy_units`` of one dtype with the present statistics, which are on the device already."""
+        """Return ``_to_policy_units`` for one dtype, with the current statistics already on the device."""
         normalizer = self._vec_normalize_env
         if normalizer is None or not normalizer.norm_obs:
             return unscaled
@@ -338,10 +341,10 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
         return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)
 
-    # ---------------------------------------------------------------- what the critic says of real states
+    # ---------------------------------------------------------------- the critic's values of real states
 
     def _bootstrapped_returns(self) -> list[float]:
-        """Return discounted returns of the real episodes since the last fit, as if time limits had not cut them."""
+        """Return the discounted returns of the real episodes since the last fit, bootstrapped where a time limit cut them."""
         episodes = self._discounted_returns.take()
         if not episodes:
             return []
@@ -353,8 +356,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         """
         Evaluate the critic; before its first fit all values are 0.
 
-        :param raw_obs: (B, O)
-        :return: (B,)
+        :param raw_obs: raw observations (B, O)
+        :return: values in units of the reward (B,)
         """
         obs = th.as_tensor(raw_obs, device=self.device, dtype=self.dynamics.observation_dtype)
         values: np.ndarray = self.policy.predict_values(self._to_policy_units(obs)).squeeze(1).cpu().numpy()

@@ -1,1 +1,1 @@
-"""What a run's models know, as figures and one HTML page: ``python -m sb3_mbmpo.report``."""
+"""A report on the models of a run, as figures and one HTML page: ``python -m sb3_mbmpo.report``."""

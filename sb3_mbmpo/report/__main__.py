@@ -20,21 +20,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the report on a run."""
     parser = argparse.ArgumentParser(prog="python -m sb3_mbmpo.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_MODEL", help="folder of a run, or a model's zip file")
-    parser.add_argument("--env", help="environment id, MODULE:ID to import a module first; by default the model's own")
+    parser.add_argument("--env", help="environment id, or MODULE:ID to import a module first; by default the model's own")
     parser.add_argument(
         "--trust", action="store_true", help="import and call the environment and the functions that the file names"
     )
     parser.add_argument("--output", type=Path, help="folder; by default `report` in the folder of the model's name")
     parser.add_argument("--episodes", type=int, default=5, help="real episodes of the meta-policy, and of random actions")
-    parser.add_argument("--seed", type=int, default=0, help="of those episodes")
-    parser.add_argument("--no-video", action="store_true", help="no film of MuJoCo environments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of these episodes")
+    parser.add_argument("--no-video", action="store_true", help="leave out the video of MuJoCo environments")
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1:
         parser.error(f"--episodes must be at least 1, not {arguments.episodes}")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
     try:
-        import sb3_mbmpo.report.plots  # noqa: F401 - before the work, not after it
+        import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError before the work, not after it
 
         files = find_run(arguments.run)
         model, make_env = load_run(files, arguments.env, arguments.trust)

@@ -13,17 +13,17 @@ from sb3_mbmpo.report.study import study_model
 
 class DiagnosticsCallback(BaseCallback):
     """
-    Every few iterations, compare the model with fresh episodes of the real environment, and log the figures of
-    ``python -m sb3_mbmpo.report`` to TensorBoard, ``diagnostics/one_step_rmse`` and ``diagnostics/horizon_rmse`` everywhere.
+    A callback that compares the models with fresh real episodes every few iterations.
 
-    Its episodes are not counted as real steps, as those of ``EvalCallback``. Needs matplotlib:
-    ``pip install "sb3-mbmpo[plots]"``.
+    It logs the figures of ``python -m sb3_mbmpo.report`` to TensorBoard, and the metrics ``diagnostics/one_step_rmse`` and
+    ``diagnostics/horizon_rmse`` to every log. As with ``EvalCallback``, its episodes do not count as real steps. It needs
+    matplotlib: ``pip install "sb3-mbmpo[plots]"``.
 
     :param eval_env: an environment of its own, not the training one
-    :param every_n_iterations: the last iteration is always looked at
-    :param n_episodes: real episodes of the meta-policy, and as many with random actions
-    :param seed: of those episodes
-    :param verbose: 0 for no output, 1 for the errors
+    :param every_n_iterations: compare at every multiple of this number, and at the last iteration
+    :param n_episodes: number of real episodes of the meta-policy, and also of random actions
+    :param seed: seed of these episodes
+    :param verbose: 0 for no output, 1 to print the errors
     :raises ValueError: if a number is less than 1
     :raises ImportError: without matplotlib
     """
@@ -39,7 +39,7 @@ class DiagnosticsCallback(BaseCallback):
         super().__init__(verbose)
         check_integer("every_n_iterations", every_n_iterations, 1)
         check_integer("n_episodes", n_episodes, 1)
-        import sb3_mbmpo.report.plots  # noqa: F401 - now, not after hours
+        import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError now, not after hours of training
 
         self.eval_env = eval_env
         self.every_n_iterations = every_n_iterations
@@ -50,7 +50,7 @@ class DiagnosticsCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, MBMPO):
-            raise ValueError(f"DiagnosticsCallback looks into the models of MBMPO: {type(self.model).__name__} has none.")
+            raise ValueError(f"DiagnosticsCallback examines the models of MBMPO, but {type(self.model).__name__} has none.")
 
     def _on_step(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Fresh real episodes to hold a trained model against: raw observations, and who acts.
+"""Fresh real episodes, with which a trained model is compared.
 
 Legend of shapes: ``B`` rows, ``L`` steps of an episode, ``O`` observation size.
 """
@@ -14,7 +14,7 @@ import torch as th
 from sb3_mbmpo.common.finite import as_floating
 from sb3_mbmpo.mbmpo import MBMPO
 
-# Training and evaluation use small seeds: the report's episodes shall be others
+# Training and evaluation use small seeds, so that the report's episodes differ from theirs
 FIRST_SEED = 30_000
 # Raw observations (B, O) -> actions as an environment takes them (B, ...)
 Act = Callable[[np.ndarray], np.ndarray]
@@ -35,12 +35,12 @@ class Episode(NamedTuple):
 
 
 def to_policy_input(model: MBMPO, obs: np.ndarray) -> th.Tensor:
-    """Return what the policy's networks see of raw observations (B, O)."""
+    """Convert raw observations (B, O) to the input of the policy's networks (B, O)."""
     return model.policy.standardize(model._to_policy_units(th.as_tensor(as_floating(obs), device=model.device)))
 
 
 def meta_actor(model: MBMPO) -> Act:
-    """Return the meta-policy's most likely action."""
+    """Return a function that takes the meta-policy's most likely action."""
     actor = model.policy.actor(model.policy.actor_vector().unsqueeze(0))
 
     @th.no_grad()
@@ -53,10 +53,10 @@ def meta_actor(model: MBMPO) -> Act:
 
 class RandomPolicy:
     """
-    Uniformly random actions: what any learned return must be compared with.
+    A policy of uniformly random actions, as a reference for learned returns.
 
-    :param action_space: of the environment; it is copied, since the model draws its own first actions from it
-    :param seed: of the actions
+    :param action_space: the action space of the environment; it is copied, because the model draws its first actions from it
+    :param seed: seed of the actions
     """
 
     def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
@@ -76,10 +76,11 @@ def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) 
     """
     Play complete episodes.
 
-    :param env: is reset
-    :param act: who acts
-    :param n_episodes: complete episodes
-    :param seed: the same, the same first observations
+    :param env: the environment, which is reset
+    :param act: the policy
+    :param n_episodes: number of episodes
+    :param seed: the same seed gives the same first observations
+    :return: the episodes
     """
     return [play_episode(env, act, FIRST_SEED + seed * n_episodes + i) for i in range(n_episodes)]
 
@@ -88,10 +89,11 @@ def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[
     """
     Play one complete episode.
 
-    :param env: is reset
-    :param act: who acts
-    :param seed: of the reset
+    :param env: the environment, which is reset
+    :param act: the policy
+    :param seed: seed of the reset
     :param on_step: called after the reset and after each step
+    :return: the episode
     """
     first, _ = env.reset(seed=seed)
     on_step()

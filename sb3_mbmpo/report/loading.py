@@ -1,4 +1,4 @@
-"""What a report is about: a run's model and its environment. Nothing that a file names is called before the user says so."""
+"""Loading a run's model and its environment. Code that a file names is called only if the user has confirmed it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,14 +8,14 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-import sb3_mbmpo.envs  # noqa: F401 - registers them
+import sb3_mbmpo.envs  # noqa: F401 - registers our environments
 from sb3_mbmpo.common.save_util import TAKE_A_COPY
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.run_log import RunFiles
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 
-# Those of `gymnasium.wrappers` that change what an agent sees; the others write films
+# The wrappers of `gymnasium.wrappers` that change what an agent sees; the others write videos
 _KINDS = ("action", "observation", "reward")
 SAFE_WRAPPERS = (
     "gymnasium.wrappers.common:",
@@ -25,13 +25,13 @@ SAFE_WRAPPERS = (
 
 def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     """
-    Find out how to make the real environment.
+    Return a function that makes the real environment.
 
     :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
-    :param model: loaded
-    :param trust: whether what the file names may be imported and called, whatever it is
-    :return: makes the real environment; takes the arguments of ``gymnasium.make``
-    :raises ValueError: if neither names one, or only the file does, and not one that is registered here
+    :param model: the loaded model
+    :param trust: whether any code that the file names may be imported and called
+    :return: the function; it takes the arguments of ``gymnasium.make``
+    :raises ValueError: if neither names an environment, or only the file does and it is not registered here
     """
     if env_id is not None:
         return partial(gym.make, env_id)
@@ -46,9 +46,9 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
 
 
 def _check_registered(spec: EnvSpec) -> None:
-    """Raise ``ValueError`` if making it would import or call what only the file names."""
+    """Raise ``ValueError`` if making the environment would import or call code that only the file names."""
     known = gym.registry.get(spec.id)
-    # Shimmy's environments make whatever their arguments name
+    # Shimmy's environments make any environment that their arguments name
     if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
         raise ValueError(
             f"The model's file names the environment {spec.id} ({spec.entry_point}), which is not registered here. "
@@ -57,7 +57,7 @@ def _check_registered(spec: EnvSpec) -> None:
     for wrapper in spec.additional_wrappers:
         if not wrapper.entry_point.startswith(SAFE_WRAPPERS):
             raise ValueError(
-                f"The model's file names the wrapper {wrapper.entry_point}, which is none of Gymnasium's own. "
+                f"The model's file names the wrapper {wrapper.entry_point}, which is not one of Gymnasium's own. "
                 "If you know where the file is from, pass `--trust`."
             )
 
@@ -66,13 +66,13 @@ def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[
     """
     Load the model of a run and its real environment.
 
-    :param files: of the run
-    :param env_id: overrides what the model's file says, and vouches for the functions that it names
-    :param trust: whether what the file names may be imported and called, whatever it is
-    :return: the model with its real environment, and what makes that environment
-    :raises ValueError: if the environment is not known or not the model's
+    :param files: the files of the run
+    :param env_id: overrides the environment in the model's file, and confirms the functions that the file names
+    :param trust: whether any code that the file names may be imported and called
+    :return: the model with its real environment, and the function that makes that environment
+    :raises ValueError: if the environment is unknown or does not fit the model
     """
-    model = MBMPO.load(files.model, verbose=0)  # without an environment, it imports none of the functions that it names
+    model = MBMPO.load(files.model, verbose=0)  # without an environment, it imports no functions that the file names
     for name in ("reward_fn", "termination_fn"):
         path = getattr(model, name)
         if isinstance(path, str) and ":" in path and env_id is None and not trust:

@@ -21,12 +21,12 @@ STYLE = """body { font: 16px/1.4 sans-serif; max-width: 1100px; margin: 2em auto
 figure { margin: 0 0 2em } figure img { max-width: 100% } figcaption { max-width: 50em }
 table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: left; vertical-align: top }
 tr:nth-child(even) { background: #f2f2f2 } .changed td { font-weight: bold }"""
-# Arguments of MBMPO that are not shown in the table of hyperparameters: objects, and what does not change what is learned
+# Arguments of MBMPO that the table of hyperparameters does not show: objects, and those without an effect on learning
 NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 
 
 def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
-    """Return name, value and default of every argument of ``MBMPO`` that decides what is learned."""
+    """Return name, value and default of every argument of ``MBMPO`` that affects learning."""
     values = {**vars(model), "policy": model.policy_class.__name__, "stats_window_size": model._stats_window_size}
     return [
         (name, values[name], "" if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -36,10 +36,10 @@ def hyperparameters(model: MBMPO) -> list[tuple[str, Any, Any]]:
 
 
 def hyperparameter_table(model: MBMPO) -> str:
-    """Return the table as HTML; what is not the default is bold."""
+    """Return the table of hyperparameters as HTML, with values other than the default in bold."""
     lines = ["<tr><th>argument</th><th>value</th><th>default</th></tr>"]
     for name, value, default in hyperparameters(model):
-        # An empty dictionary is what None becomes
+        # MBMPO replaces None by an empty dictionary
         is_changed = (value or None) != (default or None) and name not in ("policy", "device", "seed")
         cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in (name, value, default))
         lines.append(f"<tr{' class=changed' if is_changed else ''}>{cells}</tr>")
@@ -47,7 +47,7 @@ def hyperparameter_table(model: MBMPO) -> str:
 
 
 def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files: RunFiles) -> str:
-    """Return HTML: what was trained, for how long, how good it is."""
+    """Return the summary of the run as HTML: environment, real steps, version, returns."""
     rows = {
         "model": files.model.name,
         "environment": "" if env.spec is None else env.spec.id,
@@ -63,12 +63,12 @@ def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files:
 
 
 def embedded(data: bytes, mime: str, alternative: str) -> str:
-    """Return HTML of an image that is part of the page."""
+    """Return the HTML of an image, with the data embedded."""
     return f"<img alt='{html.escape(alternative)}' src='data:{mime};base64,{base64.b64encode(data).decode()}'>"
 
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
-    """Return HTML: the film, which also goes to ``folder``, or why there is none."""
+    """Return the HTML of the video, which is also written to ``folder``, or of the reason why there is none."""
     from sb3_mbmpo.report.video import NoFilmError, film
 
     title = "Film"
@@ -76,12 +76,12 @@ def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> st
         data = film(model, make_env, FIRST_SEED + seed)
     except NoFilmError as error:
         return section(title, "", f"Left out: {error}")
-    except Exception as error:  # noqa: BLE001 - graphics drivers fail in every way there is; the figures are worth having
+    except Exception as error:  # noqa: BLE001 - graphics drivers fail in many ways; the figures are useful without the video
         reason = f"the simulator cannot render here ({type(error).__name__}: {error}). MUJOCO_GL=egl or osmesa may help."
         return section(title, "", f"Left out: {reason}")
     write_whole(folder / "film.webp", data)
     caption = (
-        "Left, a fresh real episode of the meta-policy; right, what member 0 of the ensemble makes of its first observation "
+        "Left: a fresh real episode of the meta-policy. Right: the prediction of ensemble member 0 from its first observation "
         "and its actions, rendered from predicted observations. Where the right one moves as no body can, the model is wrong."
     )
     return section(title, embedded(data, "image/webp", title), caption)
@@ -99,10 +99,10 @@ def write_report(
     Write the report on a run.
 
     :param run: the model and its log
-    :param files: of the run
+    :param files: the files of the run
     :param make_env: makes the real environment; takes the arguments of ``gymnasium.make``
-    :param folder: receives report.html, the PNG files and film.webp
-    :param n_episodes: fresh real episodes of the meta-policy, and as many of random actions
+    :param folder: where to write report.html, the PNG files and film.webp
+    :param n_episodes: number of fresh real episodes of the meta-policy, and also of random actions
     :param seed: of those
     :param video: whether to film MuJoCo environments
     :return: the HTML file

@@ -1,6 +1,6 @@
-"""Draws what ``study`` computes and ``run_log`` reads. Needs matplotlib: ``pip install "sb3-mbmpo[plots]"``.
+"""Figures of what ``study`` computes and ``run_log`` reads. Needs matplotlib: ``pip install "sb3-mbmpo[plots]"``.
 
-Every figure comes with a caption that tells a person how to read it. No global state of matplotlib is touched.
+Every figure comes with a caption that explains how to read it. matplotlib's global state is not used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ try:
 except ImportError as error:
     raise ImportError("Figures need matplotlib: pip install 'sb3-mbmpo[plots]'.") from error
 
-# Dimensions that are drawn one by one, at most: those that are predicted worst
+# Maximum number of dimensions that are drawn separately: those with the largest errors
 MAX_DIMENSIONS = 8
-# Steps of a trajectory: more are a blur where the task is to run
+# Number of steps of a trajectory that are drawn: the curves of runners cannot be told apart if there are more
 DRAWN_STEPS = 60
 REAL, IMAGINED, ADAPTED = "black", "#0072b2", "#d55e00"
 STAGES = {
@@ -35,12 +35,12 @@ Curve = tuple[str, str, str, tuple[np.ndarray, np.ndarray]]
 
 class Picture(NamedTuple):
     """
-    A figure with its words.
+    A figure with title and caption.
 
-    :param name: of a file
+    :param name: name of the file, without suffix
     :param title: heading
-    :param caption: how to read it
-    :param figure: None: it cannot be drawn, and the caption says why
+    :param caption: how to read the figure
+    :param figure: the figure; None if it cannot be drawn, and the caption says why
     """
 
     name: str
@@ -50,12 +50,12 @@ class Picture(NamedTuple):
 
 
 def missing(name: str, title: str, reason: str) -> Picture:
-    """Return a sentence in the place of a figure."""
+    """Return a picture without a figure, whose caption gives the reason."""
     return Picture(name, title, f"Left out: {reason}", None)
 
 
 def model_pictures(study: ModelStudy) -> list[Picture]:
-    """Return everything about the model itself."""
+    """Draw all figures about the model itself."""
     return [
         draw_horizon_errors(study.actors),
         draw_one_step_errors(study.actors),
@@ -69,12 +69,12 @@ def model_pictures(study: ModelStudy) -> list[Picture]:
 
 
 def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
-    """Return real and imagined returns against real steps, and the fresh episodes of the report."""
+    """Draw real and imagined returns against real steps, and the returns of the report's fresh episodes."""
     curves = [
         ("real, while collecting", REAL, "o-", run.column("rollout/ep_rew_mean_new")),
         ("real, evaluation", "#009e73", "s-", run.evaluation()),
     ]
-    is_whole = run.model.baseline != "critic"  # else an imagined rollout is no more than a part of an episode
+    is_whole = run.model.baseline != "critic"  # with a critic, imagined rollouts are only parts of episodes
     if is_whole:
         curves += [
             ("imagined, meta-policy", IMAGINED, "o-", run.column("imagined/ep_rew_mean")),
@@ -90,20 +90,20 @@ def draw_learning_curve(run: RunLog, study: ModelStudy) -> Picture:
     axes.errorbar(run.model.num_timesteps, returns.mean(), returns.std(), fmt="D", color="#009e73", label=label, capsize=4)
     _label(axes, "real steps", "return (sum of rewards, undiscounted)")
     caption = (
-        "What the policy earns in reality. The returns while collecting are those of the adapted policies, which explore; the "
-        "diamond is the final meta-policy without noise."
+        "The policy's real returns. Those while collecting are of the adapted policies, which explore; the diamond is the "
+        "final meta-policy without noise."
     )
     if is_whole:
         caption += (
-            " Beside it, what it earns in the learned models: imagined returns that climb away from the real ones mean that "
-            "the policy exploits errors of the models. What is imagined after so many real steps shows in the next real point."
+            " For comparison, its returns in the learned models: imagined returns that rise far above the real ones mean that "
+            "the policy exploits model errors. Compare each imagined point with the next real one, which comes after it."
         )
         caption += _notes(run)
     return Picture(name, title, caption, figure)
 
 
 def draw_expectations(run: RunLog) -> Picture:
-    """Return what the models and the critic promise beside what reality keeps: reward a step, and discounted return."""
+    """Draw the rewards per step and discounted returns that models and critic predict beside the real ones."""
     name, title = "expectations", "Promised and kept"
     panels = {
         "reward of a step (units of the reward)": [
@@ -124,8 +124,8 @@ def draw_expectations(run: RunLog) -> Picture:
         _plot(axes, curves)
         _label(axes, "real steps", label)
     caption = (
-        "Imagined numbers far above the real ones that follow mean that the policy exploits errors of the models, or that the "
-        "critic is too hopeful. Imagined rollouts start anywhere in the data, also where early policies had been: at first "
+        "Imagined numbers far above the real ones that follow mean that the policy exploits model errors, or that the critic "
+        "is too optimistic. Imagined rollouts start anywhere in the data, including the states of early policies, so at first "
         "their steps earn less than real ones."
     )
     return Picture(name, title, caption, figure)
@@ -138,7 +138,7 @@ def _plot(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _no_log(what: str) -> str:
-    """Say why ``what`` is missing."""
+    """Return the reason why ``what`` is missing."""
     return (
         f"no progress.csv with the model has {what}. `python -m sb3_mbmpo train` writes one, and so does SB3's logger with "
         "the format csv."
@@ -146,23 +146,23 @@ def _no_log(what: str) -> str:
 
 
 def _notes(run: RunLog) -> str:
-    """Return what makes real and imagined returns differ besides errors of the models."""
+    """Return the reasons, other than model errors, why real and imagined returns differ."""
     if not run.has_imagined_returns():
         return f" Imagined returns are left out: {_no_log('them')}"
     notes = ""
     real, imagined = (run.column(key)[1][-1:] for key in ("rollout/ep_len_mean", "imagined/ep_len_mean"))
     if len(real) > 0 and abs(real[0] - imagined[0]) > 0.02 * real[0]:
         notes += (
-            f" The two are sums over unequal lengths here: real episodes last {real[0]:.0f} steps in the end, imagined "
+            f" Here the two are sums over different lengths: in the end, real episodes last {real[0]:.0f} steps, imagined "
             f"rollouts {imagined[0]:.0f}."
         )
     if run.model.imagined_start == "buffer":
-        notes += " Imagined rollouts start anywhere in the data here, real episodes at their beginning."
+        notes += " Here imagined rollouts start anywhere in the data, real episodes at their beginning."
     return notes
 
 
 def draw_times(run: RunLog) -> Picture:
-    """Return seconds of each stage, stacked, an iteration a bar."""
+    """Draw the seconds of each stage as stacked bars, one per iteration."""
     name, title = "time", "Time by stage"
     seconds = {key: run.column(key)[1] for key in STAGES}
     n_iterations = len(seconds["time/real_rollout"])
@@ -176,7 +176,7 @@ def draw_times(run: RunLog) -> Picture:
         bottom = bottom + seconds[key]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes, "iteration", "wall time (seconds)")
-    caption = "The tallest colour is what to save on first: fewer epochs, or fewer, shorter imagined rollouts and meta-steps."
+    caption = "Save time where the bars are tallest: fewer epochs, or fewer, shorter imagined rollouts and meta-steps."
     return Picture(name, title, caption, figure)
 
 
@@ -184,7 +184,7 @@ def draw_times(run: RunLog) -> Picture:
 
 
 def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
-    """Return error against steps ahead, by member and by dimension, a row an actor."""
+    """Draw the error against the steps ahead, by member and by dimension, with one row per actor."""
     figure = Figure(figsize=(11, 3.4 * len(actors)), layout="constrained")
     rows = figure.subplots(len(actors), 2, squeeze=False, sharey="row")
     figure.suptitle("Error of predictions against the number of steps ahead, on fresh real episodes")
@@ -206,17 +206,17 @@ def draw_horizon_errors(actors: Mapping[str, ActorStudy]) -> Picture:
         for axes in (by_member, by_dimension):
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
-        "Root mean square error of what each member predicts k steps ahead, when it is told the real actions and goes on from "
-        "its own predictions. The episodes are fresh ones, not training data. Unit: standard deviation of the observations in "
-        "the training data. Where a curve crosses the dotted line, the member knows no more than somebody who says that "
-        "nothing changes. Around an unstable balance that comes early: these actions do not react to what the members "
-        "predict, as those of a policy that acts in them do."
+        "Root mean square error of each member's prediction k steps ahead, from the real actions and its own previous "
+        "predictions. The episodes are fresh ones, not training data. Unit: standard deviation of the observations in "
+        "the training data. Above the dotted line, the member predicts worse than someone who assumes that nothing "
+        "changes. Near an unstable equilibrium this happens early: the real actions do not react to the members' "
+        "predictions, unlike those of a policy that acts in the members."
     )
     return Picture("prediction_error", "Prediction error against horizon", caption, figure)
 
 
 def draw_one_step_errors(actors: Mapping[str, ActorStudy]) -> Picture:
-    """Return one-step errors of every dimension, a dot a member."""
+    """Draw the one-step errors of every dimension, with one dot per member."""
     figure, axes = _figure("Error of one-step predictions, on fresh real episodes", 9, 4)
     for (actor, study), colour, shift in zip(actors.items(), (IMAGINED, ADAPTED), (-0.15, 0.15), strict=True):
         dimensions = np.arange(study.one_step.shape[1]) + shift
@@ -233,17 +233,17 @@ def draw_one_step_errors(actors: Mapping[str, ActorStudy]) -> Picture:
     caption = (
         "Root mean square error of the next observation, on fresh real episodes of the meta-policy and of random actions. "
         "Unit: standard deviation of the changes from step to step in the training data; at 1 a member has learned nothing "
-        "about the dimension. Errors that are much larger for one of the two tell where the data is missing."
+        "about the dimension. Errors that are much larger for one of the two show where data is missing."
     )
     return Picture("one_step_error", "One-step error", caption, figure)
 
 
 def draw_replay(trajectory: Trajectory) -> Picture:
-    """Return an episode and the members' versions of it, a panel a dimension, and the rewards."""
+    """Draw an episode and the members' predictions of it, with one panel per dimension, and the rewards."""
     caption = (
-        "The members (colours) are told the first observation and the actions of a fresh real episode (black), and nothing "
-        "else of it. Where they part from it together, all have learned the same error, or the task is an unstable balance, "
-        "which the least error upsets; where they part from one another, they lack data."
+        "The members (colours) predict a fresh real episode (black) from its first observation and its actions only. Where "
+        "they deviate from it together, all have learned the same error, or the equilibrium is unstable, so that the smallest "
+        "error grows; where they deviate from one another, they lack data."
     )
     title = "A real episode of the meta-policy, and each member's from its first observation and its actions"
     return Picture(
@@ -252,10 +252,10 @@ def draw_replay(trajectory: Trajectory) -> Picture:
 
 
 def draw_play(trajectory: Trajectory) -> Picture:
-    """Draw the same with the meta-policy acting in the members."""
+    """Draw an episode and those of the meta-policy acting in the members, with one panel per dimension, and the rewards."""
     caption = (
-        "From the same first observation the meta-policy acts in each member (colours), on what that member imagines; the "
-        "same fresh real episode in black. Rewards that only the members pay are exploitation of their errors."
+        "From the same first observation, the meta-policy acts in each member (colours) on imagined observations; the same "
+        "fresh real episode is black. Rewards that occur only in the members are exploitation of their errors."
     )
     title = "A real episode of the meta-policy, and the meta-policy acting in each member"
     return Picture(
@@ -264,7 +264,7 @@ def draw_play(trajectory: Trajectory) -> Picture:
 
 
 def _drawn_dimensions(trajectory: Trajectory) -> np.ndarray:
-    """Return the dimensions that the members predict worst, in their order."""
+    """Return the dimensions that the members predict worst, in ascending order."""
     spread = np.maximum(trajectory.real.std(0), 1e-8)
     return np.sort(_worst(root_mean_square((trajectory.imagined - trajectory.real) / spread, axis=(0, 1))))
 
@@ -298,7 +298,7 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
         for i, values in enumerate(one_imagined):
             panel.plot(values, linewidth=1, label=f"member {i}")
         panel.plot(one_real, "--", color=REAL, linewidth=1.3, label="real")
-        # What a member that went far astray says would flatten everything else
+        # A member that deviates far would make all other curves flat
         margin = 1.5 * max(one_real.max() - one_real.min(), 1e-3)
         low = max(min(one_real.min(), one_imagined.min()), one_real.min() - margin)
         high = min(max(one_real.max(), one_imagined.max()), one_real.max() + margin)
@@ -320,8 +320,8 @@ def _panels(trajectory: Trajectory, title: str) -> Figure:
 
 
 def draw_plasticity(plasticity: Plasticity) -> Picture:
-    """Return maps of disagreement and KL over the plane; a scatter for other observations."""
-    # 0 for -0
+    """Draw maps of disagreement and KL over the plane, or a scatter plot for other observations."""
+    # Adding 0 turns -0 into 0
     correlation = f"{round(rank_correlation(plasticity.disagreement, plasticity.kl), 2) + 0:.2f}"
     name, title = "plasticity", "Disagreement and adaptation"
     if not plasticity.kl.any():
@@ -331,8 +331,8 @@ def draw_plasticity(plasticity: Plasticity) -> Picture:
     caption = (
         f"Disagreement: standard deviation of the members' predictions for the meta-policy's action, in standard deviations "
         f"of the changes in one step. KL: how much the adaptation to a model changes the policy there, mean over the tasks. "
-        f"Over {what}, their rank correlation is {correlation}: 1 if the policy is plastic just where the models are "
-        f"unsure, as MB-MPO intends, 0 if the two have nothing to do with one another."
+        f"Over {what}, their rank correlation is {correlation}: 1 if the policy is plastic exactly where the models are "
+        f"uncertain, as MB-MPO intends, 0 if the two are unrelated."
     )
     return Picture(name, title, caption, draw(plasticity, correlation))
 

@@ -1,4 +1,4 @@
-"""The files of a run, wherever they were put: model, log, evaluations, statistics of VecNormalize."""
+"""Finding and reading the files of a run: model, log, evaluations, statistics of VecNormalize."""
 
 import csv
 import io
@@ -23,20 +23,20 @@ from sb3_mbmpo.common.atomic import write_whole
 from sb3_mbmpo.common.save_util import read_npz
 from sb3_mbmpo.mbmpo import MBMPO
 
-# The logger's key of the real steps so far
+# The logger's key of the number of real steps
 STEPS = "time/total_timesteps"
-# What to do about a damaged log
-LEAVE_OUT = "Mend it, or move it away to do without."
-# What rl_zoo3 and SB3's callbacks leave beside the model at the end of training
+# The remedy for a damaged log
+LEAVE_OUT = "Repair it, or move it away to go on without it."
+# Further models that rl_zoo3 and SB3's callbacks write beside the final one
 PARTIAL_MODELS = ("best_model.zip", "rl_model_*_steps.zip")
 
 
 def run_folder(model: Path) -> Path:
     """
-    Name the folder of a run's other files.
+    Return the folder of a run's other files.
 
-    :param model: its file
-    :return: the folder of a run's other files. Only ".zip" comes off the name: "lr0.001.zip" and "lr0.003.zip" have one each
+    :param model: the model's file
+    :return: the folder. Only ".zip" is removed from the name, so "lr0.001.zip" and "lr0.003.zip" have different folders
     """
     stem = model.name.removesuffix(".zip")
     return model.with_name(stem if stem != model.name else f"{stem}_files")
@@ -62,9 +62,9 @@ def find_run(path: Path) -> RunFiles:
     """
     Find the files of a run.
 
-    :param path: a model, or the folder of a run: ``python -m sb3_mbmpo train``'s, rl_zoo3's, or any with one model in it
-    :return: the model, and what lies beside it or in the folder of its name
-    :raises ValueError: if there is no model, or no telling which
+    :param path: a model, or the folder of a run: of ``python -m sb3_mbmpo train``, of rl_zoo3, or any that holds one model
+    :return: the model, and the files beside it or in the folder of its name
+    :raises ValueError: if there is no model, or more than one candidate
     """
     model = _find_model(path)
     folders = (run_folder(model), model.parent)
@@ -72,7 +72,7 @@ def find_run(path: Path) -> RunFiles:
     def find(name: str) -> Path | None:
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
-    # rl_zoo3 keeps the statistics in a folder of the environment's name, also those of best_model.zip
+    # rl_zoo3 stores the statistics in a folder of the environment's name, including those for best_model.zip
     elsewhere = next(iter(sorted(model.parent.glob("*/vecnormalize.pkl"))), None) if _is_partial(model) else None
     return RunFiles(model, find("progress.csv"), find("evaluations.npz"), find("vecnormalize.pkl") or elsewhere)
 
@@ -93,13 +93,13 @@ def _find_model(path: Path) -> Path:
     models = [model for model in inside if not _is_partial(model)] or inside or ([beside] if beside.is_file() else [])
     if len(models) != 1:
         names = ", ".join(model.name for model in models) or f"no model in it, and no {beside.name} beside it"
-        raise ValueError(f"A report is on one model, and {path} has {names}: give the model's zip file.")
+        raise ValueError(f"A report is about one model, but {path} has {names}: give the model's zip file.")
     return models[0]
 
 
 class RunLog(NamedTuple):
     """
-    What a run says of itself.
+    The log of a run, and its model.
 
     :param progress: columns of progress.csv; empty if there is none
     :param evaluations: real steps (E,) and mean returns (E,) of evaluations.npz; empty if there is none
@@ -112,9 +112,9 @@ class RunLog(NamedTuple):
 
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """
-        Select the rows of the log that have a value.
+        Return the values of one column of the log.
 
-        :param key: of the logger
+        :param key: a key of the logger
         :return: real steps and values of the rows that have both
         """
         if key not in self.progress or STEPS not in self.progress:
@@ -124,7 +124,7 @@ class RunLog(NamedTuple):
         return steps[known], values[known]
 
     def evaluation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return real steps and mean returns of evaluations in the course of the run."""
+        """Return the real steps and mean returns of the evaluations during the run."""
         return self.evaluations if len(self.evaluations[0]) > 0 else self.column("eval/mean_reward")
 
     def has_imagined_returns(self) -> bool:
@@ -136,8 +136,9 @@ def read_run(files: RunFiles, model: MBMPO) -> RunLog:
     """
     Read the log of a run.
 
-    :param files: of the run
-    :param model: loaded from them
+    :param files: the files of the run
+    :param model: the model, loaded from them
+    :return: the log and the model
     :raises ValueError: if the log or the evaluations are damaged
     """
     progress = {} if files.progress is None else read_progress(files.progress)
@@ -147,15 +148,15 @@ def read_run(files: RunFiles, model: MBMPO) -> RunLog:
 
 def read_evaluations(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
-    Read what ``EvalCallback`` has written.
+    Read the evaluations that SB3's ``EvalCallback`` has written.
 
-    :param path: evaluations.npz, as SB3's ``EvalCallback`` writes it
+    :param path: evaluations.npz
     :return: real steps (E,) and mean returns (E,)
-    :raises ValueError: if it is something else, or damaged
+    :raises ValueError: if the file is something else, or damaged
     """
     arrays = read_npz(path)
     if not {"timesteps", "results"} <= arrays.keys():
-        raise ValueError(f"{path} lacks `timesteps` or `results`: SB3's `EvalCallback` has not written it. {LEAVE_OUT}")
+        raise ValueError(f"{path} lacks `timesteps` or `results`: it is not a file of SB3's `EvalCallback`. {LEAVE_OUT}")
     steps, results = arrays["timesteps"], arrays["results"]
     if steps.ndim != 1 or results.ndim != 2 or len(steps) != len(results):
         raise ValueError(f"{path} has `timesteps` {steps.shape} and `results` {results.shape}, which do not belong together.")
@@ -168,18 +169,18 @@ CHECKSUM = "checksum"
 
 
 def _checksum(cells: Mapping[str, str]) -> str:
-    """Return a hash of the cells of a row that say something: a new column does not change it."""
+    """Return a hash of the non-empty cells of a row, so that a new column does not change it."""
     text = json.dumps(sorted((key, cell) for key, cell in cells.items() if cell != "" and key != CHECKSUM))
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 class RunLogFile(KVWriter):
     """
-    progress.csv, as SB3's logger writes it, but whole at any time, with a checksum a row, and continued when a run is.
+    Writer of progress.csv in the format of SB3's logger, but complete at any time, with checksums, and continued with the run.
 
-    :param path: of the file
-    :param last_step: real steps of the run that is continued; what the log says of later ones will be done again. 0: a new run
-    :raises ValueError: if the log of the run that is continued is damaged
+    :param path: the file
+    :param last_step: real steps of the resumed run, 0 for a new one; rows of later steps are dropped, as they will be repeated
+    :raises ValueError: if the log of the resumed run is damaged
     """
 
     def __init__(self, path: Path, last_step: int = 0) -> None:
@@ -201,21 +202,22 @@ class RunLogFile(KVWriter):
         write_whole(self.path, text.getvalue())
 
     def close(self) -> None:
-        """See ``KVWriter``: nothing is open between two rows."""
+        """See ``KVWriter``. No file is open between two rows."""
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """
-    Read the rows of a log, and leave out torn ones.
+    Read the rows of a log, except an incomplete last one.
 
+    :param path: the file
     :return: the cells of each row, without its checksum
-    :raises ValueError: if a row is not what its checksum says, or the file is no table
+    :raises ValueError: if a row does not match its checksum, or the file is not a table
     """
     try:
         text = path.read_text(encoding="utf-8")
         table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of comma-separated values ({error}). {LEAVE_OUT}") from error
+        raise ValueError(f"{path} is not a table of comma-separated values ({error}). {LEAVE_OUT}") from error
     if not table:
         return []
     header, *lines = table
@@ -234,9 +236,9 @@ def read_progress(path: Path) -> dict[str, np.ndarray]:
     """
     Read a log.
 
-    :param path: progress.csv, of this command line or of SB3's logger
-    :return: a column a key, NaN where a row has no number
-    :raises ValueError: if it is damaged
+    :param path: progress.csv, written by this package's command line or by SB3's logger
+    :return: one column per key, NaN where a row has no number
+    :raises ValueError: if the file is damaged
     """
 
     def number(text: str) -> float:

@@ -1,6 +1,6 @@
-"""What the figures show of a trained model, as numbers: the model beside fresh episodes of its real environment.
+"""The numbers behind the figures: comparison of a trained model with fresh episodes of its real environment.
 
-Nothing here draws. Observations are raw everywhere; errors say their units.
+Nothing is drawn here. All observations are raw; the units of errors are stated.
 
 Legend of shapes: ``M`` members, ``T`` tasks, ``S`` starts, ``K`` steps predicted, ``L`` steps of an episode, ``B`` rows,
 ``O`` observation size.
@@ -18,22 +18,23 @@ from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import Act, Episode, RandomPolicy, meta_actor, play_episodes, to_policy_input
 
-# Steps ahead that errors are measured for, at most: further on, every model of a chaotic task has lost the thread
+# Errors are measured up to this many steps ahead: further ahead, no model of a chaotic environment predicts anything
 MAX_STEPS_AHEAD = 100
-# Starts that errors are averaged over, and states that KL and disagreement are looked at, at most
+# Maximum number of starts for the mean errors, and of states for KL and disagreement
 MAX_STARTS = 200
 MAX_STATES = 2000
-# Points a side of a map over the plane
+# Points per side of a map over the plane
 MAP_SIZE = 60
 
 
 class HorizonErrors(NamedTuple):
     """
-    Errors of predictions along real actions, root mean square over the starts, in standard deviations of the observations in
-    the training data.
+    Errors of predictions along real actions.
 
-    :param members: of each member, step ahead and dimension (M, K, O)
-    :param unchanged: of the forecast that nothing changes (K, O)
+    They are root mean squares over the starts, in standard deviations of the observations in the training data.
+
+    :param members: errors of each member, step ahead and dimension (M, K, O)
+    :param unchanged: errors of predicting no change at all (K, O)
     """
 
     members: np.ndarray
@@ -42,7 +43,7 @@ class HorizonErrors(NamedTuple):
 
 class Trajectory(NamedTuple):
     """
-    A real episode, and each member's own from the same first observation.
+    A real episode, and that of each member from the same first observation.
 
     :param real: (L + 1, O)
     :param imagined: (M, L + 1, O)
@@ -58,11 +59,11 @@ class Trajectory(NamedTuple):
 
 class Plasticity(NamedTuple):
     """
-    Where the members disagree, and where adaptations change the policy.
+    The members' disagreement, and the change of the policy by adaptation, at some states.
 
     :param obs: states (B, O)
-    :param disagreement: about the meta-policy's action, in standard deviations of the observed changes (B,)
-    :param kl: of the meta-policy to its adapted versions, mean over the tasks, in nats (B,)
+    :param disagreement: for the meta-policy's action, in standard deviations of the observed changes (B,)
+    :param kl: KL from the meta-policy to the adapted policies, mean over the tasks, in nats (B,)
     :param visited: real states of the meta-policy (B', O), for maps
     :param is_map: whether ``obs`` are the points of a square grid over the plane, rows first
     """
@@ -76,10 +77,10 @@ class Plasticity(NamedTuple):
 
 class ActorStudy(NamedTuple):
     """
-    The ensemble on what one actor did.
+    Errors of the ensemble on the real episodes of one actor.
 
-    :param episodes: real ones
-    :param horizon_errors: see there
+    :param episodes: the real episodes
+    :param horizon_errors: see ``HorizonErrors``
     :param one_step: errors of each member and dimension, in standard deviations of the observed changes; NaN for a
         dimension that never changed (M, O)
     """
@@ -91,12 +92,12 @@ class ActorStudy(NamedTuple):
 
 class ModelStudy(NamedTuple):
     """
-    Everything that the figures show of a model beside its real environment.
+    All comparisons of a model with its real environment.
 
-    :param actors: by who acted: "meta-policy", "random actions"
-    :param replayed: an episode of the meta-policy, whose actions the members are told
-    :param played: the same, but in the members the meta-policy acts on what they imagine
-    :param plasticity: see there
+    :param actors: by actor: "meta-policy", "random actions"
+    :param replayed: an episode of the meta-policy, which the members predict from its actions
+    :param played: the same episode, but in the members the meta-policy acts on imagined observations
+    :param plasticity: see ``Plasticity``
     """
 
     actors: dict[str, ActorStudy]
@@ -109,7 +110,7 @@ class ModelStudy(NamedTuple):
         return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
 
     def metrics(self) -> dict[str, float]:
-        """Return root mean square errors of the meta-policy's real episodes, over members and dimensions, for a log."""
+        """Return root mean square errors over members and dimensions on the meta-policy's real episodes, for a log."""
         _, errors, one_step = self.actors["meta-policy"]
         return {
             "one_step_rmse": float(np.sqrt(np.nanmean(np.square(one_step)))),
@@ -119,12 +120,13 @@ class ModelStudy(NamedTuple):
 
 def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed: int = 0) -> ModelStudy:
     """
-    Play fresh real episodes and compare. The model is unchanged, down to its random numbers.
+    Play fresh real episodes, and compare the model with them. The model is unchanged, including its random numbers.
 
-    :param model: trained
+    :param model: a trained model
     :param env: its real environment, without VecNormalize; it is reset
-    :param n_episodes: of the meta-policy, and as many with random actions
-    :param seed: of the episodes and of the random actions
+    :param n_episodes: number of episodes of the meta-policy, and also of random actions
+    :param seed: seed of the episodes and of the random actions
+    :return: the comparisons
     :raises ValueError: if the model has not been trained, or the environment is of other spaces
     """
     if model._n_fits == 0:
@@ -155,12 +157,12 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
 @th.no_grad()
 def open_loop(model_env: ModelEnv, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """
-    Predict along given actions, each step from the model's own prediction before.
+    Predict along given actions, each step from the model's previous prediction.
 
     :param model_env: the learned environment
     :param obs: first observations (S, O)
     :param actions: as an environment takes them (S, K, ...)
-    :return: (M, S, K, O) float32
+    :return: predicted observations (M, S, K, O) float32
     """
     n_starts, n_steps = actions.shape[:2]
     flat = model_env.codec.from_numpy(actions.reshape(n_starts * n_steps, *actions.shape[2:]), model_env.device)
@@ -178,7 +180,7 @@ def windows(episodes: Sequence[Episode], n_steps: int) -> tuple[np.ndarray, np.n
     """
     Cut episodes into overlapping windows.
 
-    :param episodes: real ones
+    :param episodes: real episodes
     :param n_steps: length ``K`` of a window
     :return: observations (S, K + 1, O) and actions (S, K, ...) of at most ``MAX_STARTS`` windows, evenly spread
     """
@@ -196,13 +198,15 @@ def root_mean_square(errors: np.ndarray, axis: int | tuple[int, ...]) -> np.ndar
 
 def horizon_errors(model_env: ModelEnv, episodes: Sequence[Episode], *, horizon: int, scale: np.ndarray) -> HorizonErrors:
     """
-    Errors 1 to ``K`` steps ahead: ``K`` is the imagination's horizon, half of the longest episode or ``MAX_STEPS_AHEAD``,
-    whichever is least.
+    Measure errors of predictions 1 to ``K`` steps ahead.
+
+    ``K`` is the horizon of imagined rollouts, half of the longest episode or ``MAX_STEPS_AHEAD``, whichever is smallest.
 
     :param model_env: the learned environment
-    :param episodes: real ones
-    :param horizon: of the imagination
+    :param episodes: real episodes
+    :param horizon: horizon of imagined rollouts
     :param scale: standard deviation of the observations in the training data (O,)
+    :return: the errors
     """
     longest = max(len(episode.actions) for episode in episodes)
     obs, actions = windows(episodes, max(1, min(horizon, MAX_STEPS_AHEAD, longest // 2)))
@@ -216,8 +220,8 @@ def one_step_errors(dynamics: DynamicsEnsemble, episodes: Sequence[Episode]) -> 
     Measure errors of predictions one step ahead.
 
     :param dynamics: the ensemble
-    :param episodes: real ones
-    :return: root mean square errors (M, O), in standard deviations of the observed changes: 1 is as good as forecasting the
+    :param episodes: real episodes
+    :return: root mean square errors (M, O), in standard deviations of the observed changes: 1 is as good as predicting the
         mean change. NaN for a dimension that never changed
     """
     obs, next_obs, actions = (
@@ -235,9 +239,9 @@ def replay(model: MBMPO, episode: Episode) -> Trajectory:
     """
     Predict a real episode from its first observation and its actions.
 
-    :param model: trained
-    :param episode: a real one; no more than the imagination's horizon of it is looked at
-    :return: the members are told the actions
+    :param model: a trained model
+    :param episode: a real episode, of which the first ``horizon`` steps are used
+    :return: the episode and the members' predictions
     """
     length = min(len(episode.actions), model.horizon)
     predicted = open_loop(model._model_env(None), episode.obs[:1], episode.actions[None, :length])[:, 0]
@@ -251,9 +255,9 @@ def play(model: MBMPO, episode: Episode) -> Trajectory:
     """
     Let the meta-policy act in every member, from a real first observation.
 
-    :param model: trained
-    :param episode: a real one of the meta-policy; no more than the imagination's horizon of it is looked at
-    :return: in every member the meta-policy acts, from the first observation; terminations are ignored
+    :param model: a trained model
+    :param episode: a real episode of the meta-policy, of which the first ``horizon`` steps are used
+    :return: the episode and the imagined ones from its first observation; terminations are ignored
     """
     model_env, act = model._model_env(None), meta_actor(model)
     imagined = [np.repeat(episode.obs[:1].astype(np.float32), model_env.n_models, axis=0)]
@@ -282,11 +286,11 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
     """
     Evaluate the rewards of an imagined trajectory.
 
-    :param model: trained
-    :param obs: imagined by ``member`` (L + 1, O)
+    :param model: a trained model
+    :param obs: observations imagined by ``member`` (L + 1, O)
     :param actions: (L, ...)
-    :param member: its reward head is asked where the reward is learned
-    :return: what the imagination pays for the steps (L,)
+    :param member: the member whose reward head is used if the reward is learned
+    :return: rewards of the steps (L,)
     """
     model_env = model._model_env(None)
     observations = th.as_tensor(obs, dtype=th.float32, device=model_env.device)
@@ -307,11 +311,11 @@ def imagined_rewards(model: MBMPO, obs: np.ndarray, actions: np.ndarray, member:
 
 def plasticity(model: MBMPO, episodes: Sequence[Episode]) -> Plasticity:
     """
-    Compare the members' disagreement with what adaptation changes.
+    Compute the members' disagreement, and the change of the policy by adaptation.
 
-    :param model: trained
-    :param episodes: real ones of the meta-policy
-    :return: over the plane, within the range of the training data, if observations have two dimensions; else over the
+    :param model: a trained model
+    :param episodes: real episodes of the meta-policy
+    :return: values over the plane, within the range of the training data, if observations have two dimensions; else at the
         episodes' states
     """
     visited = np.concatenate([episode.obs for episode in episodes])
@@ -341,11 +345,11 @@ def grid(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 @th.no_grad()
 def adaptation_kl(model: MBMPO, obs: np.ndarray) -> np.ndarray:
     """
-    Measure how far adaptation moves the policy at each observation.
+    Measure how much adaptation changes the policy at each observation.
 
-    :param model: trained
+    :param model: a trained model
     :param obs: raw (B, O)
-    :return: KL of the meta-policy to the adapted policies of its last iteration, mean over the tasks, in nats (B,)
+    :return: KL from the meta-policy to the adapted policies of its last iteration, mean over the tasks, in nats (B,)
     """
     adapted = model._adapted
     policy_input = to_policy_input(model, obs).expand(len(adapted), -1, -1)
@@ -360,7 +364,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
     :param a: (B,)
     :param b: (B,)
-    :return: Spearman's, -1 to 1; NaN if one of them is constant
+    :return: the correlation, -1 to 1; NaN if ``a`` or ``b`` is constant
     """
 
     def ranks(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""A MuJoCo rollout beside the model's prediction of it, both rendered. Needs Pillow, which comes with matplotlib.
+"""A video of a MuJoCo rollout beside the model's prediction of it. Needs Pillow, which comes with matplotlib.
 
-The prediction is rendered by setting the simulator to the predicted observation, where that holds the whole state but for
-coordinates that the task does not depend on, such as how far a runner has got: those are integrated from their velocities.
+The prediction is rendered by setting the simulator to the predicted observation. This works if the observation holds the whole
+state except coordinates on which the dynamics do not depend, such as how far a runner has moved: these are integrated from
+their velocities.
 """
 
 import io
@@ -17,21 +18,21 @@ from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import meta_actor, play_episode
 from sb3_mbmpo.report.study import open_loop
 
-# Pixels of a side; steps that are shown; steps from one frame to the next, because rendering without a GPU is slow
+# Pixels per side; number of steps shown; steps per frame, because rendering without a GPU is slow
 SIZE, MAX_STEPS, FRAME_STEPS = 240, 200, 2
 
 
 class NoFilmError(Exception):
-    """There is nothing to film, and the message says why."""
+    """Raised if no video can be made; the message says why."""
 
 
 class StateLayout(NamedTuple):
     """
     How an observation holds the simulator's state.
 
-    :param n_skipped: leading positions that it leaves out
-    :param n_positions: positions that it begins with
-    :param n_velocities: velocities that come next
+    :param n_skipped: number of leading positions that it leaves out
+    :param n_positions: number of positions, with which it begins
+    :param n_velocities: number of velocities, which follow
     """
 
     n_skipped: int
@@ -52,16 +53,17 @@ class StateLayout(NamedTuple):
 
 def state_layout(simulator: Any) -> StateLayout:
     """
-    Found by trial: the simulator is set to the state that its observation seems to hold, and must then observe the same.
+    Find out by trial how the observation holds the state: reading it in this way must give the simulator's actual state.
 
     :param simulator: an unwrapped Gymnasium environment, after a reset; its state is set
-    :raises NoFilmError: if it is none of MuJoCo, or the observation does not hold the state
+    :return: the layout
+    :raises NoFilmError: if it is not a MuJoCo environment, or the observation does not hold the state
     """
     if not hasattr(simulator, "set_state") or not hasattr(simulator, "_get_obs"):
-        raise NoFilmError("only MuJoCo environments are filmed, whose state can be set.")
+        raise NoFilmError("only MuJoCo environments have a video, because their state can be set.")
     model, positions, velocities = simulator.model, simulator.data.qpos.copy(), simulator.data.qvel.copy()
     obs = simulator._get_obs()
-    # A free joint has more positions than velocities, but its first three are those of the other's
+    # A free joint has more positions than velocities, but its first three positions match its first three velocities
     for n_skipped in range(3):
         layout = StateLayout(n_skipped, model.nq - n_skipped, model.nv)
         if len(obs) < layout.n_positions + layout.n_velocities:
@@ -70,17 +72,17 @@ def state_layout(simulator: Any) -> StateLayout:
         if np.allclose(found[0], positions) and np.allclose(found[1], velocities):
             simulator.set_state(*found)
             return layout
-    raise NoFilmError("its observation does not hold positions and velocities as the simulator has them.")
+    raise NoFilmError("its observation does not hold the simulator's positions and velocities.")
 
 
 def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
     """
-    Draw a real episode beside its prediction, as a film.
+    Make a video of a real episode beside its prediction.
 
-    :param model: trained
+    :param model: a trained model
     :param make_env: makes its real environment; takes the arguments of ``gymnasium.make``
-    :param seed: of the episode
-    :param member: whose prediction is shown
+    :param seed: seed of the episode
+    :param member: the ensemble member whose prediction is shown
     :return: an animated WebP: the real episode of the meta-policy left, the prediction from its first observation and its
         actions right
     :raises NoFilmError: if the state cannot be set from the observation
@@ -114,7 +116,7 @@ def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, me
 
 
 def _follow(simulator: Any) -> None:
-    """Let the camera go with the runner, where the model has one that does."""
+    """Use the camera that follows the robot, if the model has one."""
     cameras = [simulator.model.camera(i).name for i in range(simulator.model.ncam)]
     if "track" in cameras:
         simulator.mujoco_renderer.camera_id = cameras.index("track")

@@ -1,6 +1,7 @@
 """The environments whose reward and termination are known: classic control and MuJoCo, by Gymnasium's ids.
 
-One factory an environment reads what the user may have changed, and puts together functions of ``functions``.
+One factory per environment reads the constructor arguments that the user may have changed, and combines the functions of
+``functions``.
 """
 
 from collections.abc import Callable
@@ -36,25 +37,28 @@ from sb3_mbmpo.rewards.functions import (
 
 class Parameters:
     """
-    The constructor arguments of an environment, read from the attributes that Gymnasium keeps them in: ``_name`` or ``name``,
-    in this order, because ``healthy_reward`` is a property that depends on the state. Numbers come as plain floats, which
-    leave a tensor's dtype alone.
+    The constructor arguments of an environment, read from the attributes in which Gymnasium keeps them.
 
-    :param get_attribute: of the environment
+    ``_name`` is tried before ``name``, because ``healthy_reward`` is a property that depends on the state. Numbers are
+    returned as plain floats, which do not change a tensor's dtype.
+
+    :param get_attribute: reads an attribute of the environment by name
     """
 
     def __init__(self, get_attribute: Get) -> None:
         self._get_attribute = get_attribute
 
     def get(self, name: str, default: Any) -> Any:
-        """Return the argument, or ``default`` where this version of the environment has none of that name."""
+        """Return the argument, or ``default`` if this version of the environment has none of that name."""
         values = (attribute(key, self._get_attribute) for key in (f"_{name}", name))
         return next((value for value in values if value is not None), default)
 
     def number(self, name: str, default: float) -> float:
+        """Return a numeric argument, see ``get``."""
         return float(self.get(name, default))
 
     def interval(self, name: str, default: Interval) -> Interval:
+        """Return an argument that is a pair of bounds, see ``get``."""
         low, high = self.get(name, default)
         return float(low), float(high)
 
@@ -92,7 +96,7 @@ def _inverted_double_pendulum(given: Parameters, *, version: int) -> EnvFunction
     reward = partial(double_pendulum_reward, healthy_reward=bonus, fallen_reward=bonus if version == 4 else 0.0)
     # MuJoCo leaves the tip where the last Runge-Kutta stage put it, and the observation clips the velocities at 10
     return EnvFunctions(
-        reward, fallen, "tip up to a Runge-Kutta stage off, clipped velocities: mean absolute error below 0.01"
+        reward, fallen, "tip off by up to a Runge-Kutta stage, clipped velocities: mean absolute error below 0.01"
     )
 
 
@@ -126,9 +130,14 @@ def _locomotion(
     """
     Describe a locomotion environment of MuJoCo.
 
+    :param given: the environment's arguments
+    :param velocity: computes the forward velocity of an observation
+    :param version: of the environment, 4 or 5
     :param error: stated bound of the mean absolute error, the worst of uniformly random, sinusoidal and bang-bang actions
     :param weights: defaults of forward_reward_weight, ctrl_cost_weight, healthy_reward
     :param bounds: where the environment is healthy, see ``outside``; empty if it always is
+    :param next_share: see ``locomotion_reward``
+    :param contact_cost: see ``locomotion_reward``
     """
     unhealthy: TerminationFn = partial(outside, bounds=bounds) if bounds else never_terminates
     ends = bool(given.get("terminate_when_unhealthy", True))
@@ -139,7 +148,7 @@ def _locomotion(
         forward_reward_weight=given.number("forward_reward_weight", weights[0]),
         ctrl_cost_weight=given.number("ctrl_cost_weight", weights[1]),
         healthy_reward=given.number("healthy_reward", weights[2]),
-        # v4 pays for health at the fatal step, too; fixed in v5
+        # v4 pays the healthy reward for the terminal step, too; fixed in v5
         unhealthy=never_terminates if version == 4 and ends else unhealthy,
         contact_cost=contact_cost,
     )
@@ -152,8 +161,8 @@ def _swimmer(given: Parameters, *, version: int) -> EnvFunctions:
 
 
 def _half_cheetah(given: Parameters, *, version: int) -> EnvFunctions:
-    # MuJoCo steps HalfCheetah by semi-implicit Euler: the displacement leans to the velocity after the step, by 0.6 for five
-    # frames of constant acceleration, by 0.65 as measured (mean absolute error at 0, 0.5, 0.65, 1: 0.32, 0.10, 0.07, 0.17)
+    # MuJoCo integrates HalfCheetah by semi-implicit Euler, so the velocity after the step has the larger weight: 0.6 for five
+    # frames of constant acceleration, 0.65 as measured (mean absolute error at 0, 0.5, 0.65, 1: 0.32, 0.10, 0.07, 0.17)
     velocity = partial(column, index=8)
     return _locomotion(given, velocity, version=version, error=0.12, weights=(1.0, 0.1, 0.0), next_share=0.65)
 
@@ -162,7 +171,7 @@ def _hopper(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = (
         (slice(0, 1), given.interval("healthy_z_range", (0.7, inf))),
         (slice(1, 2), given.interval("healthy_angle_range", (-0.2, 0.2))),
-        # The observation clips speeds at 10: one that leaves a wider range cannot be seen
+        # The observation clips velocities at 10, so one that leaves a wider range cannot be seen
         (slice(1, 11), given.interval("healthy_state_range", (-100.0, 100.0))),
     )
     velocity = partial(column, index=5)
@@ -180,7 +189,7 @@ def _walker(given: Parameters, *, version: int) -> EnvFunctions:
 
 def _ant(given: Parameters, *, version: int) -> EnvFunctions:
     bounds = ((slice(0, 1), given.interval("healthy_z_range", (0.2, 1.0))), (slice(0, 27), (-inf, inf)))
-    # v4 charges for contacts only with use_contact_forces, which makes another layout; v5 observes the forces that it charges
+    # v4 has a contact cost only with use_contact_forces, which changes the layout; v5 observes the forces that it charges for
     cost = partial(contact_force_cost, first_column=27, cost_range=(-inf, inf))
     contact = partial(cost, weight=given.number("contact_cost_weight", 5e-4)) if version == 5 else None
     velocity, weights = partial(column, index=13), (1.0, 0.5, 1.0)
@@ -196,8 +205,8 @@ def _humanoid(given: Parameters, *, version: int) -> EnvFunctions:
 
 
 def _humanoid_standup(given: Parameters, *, version: int) -> EnvFunctions:
-    """Pays for the height, as for a velocity that reaches it from the floor within one frame. Exact."""
-    # Not uph_cost_weight: Gymnasium stores it and does not use it
+    """Describe HumanoidStandup, whose reward is exact: the height, as a velocity that reaches it in one frame."""
+    # Not uph_cost_weight, which Gymnasium stores but does not use
     frames_a_second = given.number("frame_skip", 5) / given.number("dt", 0.015)
     height, weights, impact = partial(column, index=0), (frames_a_second, 0.1, 1.0), _impact(given, "impact", version)
     task = _locomotion(given, height, version=version, error=0.0, weights=weights, next_share=1.0, contact_cost=impact)
@@ -210,7 +219,7 @@ def _impact(given: Parameters, name: str, version: int) -> Feature:
 
 
 class KnownTask(NamedTuple):
-    """What makes a task, and the size of the observation's default layout, the only one that it knows."""
+    """A factory of reward and termination, and the size of the observation's default layout, the only one it supports."""
 
     obs_size: int
     build: Callable[[Parameters], EnvFunctions]
@@ -231,7 +240,7 @@ _MUJOCO: dict[str, tuple[int, int, Callable[..., EnvFunctions]]] = {
     "HumanoidStandup": (376, 348, _humanoid_standup),
 }
 
-# Not here: Box2D, whose contacts and shaping state are not in the observation
+# Box2D's environments are missing, because their contacts and shaping state are not in the observation
 KNOWN_ENVS = {
     "CartPole-v0": KnownTask(4, _cart_pole),
     "CartPole-v1": KnownTask(4, _cart_pole),

@@ -1,6 +1,8 @@
 """
-Where the rewards and terminations of imagined steps come from: the user's function, the environment's own, the table of known
-Gymnasium environments (``known``), or a head of the learned model; and how well a function agrees with real steps.
+Sources of the rewards and terminations of imagined steps, and comparison of the functions with real steps.
+
+The source is the user's function, the environment's own, the table of known Gymnasium environments (``known``), or a head of
+the learned model.
 
 Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
@@ -41,10 +43,10 @@ __all__ = [
 
 class Resolved(NamedTuple):
     """
-    A reward or termination function and where it was found.
+    A reward or termination function and its source.
 
-    :param fn: a ``RewardFn`` or ``TerminationFn``, or None: to be learned. A task without an end has ``never_terminates``.
-    :param source: for people: "argument", "env.reward", "known: HalfCheetah-v5 (...)", "learned", ...
+    :param fn: a ``RewardFn`` or ``TerminationFn``; None: it is to be learned. Without terminations it is ``never_terminates``
+    :param source: for messages: "argument", "env.reward", "known: HalfCheetah-v5 (...)", "learned", ...
     """
 
     fn: Callable[..., th.Tensor] | None
@@ -53,19 +55,20 @@ class Resolved(NamedTuple):
 
 def known_functions(env: VecEnv) -> EnvFunctions | None:
     """
-    The task of a Gymnasium environment, with the weights, ranges and thresholds that it was made with. What changes its
-    numbers unseen (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations without a change of
-    size) is left to ``check_reward_fn`` on real steps.
+    Return the reward and termination of a known Gymnasium environment, with the constructor arguments that it was made with.
 
-    :param env: the environment, through any wrappers, in this process or in others
-    :return: None for an unknown id, or where the observation has not the size of the default layout
+    Changes that cannot be seen here (``xml_file``, Ant's ``main_body``, wrappers that transform rewards, or observations
+    without a change of size) are left to ``check_reward_fn`` on real steps.
+
+    :param env: the environment, with any wrappers, in this process or in others
+    :return: the functions, or None if the id is unknown or the observation does not have the size of the default layout
     """
     found = ask(env, partial(_known_functions, env.observation_space.shape))
     return None if found is None else found[1]
 
 
 def _known_functions(obs_shape: tuple[int, ...] | None, get: Get) -> tuple[str, EnvFunctions] | None:
-    """Return the id and its functions, which pickle: for environments in other processes they are built there."""
+    """Return the id and its functions, which can be pickled: for environments in other processes they are built there."""
     name = env_id(get) or ""
     known = KNOWN_ENVS.get(name)
     return None if known is None or obs_shape != (known.obs_size,) else (name, known.build(Parameters(get)))
@@ -76,20 +79,20 @@ LEARNED = Resolved(None, "learned")
 
 class PathInFile(str):
     """
-    "pkg.module:function" as a file names it, which nobody has confirmed: importing it would run code of the file's choice.
+    A "pkg.module:function" read from a file and not confirmed by the user: importing it would run code that the file chose.
     """
 
 
 @dataclass
 class CheckedFn:
     """
-    A function that somebody else wrote. Its first result is checked: a wrong shape would broadcast its way into the returns.
+    A foreign function whose first result is checked, because a wrong shape would be broadcast silently into the returns.
 
     :param fn: the function
-    :param name: what to call it in errors
-    :param is_reward: floating results are expected, else bool
-    :param found_as: the argument of MBMPO that was "auto" when the function was found; the attribute may be something else,
-        which only looks like ours. "" for a function that was given
+    :param name: its name in errors
+    :param is_reward: whether floating results are expected, else bool
+    :param found_as: the argument of MBMPO that was "auto" when the function was found: the attribute may be something else
+        that only looks like a reward or termination function. "" for a function that the user passed
     """
 
     fn: Callable[..., th.Tensor]
@@ -104,8 +107,8 @@ class CheckedFn:
 
         :param batch: the function's arguments; the last is next_obs [B, O]
         :return: [B], floating or bool
-        :raises ValueError: at the first call, if the result's type, shape, dtype or device is wrong, or what was found cannot
-            be called
+        :raises ValueError: at the first call, if the type, shape, dtype or device of the result is wrong, or if a function
+            that was found fails
         """
         if self.checked:
             return self.fn(*batch)
@@ -118,7 +121,7 @@ class CheckedFn:
             kind, arguments = ("rewards", "obs, action, next_obs") if self.is_reward else ("terminations", "next_obs")
             raise ValueError(
                 f"`{self.name}({arguments})` of the environment was taken for {kind} of batches of torch tensors, but failed "
-                f"({type(error).__name__}: {error}). If it is something else, pass "
+                f"({type(error).__name__}: {error}). If it computes something else, pass "
                 f'`{self.found_as}="learned"`, or a function.'
             ) from error
         self.checked = True
@@ -132,18 +135,18 @@ class CheckedFn:
         right_dtype = result.is_floating_point() if self.is_reward else result.dtype == th.bool
         if not right_dtype or result.shape != (len(next_obs),) or result.device != next_obs.device:
             received = f"a {result.dtype} tensor of shape {tuple(result.shape)} on {result.device}"
-            raise ValueError(f"{self.name} must return {expected}, one number a row, it returned {received}")
+            raise ValueError(f"{self.name} must return {expected}, one number per row, it returned {received}")
 
 
 def resolve_reward_fn(argument: str | RewardFn, env: VecEnv | None) -> Resolved:
     """
     Find the reward function.
 
-    :param argument: "auto": the environment's own ``reward(obs, action, next_obs)`` on batches of tensors, else the known one
-        of its Gymnasium id, else learned; "learned"; a function; or "pkg.module:function"
-    :param env: the real environment. Its own method is not found in a ``SubprocVecEnv``, where it lives in another process.
+    :param argument: "auto" (the environment's own ``reward(obs, action, next_obs)`` on batches of tensors, else the known one
+        of its Gymnasium id, else learned), "learned", a function, or "pkg.module:function"
+    :param env: the real environment. Its own method is not found in a ``SubprocVecEnv``, where it is in another process
     :return: the function, None for learned, and its source
-    :raises ValueError: if the argument is none of these
+    :raises ValueError: if the argument is something else
     """
     return _resolve("reward", argument, env)
 
@@ -152,16 +155,16 @@ def resolve_termination_fn(argument: str | TerminationFn | None, env: VecEnv | N
     """
     Find the termination function.
 
-    :param argument: "auto": the environment's own ``done(next_obs)`` on batches of tensors, else the known one of its
-        Gymnasium id, else learned; "learned"; None: episodes have no end; a function; or "pkg.module:function"
+    :param argument: "auto" (the environment's own ``done(next_obs)`` on batches of tensors, else the known one of its
+        Gymnasium id, else learned), "learned", None (episodes never terminate), a function, or "pkg.module:function"
     :param env: the real environment, as in ``resolve_reward_fn``
     :return: the function (``never_terminates`` for None), None for learned, and its source
-    :raises ValueError: if the argument is none of these
+    :raises ValueError: if the argument is something else
     """
     return Resolved(never_terminates, "argument: never") if argument is None else _resolve("termination", argument, env)
 
 
-# What the environment's own method is called, and how many arguments it takes
+# Name of the environment's own method, and the number of its arguments
 _METHODS = {"reward": ("reward", 3), "termination": ("done", 1)}
 
 
@@ -183,11 +186,11 @@ def _resolve(kind: str, argument: object, env: VecEnv | None) -> Resolved:
 
 
 def _from_method(env: VecEnv, kind: str) -> Resolved | None:
-    """The environment's own method, if it has one that takes as many arguments as ours."""
+    """Return the environment's own method, if it has one with the right number of arguments."""
     method_name, n_arguments = _METHODS[kind]
-    # A bound method of another process would bring a copy of its environment, if it could be pickled at all
+    # Pickling a bound method in another process would copy its environment, too, if it worked at all
     method = None if isinstance(env.unwrapped, SubprocVecEnv) else ask(env, partial(attribute, method_name))
-    # Also not ours: the last reward as an attribute, or gymnasium.RewardWrapper.reward(reward)
+    # Excluded, too: the last reward as an attribute, and gymnasium.RewardWrapper.reward(reward)
     if not callable(method) or not _takes(method, n_arguments):
         return None
     source = f"env.{method_name}"
@@ -197,16 +200,16 @@ def _from_method(env: VecEnv, kind: str) -> Resolved | None:
 def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
     try:
         inspect.signature(fn).bind(*range(n_arguments))
-    except (TypeError, ValueError):  # does not bind; has no signature
+    except (TypeError, ValueError):  # the arguments do not fit; there is no signature
         return False
     return True
 
 
 def _check_signature(fn: Callable[..., Any], kind: str) -> None:
-    """Raise ``ValueError`` if it is clear before the first call that a function that was given cannot be called."""
+    """Raise ``ValueError`` if the signature shows, before the first call, that the function does not take our arguments."""
     try:
         signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # has none that Python knows
+    except (TypeError, ValueError):  # Python knows no signature
         return
     if not _takes(fn, _METHODS[kind][1]):
         expected = "(obs, action, next_obs)" if kind == "reward" else "(next_obs)"
@@ -240,11 +243,11 @@ def _import(path: str, name: str) -> Callable[..., th.Tensor]:
 
 class RewardCheck(NamedTuple):
     """
-    How far a reward function is from real rewards.
+    The error of a reward function on real steps.
 
-    :param mean_abs_error: in units of reward
-    :param max_abs_error: in units of reward
-    :param relative_error: root mean square error / standard deviation of the real rewards: 1 is as bad as a constant
+    :param mean_abs_error: in units of the reward
+    :param max_abs_error: in units of the reward
+    :param relative_error: root mean square error / standard deviation of the real rewards; a constant can reach 1
     """
 
     mean_abs_error: float
@@ -263,10 +266,10 @@ def check_reward_fn(fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: t
     :param next_obs: [B, O], the terminal observation where an episode ended
     :param reward: [B], the environment's
     :return: the errors
-    :raises ValueError: if ``fn`` does not return one number a row
+    :raises ValueError: if ``fn`` does not return one number per row
     """
     error = _difference(fn(obs, action, next_obs), reward)
-    # Constant rewards have no deviation: 1 % of their size makes rounding small and a wrong constant large
+    # The standard deviation of constant rewards is 0: 1 % of their size makes rounding small and a wrong constant large
     scale = max(reward.double().std(correction=0).item(), 0.01 * reward.double().abs().mean().item(), 1e-30)
     return RewardCheck(error.abs().mean().item(), error.abs().max().item(), error.square().mean().sqrt().item() / scale)
 
@@ -278,32 +281,32 @@ def check_termination_fn(fn: TerminationFn, next_obs: th.Tensor, terminated: th.
 
     :param fn: the function
     :param next_obs: [B, O], real, in raw units, the terminal observation where an episode ended
-    :param terminated: [B], the environment's, without truncations
+    :param terminated: [B] bool, the environment's, without truncations
     :return: the share of rows on which they disagree
-    :raises ValueError: if ``fn`` does not return one truth a row
+    :raises ValueError: if ``fn`` does not return one bool per row
     """
     return _difference(fn(next_obs), terminated).abs().mean().item()
 
 
 def _difference(predicted: th.Tensor, real: th.Tensor) -> th.Tensor:
     if predicted.shape != real.shape:
-        raise ValueError(f"expected one prediction a row, {tuple(real.shape)}, the function returned {tuple(predicted.shape)}")
+        raise ValueError(f"expected one value per row, {tuple(real.shape)}, the function returned {tuple(predicted.shape)}")
     return predicted.double() - real.double()
 
 
-# A function that misses the real rewards by more than this share of their spread is worth a warning, and so is one that
-# contradicts this share of the real terminations
+# Warn of a reward function whose error exceeds this share of the standard deviation of the real rewards, and of a termination
+# function that is wrong for more than this share of the real steps
 REWARD_ERROR_TOLERANCE = 0.2
 TERMINATION_ERROR_TOLERANCE = 0.01
 
 
 class CheckedEnvFunctions:
     """
-    Reward and termination of the task that a model imagines, found once for an environment.
+    Reward and termination functions for imagined steps, found once for an environment.
 
-    :param reward_fn: as MBMPO's argument
-    :param termination_fn: as MBMPO's argument
-    :param env: the real environment; None: only what the arguments themselves say is known
+    :param reward_fn: MBMPO's argument
+    :param termination_fn: MBMPO's argument
+    :param env: the real environment; None: only the arguments are known
     """
 
     def __init__(self, reward_fn: str | RewardFn, termination_fn: str | TerminationFn | None, env: VecEnv | None) -> None:
@@ -313,25 +316,26 @@ class CheckedEnvFunctions:
 
     def require(self, learned_reward: bool, learned_termination: bool) -> None:
         """
-        Refuse to imagine without a source of rewards and terminations.
+        Raise an error if imagined steps have no source of rewards or terminations.
 
         :param learned_reward: whether the ensemble has a reward head
         :param learned_termination: whether it has a termination head
-        :raises ValueError: if reward or termination of an imagined step would come from nowhere
+        :raises ValueError: if there is neither a function nor a head
         """
         heads = {"reward": (self.reward.fn, learned_reward), "termination": (self.termination.fn, learned_termination)}
         for kind, (fn, learned) in heads.items():
             if fn is None and not learned:
                 raise ValueError(
-                    f"No {kind} function is known, and the ensemble has learned none: load the model with its environment "
+                    f"No {kind} function is known, and the ensemble has not learned one: load the model with its environment "
                     f"(`load(path, env=env)`), or pass `{kind}_fn=...` to `load`."
                 )
 
     def sources(self, learned_reward: bool, learned_termination: bool) -> tuple[str, str]:
         """
-        The parameters are those of ``require``.
+        Return descriptions of the sources of reward and termination, for messages.
 
-        :return: where reward and termination come from, for people
+        :param learned_reward: whether the ensemble has a reward head
+        :param learned_termination: whether it has a termination head
         """
         unknown = "a function that comes with the environment"
         return (
@@ -341,11 +345,11 @@ class CheckedEnvFunctions:
 
     def try_out(self, obs: th.Tensor, action: th.Tensor) -> None:
         """
-        Call both functions once, before any real step is spent: what they return is checked at their first call.
+        Call both functions once before the first real step, because their results are checked at the first call.
 
         :param obs: [B, O], real
         :param action: as the functions get it
-        :raises ValueError: if a result is not what it has to be, or a reward is not finite
+        :raises ValueError: if a result is of the wrong type, shape, dtype or device, or a reward is not finite
         """
         if self.reward.fn is not None:
             reward = self.reward.fn(obs, action, obs)
@@ -357,17 +361,17 @@ class CheckedEnvFunctions:
         self, *, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, reward: th.Tensor, terminated: th.Tensor
     ) -> float | None:
         """
-        Compare the functions with what the environment really gave, and warn once if they differ.
+        Compare the functions with real steps, and warn once if they differ.
 
         The parameters are those of ``check_reward_fn`` and ``check_termination_fn``.
 
-        :return: mean absolute error of the reward function; None: the reward is learned
-        :raises ValueError: if it is not finite somewhere
+        :return: mean absolute error of the reward function; None if the reward is learned
+        :raises ValueError: if the reward function returns a number that is not finite
         """
         if self.termination.fn is not None:
             rate = check_termination_fn(self.termination.fn, next_obs, terminated)
             if rate > TERMINATION_ERROR_TOLERANCE:
-                self._warn("termination", f"contradicts {100 * rate:.1f} % of the real steps")
+                self._warn("termination", f"contradicts the environment on {100 * rate:.1f} % of the real steps")
         if self.reward.fn is None:
             return None
         predicted = self.reward.fn(obs, action, next_obs)

@@ -1,4 +1,4 @@
-"""MBMPO in rl_zoo3: ``register()`` tells it of the algorithm where the hook that ``pip install`` brings cannot run."""
+"""MBMPO in rl_zoo3: ``register()`` adds the algorithm where the hook that ``pip install`` installs cannot run."""
 
 from sb3_mbmpo.zoo.config import ENV_ENTRIES, config_file, read_config
 from sb3_mbmpo.zoo.extension import register

@@ -1,32 +1,32 @@
-"""Tells rl_zoo3 about MBMPO when it is imported, so that ``rl_zoo3 train --algo mbmpo`` works as it stands.
+"""A hook that adds MBMPO to rl_zoo3 when it is imported, so that ``rl_zoo3 train --algo mbmpo`` works without further steps.
 
-rl_zoo3 lists its algorithms before it imports anything of ours and has no entry points for others. `sb3_mbmpo_zoo.pth` in
-site-packages therefore imports this module whenever Python starts: standard library only, no imports that cost time, and
-nothing happens unless a program imports rl_zoo3.
+rl_zoo3 lists its algorithms before it imports any of our code, and has no entry points for others. Therefore
+`sb3_mbmpo_zoo.pth` in site-packages imports this module whenever Python starts. It uses the standard library only, without
+slow imports, and does nothing unless a program imports rl_zoo3.
 
-The wheel has it beside the package, as `_sb3_mbmpo_zoo_hook.py`: at that time `sys.path` is not complete, and an import of the
-package would hide a source tree that comes before the installed one.
+In the wheel it is beside the package, as `_sb3_mbmpo_zoo_hook.py`: when it runs, `sys.path` is not complete yet, and importing
+the package would hide a source tree that comes before the installed one.
 """
 
 import sys
 
-TYPE_CHECKING = False  # importing it from `typing` would cost every start of Python milliseconds
+TYPE_CHECKING = False  # importing it from `typing` would slow every start of Python by milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-# The modules of rl_zoo3 that know which algorithms there are, and their package, which may have lost them in a later version
+# The package rl_zoo3 and its modules that list the algorithms, which a later version may no longer have
 ZOO_MODULES = ("rl_zoo3", "rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager")
 
 
 class ZooFinder:
-    """Lets the other finders find a module, and extends those of rl_zoo3 once they are loaded."""
+    """A finder that lets the other finders find a module, and extends those of rl_zoo3 once they are loaded."""
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return what the other finders say, with the loader of a module of the zoo's list extended."""
+        """Return the spec that the other finders find, and extend its loader if it is one of ``ZOO_MODULES``."""
         if name not in ZOO_MODULES:
             return None
         for finder in sys.meta_path:
@@ -39,9 +39,11 @@ class ZooFinder:
 
 def extend_loader(spec: "ModuleSpec") -> None:
     """
-    The loader stays what it is, only one of its methods does more: tools that ask it for the source still get it.
+    Make a loader extend its module after executing it.
 
-    :param spec: of a module of the zoo's list
+    Only this method of the loader is replaced, so that tools can still ask it for the source.
+
+    :param spec: spec of one of ``ZOO_MODULES``
     """
     loader = spec.loader
     execute = getattr(loader, "exec_module", None)
@@ -58,7 +60,7 @@ def extend_loader(spec: "ModuleSpec") -> None:
 
 
 def install() -> None:
-    """Put the finder before the others; a second call changes nothing."""
+    """Put the finder before the others, unless that has been done already."""
     if not any(isinstance(finder, ZooFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, ZooFinder())
 

@@ -1,11 +1,11 @@
-"""The hyperparameters that ship with the package, an entry an environment: `zoo_configs/mbmpo.yml`."""
+"""The hyperparameters that are part of the package, with one entry per environment: `zoo_configs/mbmpo.yml`."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-# Entries of a configuration that do not go to MBMPO's constructor
+# Keys of a configuration that are not arguments of MBMPO
 ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
 
 
@@ -28,7 +28,7 @@ def read_config(name: str) -> dict[str, Any]:
     try:
         configs = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     entry = configs.get(name, configs.get("default")) if isinstance(configs, dict) else None
     if not isinstance(entry, dict):
         raise ValueError(f"{path} has no entry for {name!r}, and none named 'default'.")

@@ -1,7 +1,7 @@
 """MBMPO in rl_zoo3: the algorithm, its search space and its default configuration file.
 
-``pip install`` brings a hook (`_hook.py`) that calls this as soon as rl_zoo3 is imported. Where it cannot run, for example
-after ``pip install --target``, call ``sb3_mbmpo.zoo.register()`` before rl_zoo3's command line.
+``pip install`` installs a hook (`_hook.py`) that calls this as soon as rl_zoo3 is imported. Where the hook cannot run, for
+example after ``pip install --target``, call ``sb3_mbmpo.zoo.register()`` before rl_zoo3's command line.
 """
 
 import re
@@ -22,10 +22,10 @@ ALGO = "mbmpo"
 
 def register() -> None:
     """
-    Tell rl_zoo3 about MBMPO; more than once does no harm.
+    Add MBMPO to rl_zoo3; calling it more than once does no harm.
 
-    :raises ImportError: if rl_zoo3 is not installed, or is a version that lacks one of the modules
-    :raises AttributeError: if it is a version whose insides differ
+    :raises ImportError: if rl_zoo3 is not installed, or its version lacks one of the modules
+    :raises AttributeError: if the internals of its version differ
     """
     for name in EXTENSIONS:
         extend(import_module(name))
@@ -35,21 +35,21 @@ def extend(module: ModuleType) -> None:
     """
     Add MBMPO to a module of rl_zoo3.
 
-    :param module: rl_zoo3, or a module of it that knows which algorithms there are
+    :param module: rl_zoo3, or one of its modules that list the algorithms
     """
     EXTENSIONS[module.__name__](module)
 
 
 def extend_or_warn(module: ModuleType) -> None:
     """
-    Extend a module of rl_zoo3, or say once what to do instead: a program that imports rl_zoo3 for PPO must not fail for us.
+    Extend a module of rl_zoo3, or warn once: a program that imports rl_zoo3 for, say, PPO must not fail because of MBMPO.
 
-    :param module: rl_zoo3, or a module of it that knows which algorithms there are
+    :param module: rl_zoo3, or one of its modules that list the algorithms
     """
     global _warned
     try:
         extend(module)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it happens inside somebody else's import
+    except Exception as error:  # noqa: BLE001 - any error would break another program's import
         if not _warned:
             _warned = True
             warnings.warn(
@@ -104,7 +104,7 @@ def _extend_manager(exp_manager: ModuleType) -> None:
         if self.config == str(default) and not default.exists():
             self.config = str(config_file())
         hyperparams, saved = read(self)
-        # rl_zoo3 trains in an entry's env_kwargs but evaluates without them: longer episodes, other observations
+        # rl_zoo3 trains with an entry's env_kwargs but evaluates without them: episodes and observations would differ
         self.eval_env_kwargs = self.eval_env_kwargs or dict(hyperparams.get("env_kwargs", {}))
         return hyperparams, saved
 
@@ -119,7 +119,7 @@ def _extend_manager(exp_manager: ModuleType) -> None:
 
 
 def _add_checkpoint_buffers(manager: Any) -> None:
-    """A checkpoint without its real steps cannot be resumed: ``--save-replay-buffer`` keeps them with ``--save-freq``, too."""
+    """Make ``--save-replay-buffer`` work with ``--save-freq``, too: without its real steps, a checkpoint cannot be resumed."""
     create: Callable[[Any], None] = manager.create_callbacks
     load: Callable[..., Any] = manager._load_pretrained_agent
 
@@ -149,10 +149,12 @@ def _add_checkpoint_buffers(manager: Any) -> None:
 
 def _survive_close(vec_env: Any) -> None:
     """
-    rl_zoo3 closes the environment before it saves the model. Ctrl-C ends the workers of a ``SubprocVecEnv``, too, and SB3's
-    ``close`` raises when it finds them gone: the model would be lost.
+    Make ``close`` tolerate workers that have ended.
 
-    :param vec_env: without wrappers
+    rl_zoo3 closes the environment before it saves the model. Ctrl-C ends the workers of a ``SubprocVecEnv``, too, and SB3's
+    ``close`` raises an error if they are gone, so the model would be lost.
+
+    :param vec_env: an environment without wrappers
     """
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -163,7 +165,7 @@ def _survive_close(vec_env: Any) -> None:
     def close_or_give_up() -> None:
         try:
             close()
-        except (OSError, EOFError):  # a worker has ended: the others, if they still live, have nothing to do
+        except (OSError, EOFError):  # a worker has ended; the others are not needed any more
             for process in vec_env.processes:
                 process.terminate()
             vec_env.closed = True

@@ -1,6 +1,6 @@
 """The search space of MBMPO's hyperparameters, for rl_zoo3's ``-optimize`` and for ``tuning/``.
 
-Not in it: what more of always helps and only costs time (imagined rollouts, the line search), and what defines the task.
+It leaves out what always helps but costs time (more imagined rollouts, a longer line search), and what defines the problem.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-# "A.B" is the entry B of MBMPO's argument A. Optuna's storages keep no lists: widths and pairs are joined by "-"
+# "A.B" is the entry B of MBMPO's argument A. Optuna's storages cannot hold lists: widths and pairs are joined by "-"
 SPACE: dict[str, BaseDistribution] = {
     # Meta-learning
     "inner_lr": FloatDistribution(1e-3, 0.03, log=True),
@@ -31,7 +31,7 @@ SPACE: dict[str, BaseDistribution] = {
     "dynamics_kwargs.batch_size": CategoricalDistribution([64, 100, 256, 500]),
     "dynamics_kwargs.weight_decay": FloatDistribution(1e-7, 1e-3, log=True),
 }
-# Where a configuration says nothing. Not read off MBMPO, which would import PyTorch: a test compares them
+# Used if a configuration has no value. Repeated here because reading MBMPO's would import PyTorch; a test compares them
 DEFAULTS: dict[str, Any] = {
     "inner_lr": 3e-3,
     "target_kl": 0.03,
@@ -60,9 +60,9 @@ def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, Base
     Select some dimensions of the search space.
 
     :param names: the dimensions to search
-    :param n_policy_steps: real steps of a training after its random ones. An iteration that wants more than these gets just
-        these: such choices would be several names for one training
-    :return: the distributions to draw from; without `n_steps` where that leaves no choice
+    :param n_policy_steps: real steps of a training run after its random ones. An iteration cannot have more, so larger
+        choices of `n_steps` would all be the same training run
+    :return: the distributions to draw from; without `n_steps` if there is no choice left
     """
     part = {name: SPACE[name] for name in names}
     if isinstance(n_steps := part.get("n_steps"), CategoricalDistribution):
@@ -74,7 +74,7 @@ def part_of_space(names: Collection[str], n_policy_steps: int) -> dict[str, Base
 
 
 def is_given(name: str, arguments: Mapping[str, Any]) -> bool:
-    """Tell whether arguments of MBMPO say what a dimension of the space is, or one half of a pair."""
+    """Tell whether arguments of MBMPO set a dimension of the space, or one half of a pair."""
     if name == "n_models-n_tasks":
         return not arguments.keys().isdisjoint(name.split("-"))
     argument, _, entry = name.partition(".")
@@ -87,7 +87,7 @@ def suggest(
     """
     Draw a point of the search space.
 
-    :param trial: asks the sampler
+    :param trial: the trial, which asks the sampler
     :param names: the dimensions to search
     :param space: their distributions
     :return: a point of the space, as Optuna stores it
@@ -107,16 +107,16 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 def as_trained(value: Any) -> Any:
-    """Return a number with the digits that mean something, so that a configuration file says exactly what was trained."""
+    """Round a number to significant digits, so that a configuration file holds exactly the values that were trained with."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def convert(params: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Turn a point of the search space into arguments.
+    Convert a point of the search space to arguments.
 
     :param params: a point of the space, as Optuna stores it
-    :return: arguments of MBMPO, plain enough for YAML
+    :return: arguments of MBMPO, as plain values for YAML
     """
     arguments: dict[str, Any] = {}
     for name, value in params.items():
@@ -136,19 +136,19 @@ def nearest_point(
     arguments: Mapping[str, Any], names: Collection[str] = tuple(SPACE), space: Mapping[str, BaseDistribution] = SPACE
 ) -> dict[str, Any]:
     """
-    The inverse of ``convert``.
+    Convert arguments to the nearest point of the search space, the inverse of ``convert``.
 
-    :param arguments: of MBMPO, over ``DEFAULTS``
+    :param arguments: arguments of MBMPO, completed by ``DEFAULTS``
     :param names: the dimensions to search
     :param space: their distributions
-    :return: the point whose trial trains them: a number beyond a bound is at the bound, a choice that the space lacks left out
+    :return: the point; a number beyond a bound is set to the bound, a choice that the space lacks is left out
     """
     nearest = {name: _nearest(_stored(arguments, name), space[name]) for name in names}
     return {name: value for name, value in nearest.items() if value is not None}
 
 
 def _stored(arguments: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a dimension of the space as Optuna stores it, if it could."""
+    """Return the value of a dimension of the space in Optuna's representation, even if the space does not have it."""
     if name == "n_models-n_tasks":
         return f"{arguments['n_models']}-{arguments['n_tasks']}"
     argument, _, entry = name.partition(".")
@@ -158,7 +158,7 @@ def _stored(arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def _nearest(value: Any, distribution: BaseDistribution) -> Any:
-    """Return the value's nearest in the distribution, None if nothing is near."""
+    """Return the nearest value in the distribution, or None if it is a choice that the distribution lacks."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return value if value in choices else None
@@ -171,8 +171,12 @@ def _nearest(value: Any, distribution: BaseDistribution) -> Any:
 
 def sample_for_zoo(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The signature is that of rl_zoo3's samplers.
+    Draw arguments from the search space, with the signature of rl_zoo3's samplers.
 
-    :return: arguments of MBMPO, over those of the configuration file
+    :param trial: the trial, which asks the sampler
+    :param n_actions: not used
+    :param n_envs: not used
+    :param additional_args: not used
+    :return: arguments of MBMPO, which replace those of the configuration file
     """
     return convert(suggest(trial))
