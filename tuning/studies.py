@@ -68,11 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def complete(arguments: argparse.Namespace) -> argparse.Namespace:
-    """:return: the arguments with the defaults that depend on one another, and the folder made"""
+    """
+    :return: the arguments with the defaults that depend on one another, and the folder made
+    :raises ValueError: if there can be no such folder
+    """
     arguments.study_name = arguments.study_name or arguments.env
     arguments.output = arguments.output or Path("runs") / "tuning" / arguments.study_name
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    arguments.storage = arguments.storage or sqlite_url(arguments.output / "study.db")
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        arguments.storage = arguments.storage or sqlite_url(arguments.output / "study.db")
+    except (OSError, UnicodeEncodeError) as error:
+        folder = str(arguments.output)
+        raise ValueError(f"{folder!r} cannot be the folder of the report ({error}): give another --output.") from error
     return arguments
 
 
@@ -94,13 +101,15 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
     :param heartbeat: seconds between two signs of life of a running trial. Journals have none: a trial whose process was
         killed stays "running" in them, and another one is started in its place
     :return: what all processes of a search share
-    :raises ValueError: if an SQLite database is not in order
+    :raises ValueError: if an SQLite database is not in order, or in memory
     """
     if url.endswith(".log"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
     if url.startswith(("redis://", "rediss://")):
         return JournalStorage(JournalRedisBackend(url))
     is_sqlite = url.startswith("sqlite")
+    if is_sqlite and storage_file(url) is None:
+        raise ValueError(f"{url} is in the memory of one process, and lost with it: name a file, as in sqlite:///study.db.")
     storage = RDBStorage(
         url,
         # Between two evaluations, a server may have closed the connection
@@ -124,15 +133,21 @@ def damage_named(url: str) -> Iterator[None]:
     A file that was truncated or overwritten fails in as many ways as it has bytes: say which one it is, and what to do.
 
     :param url: of a storage that is read in the block
-    :raises DamagedStudyError: if it is a file that cannot be read
+    :raises DamagedStudyError: if it is a file that makes no sense
+    :raises SearchError: if it is a file that cannot be opened
     """
     try:
         yield
     except Exception as error:
         file = storage_file(url)
-        if file is None or isinstance(error, (SearchError, sqlalchemy.exc.OperationalError)):  # is in use, cannot be opened
+        if file is None or isinstance(error, SearchError):
             raise
         what = str(error).partition("\n")[0]
+        if isinstance(error, (OSError, sqlalchemy.exc.OperationalError)):
+            raise SearchError(
+                f"{file} cannot be used ({what}). Its folder has to be there, both have to be yours to write, on a disk with "
+                "room, and no other process may keep the file locked; or give another --storage."
+            ) from error
         raise DamagedStudyError(
             f"{file} is damaged, or no study ({type(error).__name__}: {what}). Take an earlier copy of it, or begin "
             "another study with another --storage or --output."
@@ -164,10 +179,11 @@ def _ends_with_a_line(file: Path) -> bool:
 
 
 def storage_file(url: str) -> str | None:
-    """:return: the file of a journal or of an SQLite database; None if the storage is a server"""
+    """:return: the file of a journal or of an SQLite database; None if the storage is a server, or in memory"""
     if url.endswith(".log"):
         return url.removeprefix("journal://")
-    return sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    file = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    return None if file in ("", ":memory:") else file
 
 
 def lock_before_reading(connection: sqlalchemy.Connection) -> None:
@@ -186,13 +202,19 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     :param name: what it is called there
     :param settings: what a trial trains; part of the study
     :return: the study
-    :raises SettingsError: if it exists with other settings, or another search space: its values could not be compared
+    :raises SettingsError: if it exists with other settings, another search space or of another kind: its values could not be
+        compared
     """
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
+        directions = " and ".join(direction.name.lower() for direction in study.directions)
+        if directions != "maximize":
+            raise SettingsError(f"The study {name!r} is to {directions}, not ours: give another --study-name.") from None
         known = _known_settings(study)
+        if known is None and any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+            raise SettingsError(f"The study {name!r} has trials of another program: give another --study-name.") from None
     else:
         known = None
     space = search_space(settings)
@@ -255,11 +277,17 @@ def learning_starts(settings: Mapping[str, Any]) -> int:
 
 
 def check_training(settings: Mapping[str, Any]) -> None:
-    """:raises SettingsError: if the training would end before it learns"""
+    """:raises SettingsError: if the training would end before it learns, or have more evaluations than steps to learn from"""
     if settings["n_timesteps"] <= learning_starts(settings):
         raise SettingsError(
             f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), nothing "
             "would be learned: ask for more --n-timesteps, or for less with --set '{learning_starts: ...}'."
+        )
+    n_policy_steps = settings["n_timesteps"] - learning_starts(settings)
+    if n_policy_steps < settings["n_evaluations"]:
+        raise SettingsError(
+            f"{settings['n_evaluations']} evaluations of the {n_policy_steps} real steps after the random ones would say the "
+            "same over and over: ask for fewer --n-evaluations, or for more --n-timesteps."
         )
 
 
