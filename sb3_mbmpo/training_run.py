@@ -8,6 +8,7 @@ import argparse
 import copy
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,15 @@ class TrainingRun:
             if milestone < model.num_timesteps:
                 continue
             if milestone > model.num_timesteps:
-                model.learn(
-                    milestone - model.num_timesteps,
-                    callback=self.checkpoints,
-                    reset_num_timesteps=model.num_timesteps == 0,
-                    progress_bar=not arguments.no_progress_bar,
-                )
+                with warnings.catch_warnings():
+                    # It goes on after a milestone, and all of it is long enough
+                    warnings.filterwarnings("ignore", "Nothing will be learned")
+                    model.learn(
+                        milestone - model.num_timesteps,
+                        callback=self.checkpoints,
+                        reset_num_timesteps=model.num_timesteps == 0,
+                        progress_bar=not arguments.no_progress_bar,
+                    )
             seconds = self.checkpoints.seconds()
             name = "MB-MPO" if model.num_timesteps >= model.learning_starts else "untrained"
             self._report(name, model.num_timesteps, seconds, model)
