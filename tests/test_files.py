@@ -432,6 +432,32 @@ def test_an_ensemble_file_runs_no_code(model, tmp_path):
     assert not mark.exists()
 
 
+def test_arrays_and_configurations_run_no_code(tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    names = ("observations", "actions", "next_observations", "rewards", "terminations", "timesteps", "results")
+    np.savez(tmp_path / "arrays.npz", **dict.fromkeys(names, np.array([Bomb(mark)], dtype=object)))
+    for read in (load_transitions, read_evaluations):
+        with pytest.raises(ValueError, match=r"arrays\.npz cannot be read"):
+            read(tmp_path / "arrays.npz")
+    config = tmp_path / "mbmpo.yml"
+    config.write_text(f"default: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{mark}]]")
+    monkeypatch.setattr("sb3_mbmpo.zoo.config_file", lambda: config)
+    with pytest.raises(ValueError, match=r"mbmpo\.yml is no YAML file"):
+        read_config("default")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("action", [-1, 3, 0.5])
+def test_choices_that_a_space_lacks_are_refused(action, tmp_path):
+    model = tiny_model(Drift(ACTION_SPACES["discrete"]), buffer_size=64).learn(20)
+    buffer = copy.deepcopy(model.replay_buffer)
+    buffer.actions = buffer.actions.astype(np.float32)
+    buffer.actions[3] = action
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    with pytest.raises(ValueError, match=r"buffer\.pkl cannot be used.*must be choices of Discrete\(3\)"):
+        model.load_replay_buffer(tmp_path / "buffer.pkl")
+
+
 @pytest.mark.parametrize(
     "parts",
     [
