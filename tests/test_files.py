@@ -440,7 +440,7 @@ def test_arrays_and_configurations_run_no_code(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"arrays\.npz cannot be read"):
             read(tmp_path / "arrays.npz")
     config = tmp_path / "mbmpo.yml"
-    config.write_text(f"default: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{mark}]]")
+    config.write_text(f"default: !!python/object/apply:os.mkdir [{mark}]")
     monkeypatch.setattr("sb3_mbmpo.zoo.config_file", lambda: config)
     with pytest.raises(ValueError, match=r"mbmpo\.yml is no YAML file"):
         read_config("default")
