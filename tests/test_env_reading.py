@@ -62,7 +62,7 @@ class Guarded(Drift):
 
 class Hanging(Drift):
     def step(self, action):
-        time.sleep(100 if self.n_steps > 30 else 0)
+        time.sleep(20 if self.n_steps > 30 else 0)
         return super().step(action)
 
 
@@ -135,7 +135,9 @@ def test_a_worker_that_ends_costs_no_model(env_class, tmp_path):
 def test_a_worker_that_hangs_costs_no_model(tmp_path):
     env = in_workers(Hanging)
     model = tiny_model(env).learn(20)
-    env.step_async(np.zeros((1, 2)))
+    for _ in range(11):
+        env.step(np.zeros((1, 2), np.float32))
+    env.step_async(np.zeros((1, 2), np.float32))
     start = time.perf_counter()
     model.save(tmp_path / "model")
     MBMPO.load(tmp_path / "model", env=env, force_reset=False)
@@ -208,6 +210,9 @@ def test_an_answer_that_does_not_pickle_is_none():
     assert ask(env, length) == 8
     env.reset()
     env.close()
+    assert ask(env, length) is None
+    env = in_workers(Drift)
+    kill(env)
     assert ask(env, length) is None
 
 

@@ -224,6 +224,46 @@ def test_a_damaged_file_is_named_or_means_the_same(kind, model, tmp_path):
     assert all("the_file.npz" in message for message in messages), messages
 
 
+@pytest.mark.parametrize("kind", ["model", "ensemble"])
+def test_a_part_that_is_damaged_is_named_though_the_seal_is_lost(kind, model, tmp_path):
+    path = tmp_path / "the_file.zip"
+    WRITERS[kind](model, path)
+    rewritten(path)
+    READERS[kind](path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        part = archive.getinfo("dynamics.pth" if kind == "ensemble" else "policy.pth")
+    content[part.header_offset + part.compress_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"the_file\.zip cannot be read: its part '{part.filename}' is damaged"):
+        READERS[kind](path)
+
+
+def test_arrays_whose_shapes_are_damaged_are_named(tmp_path):
+    path = tmp_path / "the_file.npz"
+    names = ("observations", "actions", "next_observations", "rewards", "terminations")
+    arrays = [np.ones((9000, 2)) for _ in range(3)] + [np.ones(9000), np.ones(9000, bool)]  # more than is read at once
+    np.savez(path, **dict(zip(names, arrays, strict=True)))
+    path.write_bytes(path.read_bytes().replace(b"(9000,", b"(1000,"))
+    with pytest.raises(ValueError, match=r"the_file\.npz cannot be read: its part '.*\.npy' is damaged"):
+        load_transitions(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        (dict(steps=np.arange(2)), "lacks `timesteps` or `results`"),
+        (dict(timesteps=np.arange(2), results=np.ones((3, 2))), r"\(2,\) and `results` \(3, 2\)"),
+        (dict(timesteps=np.arange(2), results=np.ones(2)), r"\(2,\) and `results` \(2,\)"),
+        (dict(timesteps=np.arange(2), results=np.array([["a"], ["b"]])), "of int64 and `results` of <U1: no numbers"),
+    ],
+)
+def test_evaluations_that_make_no_sense_are_named(arrays, named, tmp_path):
+    np.savez(tmp_path / "evaluations.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"evaluations\.npz.*{named}"):
+        read_evaluations(tmp_path / "evaluations.npz")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -357,11 +397,19 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def rewritten(path, **changes):
-    """Change attributes in a file as an attacker would, without updating its checksum."""
+def tensors_of(value):
+    """Return what PyTorch saves of a value."""
+    content = io.BytesIO()
+    th.save(value, content)
+    return content.getvalue()
+
+
+def rewritten(path, parts=None, **changes):
+    """Change attributes in a file, or whole parts of it, as an attacker would, without updating its checksum."""
     with zipfile.ZipFile(path) as old:
         entries = {name: old.read(name) for name in old.namelist()}
     entries["data"] = json.dumps({**json.loads(entries["data"]), **changes}).encode()
+    entries |= parts or {}
     with zipfile.ZipFile(path, "w") as new:
         for name, content in entries.items():
             new.writestr(name, content)
@@ -378,13 +426,62 @@ def test_an_ensemble_file_runs_no_code(model, tmp_path):
         rewritten(path, **changes)
         with pytest.raises(ValueError, match=r"ensemble\.zip"):
             DynamicsEnsemble.load(path)
-    entries = io.BytesIO()
-    pickle.dump(Bomb(mark), entries)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("another.pth", entries.getvalue())
-    with pytest.raises(ValueError, match=r"ensemble\.zip"):
-        DynamicsEnsemble.load(path)
+    for content in (pickle.dumps(Bomb(mark), protocol=2), tensors_of(Bomb(mark))):
+        model.dynamics.save(path)
+        rewritten(path, {"another.pth": content})
+        with pytest.raises(ValueError, match=r"ensemble\.zip .*objects that are no tensors"):
+            DynamicsEnsemble.load(path)
     assert not mark.exists()
+
+
+def test_arrays_and_configurations_run_no_code(tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    names = ("observations", "actions", "next_observations", "rewards", "terminations", "timesteps", "results")
+    np.savez(tmp_path / "arrays.npz", **dict.fromkeys(names, np.array([Bomb(mark)], dtype=object)))
+    for read in (load_transitions, read_evaluations):
+        with pytest.raises(ValueError, match=r"arrays\.npz cannot be read"):
+            read(tmp_path / "arrays.npz")
+    config = tmp_path / "mbmpo.yml"
+    config.write_text(f"default: !!python/object/apply:os.mkdir [{mark}]")
+    monkeypatch.setattr("sb3_mbmpo.zoo.config_file", lambda: config)
+    with pytest.raises(ValueError, match=r"mbmpo\.yml is no YAML file"):
+        read_config("default")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("action", [-1, 3, 0.5])
+def test_choices_that_a_space_lacks_are_refused(action, tmp_path):
+    model = tiny_model(Drift(ACTION_SPACES["discrete"]), buffer_size=64).learn(20)
+    buffer = copy.deepcopy(model.replay_buffer)
+    buffer.actions = buffer.actions.astype(np.float32)
+    buffer.actions[3] = action
+    save_to_pkl(tmp_path / "buffer.pkl", buffer)
+    with pytest.raises(ValueError, match=r"buffer\.pkl cannot be used.*must be choices of Discrete\(3\)"):
+        model.load_replay_buffer(tmp_path / "buffer.pkl")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"dynamics.pth": b""},
+        {"dynamics.optimizer.pth": None},
+        {"dynamics.pth": [1]},
+        {"dynamics.pth": {"no": th.zeros(1)}},
+        {"../../outside.pth": b"no tensors"},
+        {"data": b'{"file_kind": "ensemble", "file_format": 3}'},
+        {"data": b"[" * 100_000},
+    ],
+    ids=lambda parts: f"{next(iter(parts))}={str(next(iter(parts.values())))[:20]}",
+)
+def test_an_ensemble_file_of_nonsense_is_named(parts, model, tmp_path):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    model.dynamics.save(folder / "ensemble.zip")
+    contents = {name: value if isinstance(value, bytes) else tensors_of(value) for name, value in parts.items()}
+    rewritten(folder / "ensemble.zip", contents)
+    with pytest.raises(ValueError, match=r"(?s)ensemble\.zip .*earlier copy"):
+        DynamicsEnsemble.load(folder / "ensemble.zip")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ensemble.zip"]
 
 
 @pytest.mark.parametrize(
@@ -474,6 +571,46 @@ def test_a_wrapper_that_only_the_file_names_is_not_called(tmp_path):
     rewritten(tmp_path / "model.zip", env_spec=json.dumps(spec))
     with pytest.raises(SystemExit, match="names the wrapper os:system"):
         report_main([str(tmp_path / "model.zip")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"entry_point": "os:system"}, r"names the environment Pendulum-v1 \(os:system\), which is not registered.*--trust"),
+        ({"id": "os:X-v0"}, "names the environment os:X-v0 .*not registered here.*--trust"),
+        ({"id": "GymV26Environment-v0", "entry_point": "shimmy.openai_gym_compatibility:GymV26CompatibilityV0"}, "--trust"),
+        ({"kwargs": {"evil": 1}}, "cannot be made .*'evil'.*--env ID"),
+        ({"kwargs": "x"}, "makes no sense .*--env ID"),
+        ({"kwargs": None}, "makes no sense .*--env ID"),
+        ({"max_episode_steps": "x"}, "cannot be made .*max_episode_steps.*--env ID"),
+        ({"additional_wrappers": "x"}, "makes no sense .*--env ID"),
+        *(
+            ({"additional_wrappers": [{"name": "A", "entry_point": entry_point, "kwargs": {}}]}, "names the wrapper .*--trust")
+            for entry_point in ("gymnasium.wrappers.common:deepcopy", "os:TimeLimit", None)
+        ),
+        (3, "makes no sense .*--env ID"),
+        ("x", "makes no sense .*--env ID"),
+        ("null", "makes no sense .*--env ID"),
+        ("{}", "makes no sense .*--env ID"),
+    ],
+    ids=str,
+)
+def test_what_a_file_says_of_its_environment_is_made_as_it_is_registered_or_named(changes, named, tmp_path, monkeypatch):
+    MBMPO("MlpPolicy", gym.make("Pendulum-v1"), **SETTINGS).save(tmp_path / "model")
+    if isinstance(changes, dict):
+        changes = json.dumps({**json.loads(MBMPO.load(tmp_path / "model").env_spec), **changes})
+    rewritten(tmp_path / "model.zip", env_spec=changes)
+    with pytest.raises(SystemExit, match=f"ValueError: .*{named}"):
+        report_main([str(tmp_path / "model.zip")])
+
+
+def test_the_readme_says_what_loading_a_file_can_do():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    unsafe, safe = text.partition("## What loading a file can do")[2].partition("\n## ")[0].split("Safe, whoever wrote them")
+    for name in ("model", "policy", "replay buffer", "VecNormalize"):
+        assert name in unsafe
+    for name in ("DynamicsEnsemble.load", "load_transitions", "reward_fn", "set_env", "--env ID", "--trust", "redis://"):
+        assert name in safe
 
 
 # -- NumPy numbers, other arguments -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Searches in which something goes wrong: environments that raise, workers that are killed, settings that cannot work."""
 
 import argparse
+import re
 import subprocess
 import sys
 import threading
@@ -46,14 +47,47 @@ class Breaking(Drift):
         return super().step(action)
 
 
+class BreakingElsewhere(Drift):
+    """Does ``faults``, one after the other, each where it says."""
+
+    metadata = Breaking.metadata
+    faults: list = []  # noqa: RUF012 - the tests' way in
+
+    def __init__(self):
+        super().__init__()
+        self.do("__init__")
+
+    def do(self, place):
+        if self.faults and self.faults[0][0] == place:
+            fault = self.faults.pop(0)[1]
+            if isinstance(fault, BaseException):
+                raise fault
+            return fault
+        return None
+
+    def reset(self, **kwargs):
+        self.do("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        obs[0] = self.do("observation") or obs[0]
+        return obs, self.do("reward") or reward, *rest
+
+    def close(self):
+        self.do("close")
+
+
 gym.register("Breaking-v0", entry_point=Breaking)
+gym.register("BreakingElsewhere-v0", entry_point=BreakingElsewhere, disable_env_checker=True)
+ELSEWHERE = STUDY | {"env": "BreakingElsewhere-v0"}
 
 
 @pytest.fixture(autouse=True)
 def no_messages():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
-    Breaking.errors = []
+    Breaking.errors, BreakingElsewhere.faults = [], []
 
 
 @pytest.fixture(params=["study.db", "study.log"])
@@ -85,7 +119,9 @@ def states(all_trials):
 # ---------------------------------------------------------------- exceptions
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the simulator blew up"), ValueError("bad joint"), KeyError("joint")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the simulator blew up"), ValueError("bad joint"), KeyError("joint"), SystemExit("no licence")]
+)
 def test_an_exception_in_the_environment_is_marked_and_the_trial_done_again(error, journal):
     Breaking.errors = [error]
     first, second, third = search(journal, n_trials=2)
@@ -94,6 +130,51 @@ def test_an_exception_in_the_environment_is_marked_and_the_trial_done_again(erro
     assert second.params == first.params, "the shipped settings are still measured"
     assert "error" not in second.user_attrs
     assert third.params != second.params
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "named"),
+    [
+        ("__init__", ValueError("no such map"), "ValueError: no such map"),
+        ("__init__", SystemExit(3), "SystemExit: 3"),
+        ("reset", ValueError("no such map"), r"reset\(\) raised ValueError: no such map"),
+        ("reset", SystemExit("no licence"), r"reset\(\) raised SystemExit: no licence"),
+        ("reward", float("nan"), "before anything was learned: .*NaN or infinite reward"),
+        ("observation", float("inf"), "before anything was learned: .*NaN or infinite observation"),
+    ],
+)
+def test_wherever_an_environment_fails_its_trial_is_done_again(place, fault, named, journal):
+    BreakingElsewhere.faults = [(place, fault)]
+    first, second = search(journal, settings=ELSEWHERE)
+    assert states([first, second]) == ["FAIL", "COMPLETE"]
+    assert re.search(named, first.user_attrs["error"])
+    assert second.params == first.params
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no window"), SystemExit(1)])
+def test_an_environment_that_cannot_be_closed_costs_no_trial(error, journal):
+    BreakingElsewhere.faults = [("close", error)]
+    with pytest.warns(UserWarning, match=rf"close\(\) raised {type(error).__name__}: {error}: its trial counts"):
+        (trial,) = search(journal, settings=ELSEWHERE)
+    assert trial.state == TrialState.COMPLETE
+
+
+def test_what_an_environment_raised_first_is_what_is_named(journal):
+    BreakingElsewhere.faults = [("reset", KeyError("joint")), ("close", RuntimeError("no window"))]
+    with pytest.warns(UserWarning, match="no window"):
+        first, _ = search(journal, settings=ELSEWHERE)
+    assert "KeyError: 'joint'" in first.user_attrs["error"]
+
+
+def test_hyperparameters_that_this_machine_has_no_room_for_end_their_trial_only(journal, monkeypatch):
+    def build(policy, env, inner_lr, **kwargs):
+        if inner_lr != SETTINGS["inner_lr"]:  # that of the configuration, which the space lacks
+            raise ValueError("would need 99 GiB")
+
+    monkeypatch.setattr(trials, "MBMPO", build)
+    found = search(journal, n_trials=2)
+    assert states(found) == ["PRUNED", "PRUNED"]
+    assert [trial.user_attrs["error"] for trial in found] == ["would need 99 GiB"] * 2
 
 
 def test_a_trial_that_always_fails_is_given_up_and_the_search_goes_on(journal, monkeypatch):
@@ -128,6 +209,27 @@ def test_arguments_that_no_model_takes_end_the_search_and_the_trial_stays(journa
     assert "\n" not in str(raised.value)
     assert states(trials_of(journal)) == ["FAIL", "WAITING"]
     assert trials_of(journal)[1].system_attrs["fixed_params"] == trials_of(journal)[0].system_attrs["fixed_params"]
+
+
+def test_what_no_model_takes_is_found_before_a_study_begins(tmp_path, monkeypatch):
+    BreakingElsewhere.faults = [("__init__", OSError("no such map"))]
+    with pytest.raises(studies.SettingsError, match=r"'BreakingElsewhere-v0' of \{\} cannot be made: OSError: no such map"):
+        trials.check_configuration(ELSEWHERE, "cpu")
+    trials.check_configuration(ELSEWHERE, "cpu")
+    for changed, named in ({"horzion": 5}, "horzion"), ({"n_models": 3}, "`n_tasks` must be a multiple"):
+        with pytest.raises(studies.SettingsError, match=f"No model can be made of .*{named}"):
+            trials.check_configuration(STUDY | {"config": STUDY["config"] | changed}, "cpu")
+    monkeypatch.setattr(optimize, "check_model", trials.check_configuration)  # in this process
+    argv = ["--output", str(tmp_path), "--n-timesteps", "2000", "--set", "{dynamics_kwargs.net_arch: [8]}"]
+    with pytest.raises(SystemExit, match=r"No model can be made of .*dynamics_kwargs\.net_arch") as ended:
+        optimize.main(argv)
+    assert "\n" not in str(ended.value)
+    assert optuna.get_all_study_names(studies.sqlite_url(tmp_path / "study.db")) == []
+
+
+def test_a_model_is_tried_in_a_process_of_its_own():
+    with pytest.raises(studies.SettingsError, match=r"No model can be made of .*horzion"):
+        optimize.check_model(STUDY | {"env": "Pendulum-v1", "config": STUDY["config"] | {"horzion": 5}}, "cpu")
 
 
 @pytest.mark.parametrize("mean", [float("nan"), float("-inf")])
@@ -202,6 +304,19 @@ def test_a_live_process_is_not_taken_for_dead(url):
         assert not trials.wait_for_a_trial(study, 0, has_heartbeat=True)
     lost_trials.reap(study, grace=0)
     assert states(study.trials) == ["FAIL", "WAITING"]
+
+
+def test_the_trials_of_a_search_name_their_process(journal, monkeypatch):
+    seen = []
+
+    def learning_curve(trial, *_):
+        (running,) = trial.study.get_trials(states=(TrialState.RUNNING,))
+        seen.append((lost_trials.is_here(running), lost_trials.is_lost(running, grace=0)))
+        return [1.0]
+
+    monkeypatch.setattr(trials, "learning_curve", learning_curve)
+    search(journal)
+    assert seen == [(True, False)]
 
 
 def test_of_other_machines_nothing_is_known_and_a_trial_without_a_name_is_lost_after_a_while(url):
@@ -288,7 +403,7 @@ def test_what_is_given_is_not_searched(given, gone, tmp_path):
         ([], (200, 250, 500, 1000)),  # Pendulum's 2000 steps, of which 1000 are random
         (["--n-timesteps", "1600"], (200, 250, 500)),
         (["--n-timesteps", "1220"], None),
-        (["--n-timesteps", "1001"], None),
+        (["--n-timesteps", "1001", "--n-evaluations", "1"], None),
         (["--n-timesteps", "5000", "--set", "{learning_starts: 50}"], (200, 250, 500, 1000, 2000)),
     ],
 )
@@ -305,8 +420,16 @@ def test_an_iteration_is_not_longer_than_the_training(options, choices, tmp_path
         (["--set", "{env_kwargs: {day: 2026-01-01}}"], "Settings must be numbers, strings"),
         (["--env", "no_such_module:Env-v0"], "no_such_module"),
         (["--env", "sb3_mbmpo.envs:Point3D-v0"], "Point3D"),
-        (["--storage", "sqlite:////no/such/folder/study.db"], "unable to open database file"),
-        (["--storage", "/no/such/folder/study.log"], "/no/such/folder"),
+        (
+            ["--storage", "sqlite:////no/such/folder/study.db"],
+            r"/no/such/folder/study\.db cannot be used \(.*unable to open database file\).*Its folder has to be there",
+        ),
+        (
+            ["--storage", "/no/such/folder/study.log"],
+            r"/no/such/folder/study\.log cannot be used .*Its folder has to be there",
+        ),
+        (["--storage", "sqlite://"], "^sqlite.* is in the memory of one process, and lost"),
+        (["--storage", "sqlite:///:memory:"], "^sqlite.* is in the memory of one process, and lost"),
     ],
 )
 def test_searches_that_cannot_work_end_with_one_sentence(options, message, tmp_path):
@@ -319,6 +442,43 @@ def test_searches_that_cannot_work_end_with_one_sentence(options, message, tmp_p
 def test_a_report_on_no_study_ends_with_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="There is no study 'Pendulum-v1' in sqlite"):
         report.main(["--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "\udcff"])
+@pytest.mark.parametrize("main", [optimize.main, report.main])
+def test_what_cannot_be_a_folder_is_named(name, main, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match=r"cannot be the folder of the report \(.*give another --output") as ended:
+        main([f"--output={tmp_path / name}"])
+    assert repr(str(tmp_path / name)) in str(ended.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_report_that_lacks_a_driver_ends_with_one_sentence(tmp_path, monkeypatch):
+    def open_storage(url):
+        raise ImportError("No module named 'redis'.\nTraceback")
+
+    monkeypatch.setattr(report, "open_storage", open_storage)
+    with pytest.raises(SystemExit, match=r"^No module named 'redis'.$"):
+        report.main(["--output", str(tmp_path), "--storage", "redis://localhost"])
+
+
+def test_processes_that_were_killed_are_said_to_be(tmp_path, monkeypatch):
+    class Killed:
+        Process = staticmethod(lambda **_: Killed())
+        exitcode = -9
+
+        def start(self):
+            pass
+
+        def is_alive(self):
+            return False
+
+    monkeypatch.setattr(optimize, "check_model", lambda *_: None)
+    monkeypatch.setattr(optimize.mp, "get_context", lambda _: Killed)
+    monkeypatch.setattr(optimize.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"were killed \(exit codes \[-9\]\): the same command goes on"):
+        optimize.main(["--output", str(tmp_path)])
 
 
 def test_environments_of_modules_are_found(tmp_path, monkeypatch):
@@ -347,6 +507,24 @@ def test_a_changed_search_space_is_refused_with_one_sentence(url, monkeypatch):
     with pytest.raises(ValueError, match=r"another search space.*n_steps.*200, 250, 500.*--study-name") as raised:
         studies.open_study(storage, "study", settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "minimize"]])
+def test_a_study_of_another_direction_is_refused(directions, url):
+    storage = studies.open_storage(url)
+    optuna.create_study(storage=storage, study_name="study", directions=directions)
+    with pytest.raises(studies.SettingsError, match=rf"'study' is to {' and '.join(directions)}.*give another --study-name"):
+        studies.open_study(storage, "study", STUDY)
+
+
+def test_trials_of_another_program_are_not_taken_for_ours(url, monkeypatch):
+    monkeypatch.setattr(studies, "CREATION_TIME", 0)
+    storage = studies.open_storage(url)
+    theirs = optuna.create_study(storage=storage, study_name="study", direction="maximize")
+    theirs.tell(theirs.ask(), 1e6)
+    with pytest.raises(studies.SettingsError, match=r"'study' has trials of another program.*give another --study-name"):
+        studies.open_study(storage, "study", STUDY)
+    assert theirs.user_attrs == {}
 
 
 def test_other_settings_are_named_to_the_entry():
@@ -398,6 +576,16 @@ def test_a_damaged_study_is_named_with_what_to_do(how, url, command, tmp_path):
         assert "another --storage" in str(end.value) or "give --study-name or --storage" in str(end.value)
         assert "\n" not in str(end.value)
     assert file.read_bytes()[:300] == before[:300]
+
+
+def test_a_database_whose_index_misses_a_row_is_named(tmp_path):
+    argv = ["--output", str(tmp_path), "--study-name", "a_name_of_its_own"]
+    optuna.create_study(storage=studies.open_storage(studies.sqlite_url(tmp_path / "study.db")), study_name=argv[-1])
+    content = (tmp_path / "study.db").read_bytes()
+    before, name, after = content.rpartition(b"a_name_of_its_own")
+    (tmp_path / "study.db").write_bytes(before + name.replace(b"its", b"hit") + after)
+    with pytest.raises(SystemExit, match=r"study\.db is damaged.*missing from index"):
+        optimize.main(argv)
 
 
 def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):

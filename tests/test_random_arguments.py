@@ -141,6 +141,26 @@ def test_drawn_at_random_each_is_refused_by_name_or_trained(seed):
         assert all(th.isfinite(value).all() for value in model.policy.state_dict().values()), arguments
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (dict(policy_kwargs=dict(log_std_init=1e6)), "policy_kwargs['log_std_init']"),
+        (dict(policy_kwargs=dict(log_std_min=-1e6)), "policy_kwargs['log_std_min']"),
+        (dict(policy_kwargs=dict(activation_fn=["tanh"])), "policy_kwargs['activation_fn']"),
+        (dict(dynamics_kwargs=dict(activation_fn=["tanh"])), "dynamics_kwargs['activation_fn']"),
+        (dict(dynamics_kwargs=dict(activation_fn={})), "dynamics_kwargs['activation_fn']"),
+        (dict(outer_optimizer="ppo", outer_kwargs=dict(learning_rate=1e300)), "outer_kwargs['learning_rate']"),
+        (dict(n_models=10**15, n_tasks=10**15), "n_models"),
+        (dict(horizon=10**15), "horizon"),
+        (dict(seed=2**32), "seed"),
+    ],
+    ids=str,
+)
+def test_what_was_once_accepted_and_crashed_later_is_refused_by_name(arguments, named):
+    refusal, _ = built(arguments)
+    assert f"`{named}`" in refusal
+
+
 # ---------------------------------------------------------------- sizes
 
 

@@ -194,6 +194,15 @@ def test_ends_without_terminal_observation_are_warned_of_once_and_left_out(wrapp
     assert not model._transitions().terminated.any()
 
 
+@pytest.mark.parametrize("wrapper", [WithoutTerminalObservation, NoneAsTerminalObservation])
+def test_an_adaptation_to_ends_without_terminal_observation_is_warned_of_once(wrapper):
+    model = tiny_model().learn(20)
+    messages = caught(lambda: model.adapt(wrapper(vec_drift(2)), n_episodes=4))
+    assert len(messages) == 1
+    assert "without `infos[i]['terminal_observation']`" in messages[0]
+    assert caught(lambda: model.adapt(vec_drift(2), n_episodes=4)) == []
+
+
 def test_one_step_episodes_without_terminal_observation_leave_nothing_to_learn_from():
     model = tiny_model(WithoutTerminalObservation(vec_drift(length=1)))
     assert len(faults(lambda: model.learn(30))) == 1

@@ -158,6 +158,12 @@ def test_a_training_that_would_not_learn_is_refused_with_both_numbers(train, tmp
     train(steps=20)
 
 
+def test_what_is_evaluated_before_the_first_fit_is_called_untrained(train, capsys):
+    train("--eval-at", "10", steps=40)  # no warning: it goes on
+    rows = [line.split()[:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows if row[:1] in (["untrained"], ["MB-MPO"])] == [["untrained", "10"], ["MB-MPO", "40"]]
+
+
 def test_names_with_dots_and_folders_have_files_of_their_own(train, tmp_path):
     (tmp_path / "plain").mkdir()
     for name, steps in (("lr0.001", 20), ("lr0.003", 40), ("plain", 60)):

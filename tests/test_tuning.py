@@ -155,6 +155,21 @@ def test_curve_is_evaluated_at_equal_distances_and_after_the_last_training(study
     assert seen == [(80, 1), (100, 2), (120, 4)]  # trained after 60, 80, 100 and 120 real steps
 
 
+def test_no_curve_has_a_point_before_the_first_fit(study, monkeypatch):
+    seen = []
+
+    def evaluate(self):
+        seen.append((self.model.num_timesteps, self.model._n_fits))
+        self.curve.append(0.0)
+
+    monkeypatch.setattr(trials.CurveCallback, "evaluate", evaluate)
+    # Of seven environments, 63 steps are random instead of the 60 that were asked for
+    settings = SETTINGS | {"config": CONFIG | {"n_envs": 7}, "n_seeds": 1, "n_evaluations": 30}
+    trials.objective(study.ask(), settings, "cpu")
+    assert seen[0] == (70, 1)
+    assert len(seen) > 5
+
+
 def test_hopeless_trial_ends_early(study):
     study.pruner = optuna.pruners.ThresholdPruner(lower=0.0)  # Pendulum's returns are negative
     study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
@@ -164,6 +179,7 @@ def test_hopeless_trial_ends_early(study):
 
 def test_diverged_trial_is_pruned_with_its_error(study, monkeypatch):
     def learn(self, *args, **kwargs):
+        self._n_fits = 1
         raise ValueError("not finite")
 
     monkeypatch.setattr(MBMPO, "learn", learn)
@@ -259,11 +275,20 @@ def test_report_where_nothing_can_be_said_of_importances(values, study, tmp_path
         ("--set {horizon", "must be YAML"),
         ("--search lr", "invalid choice: 'lr'"),
         ("--env Pendulum-v1000", "Environment version `v1000`"),
+        ("--set {learning_starts:abc}", "`learning_starts` must be an integer of at least 1, not 'abc'"),
+        ("--set {learning_starts:null}", "`learning_starts` must be an integer of at least 1, not None"),
+        ("--set {n_timesteps:abc}", "`n_timesteps` must be an integer of at least 1, not 'abc'"),
+        ("--set {n_envs:0.5}", "`n_envs` must be an integer of at least 1, not 0.5"),
+        ("--set {env_id:3}", "`env_id` must be the id of an environment, not 3"),
+        ("--set {policy_kwargs:3}", "`policy_kwargs` must be a dictionary, not 3"),
+        ("--set {dynamics_kwargs:[net_arch]}", "`dynamics_kwargs` must be a dictionary, not ['net_arch']"),
+        ("--set {env_kwargs:x}", "`env_kwargs` must be a dictionary, not 'x'"),
+        ("--n-timesteps 1007", "8 evaluations of the 7 real steps after the random ones"),
     ],
 )
 def test_arguments_that_cannot_work(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        optimize.main(["--output", str(tmp_path), *options.split()])
+        optimize.main(["--output", str(tmp_path), *options.replace(":", ": ").split(maxsplit=1)])
     assert message in f"{ended.value} {capsys.readouterr().err}"
     assert list(tmp_path.iterdir()) == []  # no study was created
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -24,6 +25,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
+from sb3_mbmpo.common.checks import check_integer, check_mapping
 from sb3_mbmpo.zoo import read_config
 from sb3_mbmpo.zoo.search_space import SPACE, is_given
 from tuning.studies import (
@@ -128,6 +130,44 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return complete(parser.parse_args(argv))
 
 
+def check_entry(config: dict[str, Any]) -> None:
+    """
+    Check what of a configuration is read before there is a model, whose constructor checks the rest.
+
+    :param config: an entry of the configuration file, with --set over it
+    :raises ValueError: for the first value that cannot be
+    """
+    for name in ("n_timesteps", "learning_starts", "n_envs"):
+        if name in config:
+            check_integer(name, config[name], 1)
+    for name in ("policy_kwargs", "dynamics_kwargs", "env_kwargs"):
+        if config.get(name) is not None:
+            check_mapping(name, config[name])
+    if not isinstance(config.get("env_id", ""), str):
+        raise ValueError(f"`env_id` must be the id of an environment, not {config['env_id']!r}.")
+
+
+def check_model(settings: dict[str, Any], device: str) -> None:
+    """
+    Find what cannot work before a study begins, whose settings would be those for good. In a process that needs PyTorch.
+
+    :param settings: those of the study
+    :param device: of the networks
+    :raises SearchError: if there can be no such environment, or no such model
+    """
+    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
+        try:
+            pool.submit(_check_model, settings, device).result()
+        except BrokenExecutor as error:
+            raise SearchError(f"The environment {settings['env']!r} ended the process that made it.") from error
+
+
+def _check_model(*arguments: Any) -> None:
+    from tuning import trials
+
+    trials.check_configuration(*arguments)
+
+
 def find_environment(env_id: str) -> None:
     """
     Check that an environment exists, importing the module that registers it if one is named.
@@ -153,6 +193,7 @@ def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     :raises ValueError: if nothing would be learned, or if there is nothing to search
     """
     config = merge(read_config(arguments.env), arguments.set)
+    check_entry(config)
     find_environment(config.get("env_id", arguments.env))
     config["n_timesteps"] = arguments.n_timesteps or config["n_timesteps"]
     settings = as_stored(
@@ -173,13 +214,18 @@ def study_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the workers, show their progress and write the report."""
-    arguments = parse(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        arguments = parse(argv)
         settings = study_settings(arguments)
         with damage_named(arguments.storage):
             mend_journal(arguments.storage)
-            study = open_study(open_storage(arguments.storage, arguments.heartbeat), arguments.study_name, settings)
+            storage = open_storage(arguments.storage, arguments.heartbeat)
+            is_new = arguments.study_name not in optuna.get_all_study_names(storage)
+        if is_new:
+            check_model(settings, arguments.device)
+        with damage_named(arguments.storage):
+            study = open_study(storage, arguments.study_name, settings)
             study.get_trials()
     except (SearchError, ValueError, ImportError, OSError, gym.error.Error, SQLAlchemyError, OptunaError) as error:
         sys.exit(str(error).partition("\n")[0])
@@ -199,7 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             process.join()
         sys.exit("Interrupted: the same command resumes the study.")
     if len(finished(study)) < arguments.n_trials:
-        sys.exit("All workers of this machine ended with an error, see above: the same command resumes the study.")
+        codes = sorted({process.exitcode for process in processes if process.exitcode is not None})
+        sys.exit(
+            f"All workers of this machine ended with an error, see above, or were killed (exit codes {codes}): the same "
+            "command resumes the study."
+        )
     from tuning.report import write_report  # imports Matplotlib and Plotly, which a search should not wait for
 
     print(f"Report: {write_report(study, arguments.output)}")

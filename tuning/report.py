@@ -232,9 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the report on a study, even while it is still running."""
     parser = argparse.ArgumentParser(prog="python -m tuning.report", description=__doc__)
     add_arguments(parser)
-    arguments = complete(parser.parse_args(argv))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        arguments = complete(parser.parse_args(argv))
         with damage_named(arguments.storage):
             storage = open_storage(arguments.storage)
             if arguments.study_name not in optuna.get_all_study_names(storage):
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             study = optuna.load_study(storage=storage, study_name=arguments.study_name)
             study.get_trials()
             meaning(study.user_attrs["settings"])
-    except (SearchError, OSError, SQLAlchemyError) as error:
+    except (SearchError, ValueError, ImportError, OSError, SQLAlchemyError) as error:
         sys.exit(str(error).partition("\n")[0])
     print(f"Report: {write_report(study, arguments.output)}")
 

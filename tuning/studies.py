@@ -68,11 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def complete(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults that depend on other arguments, and create the output folder."""
+    """
+    Fill in the defaults that depend on other arguments, and create the output folder.
+
+    :raises ValueError: if the folder cannot be created
+    """
     arguments.study_name = arguments.study_name or arguments.env
     arguments.output = arguments.output or Path("runs") / "tuning" / arguments.study_name
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    arguments.storage = arguments.storage or sqlite_url(arguments.output / "study.db")
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        arguments.storage = arguments.storage or sqlite_url(arguments.output / "study.db")
+    except (OSError, UnicodeEncodeError) as error:
+        folder = str(arguments.output)
+        raise ValueError(f"{folder!r} cannot be the folder of the report ({error}): give another --output.") from error
     return arguments
 
 
@@ -98,13 +106,15 @@ def open_storage(url: str, heartbeat: int = 30) -> BaseStorage:
     :param heartbeat: seconds between two heartbeats of a running trial. Journals have none: there, a trial whose worker was
         killed stays "running", and another trial is started in its place
     :return: the storage
-    :raises ValueError: if an SQLite database fails its integrity check
+    :raises ValueError: if an SQLite database fails its integrity check, or is in memory
     """
     if url.endswith(".log"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
     if url.startswith(("redis://", "rediss://")):
         return JournalStorage(JournalRedisBackend(url))
     is_sqlite = url.startswith("sqlite")
+    if is_sqlite and storage_file(url) is None:
+        raise ValueError(f"{url} is in the memory of one process, and lost with it: name a file, as in sqlite:///study.db.")
     storage = RDBStorage(
         url,
         # A server may close the connection between two evaluations
@@ -131,15 +141,20 @@ def damage_named(url: str) -> Iterator[None]:
 
     :param url: URL of the storage that is read in the block
     :raises DamagedStudyError: if the storage is a file that cannot be read
+    :raises SearchError: if the storage is a file that cannot be opened
     """
     try:
         yield
     except Exception as error:
         file = storage_file(url)
-        # OperationalError: the database is locked or cannot be opened
-        if file is None or isinstance(error, (SearchError, sqlalchemy.exc.OperationalError)):
+        if file is None or isinstance(error, SearchError):
             raise
         what = str(error).partition("\n")[0]
+        if isinstance(error, (OSError, sqlalchemy.exc.OperationalError)):
+            raise SearchError(
+                f"{file} cannot be used ({what}). Its folder has to be there, both have to be yours to write, on a disk with "
+                "room, and no other process may keep the file locked; or give another --storage."
+            ) from error
         raise DamagedStudyError(
             f"{file} is damaged or not a study ({type(error).__name__}: {what}). Restore an earlier copy, or start a new "
             "study with another --storage or --output."
@@ -173,10 +188,11 @@ def _ends_with_a_line(file: Path) -> bool:
 
 
 def storage_file(url: str) -> str | None:
-    """Return the file of a journal or of an SQLite database, or None if the storage is a server."""
+    """Return the file of a journal or of an SQLite database, or None if the storage is a server or in memory."""
     if url.endswith(".log"):
         return url.removeprefix("journal://")
-    return sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    file = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    return None if file in ("", ":memory:") else file
 
 
 def lock_before_reading(connection: sqlalchemy.Connection) -> None:
@@ -199,14 +215,19 @@ def open_study(storage: BaseStorage, name: str, settings: Mapping[str, Any]) -> 
     :param name: name of the study
     :param settings: what a trial trains; stored with the study
     :return: the study
-    :raises SettingsError: if the study exists with other settings or another search space, which would make values
-        incomparable
+    :raises SettingsError: if the study exists with other settings, another search space or of another kind, which would make
+        values incomparable
     """
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
+        directions = " and ".join(direction.name.lower() for direction in study.directions)
+        if directions != "maximize":
+            raise SettingsError(f"The study {name!r} is to {directions}, not ours: give another --study-name.") from None
         known = _known_settings(study)
+        if known is None and any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+            raise SettingsError(f"The study {name!r} has trials of another program: give another --study-name.") from None
     else:
         known = None
     space = search_space(settings)
@@ -271,14 +292,20 @@ def learning_starts(settings: Mapping[str, Any]) -> int:
 
 def check_training(settings: Mapping[str, Any]) -> None:
     """
-    Refuse settings with which a training would end before it learns anything.
+    Refuse settings with which a training would end before it learns anything, or be evaluated more often than it learns.
 
-    :raises SettingsError: if all real steps would be random
+    :raises SettingsError: if all real steps would be random, or there are more evaluations than other steps
     """
     if settings["n_timesteps"] <= learning_starts(settings):
         raise SettingsError(
             f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), so "
             "nothing would be learned: increase --n-timesteps, or lower learning_starts with --set '{learning_starts: ...}'."
+        )
+    n_policy_steps = settings["n_timesteps"] - learning_starts(settings)
+    if n_policy_steps < settings["n_evaluations"]:
+        raise SettingsError(
+            f"{settings['n_evaluations']} evaluations of the {n_policy_steps} real steps after the random ones would say the "
+            "same over and over: ask for fewer --n-evaluations, or for more --n-timesteps."
         )
 
 

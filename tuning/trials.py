@@ -4,9 +4,10 @@ import argparse
 import math
 import statistics
 import time
+import warnings
 from collections import Counter
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -53,6 +54,10 @@ class EnvironmentRaisedError(Exception):
     """An error of the environment, which says nothing about the hyperparameters."""
 
 
+# What an environment may raise: some end the process when their simulator is missing. Ctrl-C is not theirs
+RAISED = (Exception, SystemExit)
+
+
 class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper that marks exceptions of the environment, to tell them apart from those of the training."""
 
@@ -64,7 +69,7 @@ class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             return super().reset(**kwargs)
-        except Exception as error:
+        except RAISED as error:
             raise EnvironmentRaisedError(f"reset() raised {described(error)}") from error
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -75,7 +80,7 @@ class ReportingEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             return super().step(action)
-        except Exception as error:
+        except RAISED as error:
             raise EnvironmentRaisedError(f"step() raised {described(error)}") from error
 
 
@@ -102,7 +107,10 @@ class CurveCallback(BaseCallback):
     def _on_step(self) -> bool:
         # The last evaluation comes after `learn`, so that it follows the last update
         due = evaluation_steps(self.settings)[:-1]
-        if len(self.curve) < len(due) and self.num_timesteps >= due[len(self.curve)]:
+        assert isinstance(self.model, MBMPO)
+        # Several environments may do more random steps than were asked for
+        has_learned = self.model._n_fits > 0
+        if has_learned and len(self.curve) < len(due) and self.num_timesteps >= due[len(self.curve)]:
             self.evaluate()
         return True
 
@@ -123,6 +131,47 @@ class CurveCallback(BaseCallback):
             raise optuna.TrialPruned
 
 
+@contextmanager
+def environments(settings: dict[str, Any], n_envs: int, seed: int) -> Iterator[VecEnv]:
+    """Make environments of the study's kind. One that cannot be closed has done what it was made for all the same."""
+    task, _ = split_entry(settings["config"])
+    env = make_vec_env(
+        task.get("env_id", settings["env"]),
+        n_envs=n_envs,
+        seed=seed,
+        env_kwargs=task.get("env_kwargs"),
+        wrapper_class=ReportingEnv,
+    )
+    try:
+        yield env
+    finally:
+        try:
+            env.close()
+        except RAISED as error:
+            warnings.warn(f"The environment's close() raised {described(error)}: its trial counts all the same.")
+
+
+def check_configuration(settings: dict[str, Any], device: str) -> None:
+    """
+    Make a model of the configuration as it is, to find what cannot work before a study begins.
+
+    :param settings: those of the study
+    :param device: of the networks
+    :raises SettingsError: if there can be no such environment, or no such model
+    """
+    task, arguments = split_entry(settings["config"])
+    try:
+        with environments(settings, task.get("n_envs", 1), seed=0) as env:
+            try:
+                MBMPO(env=env, device=device, **arguments)
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"No model can be made of {arguments}: {error}") from error
+    except SettingsError:
+        raise
+    except RAISED as error:
+        raise SettingsError(f"The environment {settings['env']!r} of {task} cannot be made: {described(error)}") from error
+
+
 def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, device: str) -> list[float]:
     """
     Train with one seed and return the learning curve.
@@ -132,27 +181,27 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
     :param seed: seed of the training; the evaluation has another one, the same in all trials
     :param device: device of the networks
     :return: mean returns at regular intervals of real steps
-    :raises SettingsError: if MBMPO refuses the arguments
+    :raises SettingsError: if the configuration cannot work
+    :raises TrialPruned: if the hyperparameters cannot work
     """
     task, arguments = split_entry(trial_entry(settings, trial.params))
-    make = partial(
-        make_vec_env,
-        task.get("env_id", settings["env"]),
-        env_kwargs=task.get("env_kwargs"),
-        wrapper_class=ReportingEnv,
-    )
     with (
-        closing(make(n_envs=task.get("n_envs", 1), seed=seed)) as env,
-        closing(make(n_envs=1, seed=seed + 10_000)) as evaluation_env,
+        environments(settings, task.get("n_envs", 1), seed) as env,
+        environments(settings, 1, seed + 10_000) as evaluation_env,
     ):
         try:
             model = MBMPO(env=env, seed=seed, device=device, **arguments)
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"No model can be created with {arguments}: {error}") from error
+            check_configuration(settings, device)
+            # Too large for this machine's memory, for example: other hyperparameters may work
+            trial.set_user_attr("error", str(error))
+            raise optuna.TrialPruned from error
         callback = CurveCallback(trial, evaluation_env, settings, seed * settings["n_evaluations"])
         try:
             model.learn(settings["n_timesteps"], callback=callback)
         except ValueError as error:
+            if model._n_fits == 0:
+                raise EnvironmentRaisedError(f"before anything was learned: {error}") from error
             # The model diverged: these are bad hyperparameters, not a broken search
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
@@ -183,7 +232,7 @@ def objective(trial: optuna.Trial, settings: dict[str, Any], device: str) -> flo
         raise
     except (optuna.TrialPruned, UpdateFinishedTrialError):
         raise
-    except Exception as error:
+    except RAISED as error:
         trial.set_user_attr("error", described(error))
         raise TrialError(described(error)) from error
 

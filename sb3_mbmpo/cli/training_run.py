@@ -7,6 +7,7 @@ the previous one; then the previous buffer is removed. However the process ends,
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,15 @@ class TrainingRun:
             if milestone < model.num_timesteps:
                 continue
             if milestone > model.num_timesteps:
-                model.learn(
-                    milestone - model.num_timesteps,
-                    callback=self.checkpoints,
-                    reset_num_timesteps=model.num_timesteps == 0,
-                    progress_bar=not arguments.no_progress_bar,
-                )
+                with warnings.catch_warnings():
+                    # It goes on after a milestone, and all of it is long enough
+                    warnings.filterwarnings("ignore", "Nothing will be learned")
+                    model.learn(
+                        milestone - model.num_timesteps,
+                        callback=self.checkpoints,
+                        reset_num_timesteps=model.num_timesteps == 0,
+                        progress_bar=not arguments.no_progress_bar,
+                    )
             seconds = self.checkpoints.seconds()
             name = "MB-MPO" if model.num_timesteps >= model.learning_starts else "untrained"
             self._report(name, model.num_timesteps, seconds, model)

@@ -445,8 +445,9 @@ class DynamicsEnsemble(nn.Module):
         :return: the saved ensemble, ready to predict or to be trained further
         :raises ValueError: if the file is damaged, holds something else, or is of an unsupported version
         """
-        arguments = check_file(path, "ensemble")["arguments"]
+        data = check_file(path, "ensemble")
         try:
+            arguments = data["arguments"]
             for name in ("observation_space", "action_space"):
                 arguments[name] = space_from_dict(arguments[name])
             ensemble = cls(**arguments, device=get_device(device))
@@ -454,8 +455,9 @@ class DynamicsEnsemble(nn.Module):
             params: dict[str, Any] = saved  # SB3 annotates them as single tensors
             ensemble.load_state_dict(params["dynamics"])
             ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
-        except (KeyError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{file_name(path)} holds an ensemble that cannot be built ({type(error).__name__}: {error}). {TAKE_A_COPY}"
-            ) from error
+        except Exception as error:
+            # PyTorch's advice is to unpickle it all the same
+            is_foreign = isinstance(error, pickle.UnpicklingError)
+            reason = "it has objects that are no tensors" if is_foreign else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file_name(path)} holds an ensemble that cannot be built ({reason}). {TAKE_A_COPY}") from error
         return ensemble

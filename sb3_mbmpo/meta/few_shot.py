@@ -3,6 +3,7 @@
 Legend of shapes: ``B`` rows, ``H`` steps, ``N`` episodes, ``O`` observation size, ``P`` actor parameters.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -124,6 +125,7 @@ def collect_episodes(
     running: list[list[_Step]] = [[] for _ in range(env.num_envs)]
     episodes: list[list[_Step]] = []
     final_inputs: list[th.Tensor] = []
+    is_unknown = False
     with _frozen(normalizer):
         obs = env.reset()
         _check_numbers("observation", obs)
@@ -141,12 +143,20 @@ def collect_episodes(
                 terminated = bool(dones[i]) and not infos[i].get("TimeLimit.truncated", False)
                 running[i].append(_Step(policy_input[i], sample[i], float(rewards[i]), terminated))
                 if dones[i]:
-                    final_obs = th.as_tensor(np.asarray(infos[i]["terminal_observation"]), device=policy.device)
-                    final_inputs.append(policy.standardize(final_obs))
+                    final_obs = infos[i].get("terminal_observation")
+                    if final_obs is None:
+                        is_unknown = True
+                        final_inputs.append(policy_input[i])
+                    else:
+                        final_inputs.append(policy.standardize(th.as_tensor(np.asarray(final_obs), device=policy.device)))
                     episodes.append(running[i])
                     running[i] = []
                     quota[i] -= 1
-
+    if is_unknown:
+        warnings.warn(
+            "The environment ended an episode without `infos[i]['terminal_observation']`: where its last step led is not "
+            "known, and taken to be worth as much as the observation before."
+        )
     lengths = th.tensor([len(episode) for episode in episodes], device=policy.device)
     alive = th.arange(int(lengths.max()), device=policy.device).unsqueeze(1) < lengths
     inputs, actions, rewards_, terminations = (

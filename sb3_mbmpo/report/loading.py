@@ -1,6 +1,6 @@
 """Loading a run's model and its environment. Code that a file names is called only if the user has confirmed it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,14 +38,21 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     saved: str | None = getattr(model, "env_spec", None)
     if saved is None:
         raise ValueError("The model's file does not say how its environment is made: pass `--env ID`.")
-    spec = EnvSpec.from_json(saved)
+    try:
+        spec = EnvSpec.from_json(saved)
+        spec.kwargs.pop("render_mode", None)
+        wrappers = [wrapper.entry_point for wrapper in spec.additional_wrappers]
+    except Exception as error:
+        raise ValueError(
+            f"What the model's file says about its environment makes no sense ({type(error).__name__}: {error}): pass "
+            "`--env ID`."
+        ) from error
     if not trust:
-        _check_registered(spec)
-    spec.kwargs.pop("render_mode", None)
+        _check_registered(spec, wrappers)
     return partial(gym.make, spec)
 
 
-def _check_registered(spec: EnvSpec) -> None:
+def _check_registered(spec: EnvSpec, wrappers: Sequence[Any]) -> None:
     """Raise ``ValueError`` if making the environment would import or call code that only the file names."""
     known = gym.registry.get(spec.id)
     # Shimmy's environments make any environment that their arguments name
@@ -54,10 +61,13 @@ def _check_registered(spec: EnvSpec) -> None:
             f"The model's file names the environment {spec.id} ({spec.entry_point}), which is not registered here. "
             f"Pass `--env MODULE:{spec.id}`, or, if you know where the file is from, `--trust`."
         )
-    for wrapper in spec.additional_wrappers:
-        if not wrapper.entry_point.startswith(SAFE_WRAPPERS):
+    for wrapper in wrappers:
+        # Whatever else their modules contain, such as `deepcopy`, would be called, too
+        kind = getattr(gym.wrappers, str(wrapper).rpartition(":")[2], None)
+        is_wrapper = isinstance(kind, type) and issubclass(kind, gym.Wrapper)
+        if not (str(wrapper).startswith(SAFE_WRAPPERS) and is_wrapper):
             raise ValueError(
-                f"The model's file names the wrapper {wrapper.entry_point}, which is not one of Gymnasium's own. "
+                f"The model's file names the wrapper {wrapper}, which is not one of Gymnasium's own. "
                 "If you know where the file is from, pass `--trust`."
             )
 
@@ -80,7 +90,15 @@ def load_run(files: RunFiles, env_id: str | None, trust: bool = False) -> tuple[
                 f"The model's file names the function {path} as its {name}. If you know where the file is from, use `--trust`."
             )
     make_env = env_maker(env_id, model, trust)
-    env: VecEnv = DummyVecEnv([make_env])
+    try:
+        env: VecEnv = DummyVecEnv([make_env])
+    except (ImportError, gym.error.Error):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The environment that {files.model} or `--env` names cannot be made ({type(error).__name__}: {error}): pass "
+            "another `--env ID`."
+        ) from error
     if files.vec_normalize is not None:
         try:
             env = VecNormalize.load(str(files.vec_normalize), env)

@@ -158,6 +158,8 @@ def read_evaluations(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not {"timesteps", "results"} <= arrays.keys():
         raise ValueError(f"{path} lacks `timesteps` or `results`: it is not a file of SB3's `EvalCallback`. {LEAVE_OUT}")
     steps, results = arrays["timesteps"], arrays["results"]
+    if not all(np.issubdtype(array.dtype, np.number) for array in (steps, results)):
+        raise ValueError(f"{path} has `timesteps` of {steps.dtype} and `results` of {results.dtype}: no numbers. {LEAVE_OUT}")
     if steps.ndim != 1 or results.ndim != 2 or len(steps) != len(results):
         raise ValueError(f"{path} has `timesteps` {steps.shape} and `results` {results.shape}, which do not belong together.")
     return steps, results.mean(axis=1)
