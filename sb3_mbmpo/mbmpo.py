@@ -85,6 +85,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param inner_lr: step size of the adaptation
     :param learn_inner_lr: learn one inner step size per parameter, starting from ``inner_lr`` (Meta-SGD)
     :param first_order: ignore that the inner gradient depends on the meta-parameters (FOMAML, Finn et al. 2017)
+    :param unadapted_share: share of the tasks of a meta-step whose policy does not adapt, so that the meta-policy, which
+        ``predict`` uses, is good by itself; the others are judged after their adaptation. 0: as in the paper
     :param n_meta_steps: outer steps per iteration
     :param outer_optimizer: "trpo" or "ppo"
     :param target_kl: bound of the mean KL divergence of the adapted policies in a TRPO step, in nats
@@ -145,6 +147,7 @@ class MBMPO(RealRolloutAlgorithm):
         inner_lr: float = 3e-3,
         learn_inner_lr: bool = False,
         first_order: bool = False,
+        unadapted_share: float = 0.25,
         # Meta-steps: the outer step
         n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
@@ -199,6 +202,7 @@ class MBMPO(RealRolloutAlgorithm):
         self.n_imagined_rollouts, self.horizon = n_imagined_rollouts, horizon
         self.n_meta_steps, self.n_inner_steps = n_meta_steps, n_inner_steps
         self.inner_lr, self.learn_inner_lr, self.first_order = inner_lr, learn_inner_lr, first_order
+        self.unadapted_share = unadapted_share
         self.outer_optimizer = outer_optimizer
         self.target_kl, self.cg_max_steps, self.cg_damping = target_kl, cg_max_steps, cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
@@ -469,6 +473,7 @@ class MBMPO(RealRolloutAlgorithm):
             horizon=self.horizon,
             n_inner_steps=self.n_inner_steps,
             first_order=self.first_order,
+            unadapted_share=self.unadapted_share,
             outer_optimizer=self.outer_optimizer,
             outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS} if is_trpo else self.outer_kwargs,
             gamma=self.gamma,

@@ -41,6 +41,8 @@ from sb3_mbmpo.dynamics.types import StepFn, Transitions
 
 # Default widths of the hidden layers
 NET_ARCH = (200, 200, 200)
+# Power of the variances that weight a probabilistic member's likelihood in training, as recommended by Seitzer et al. (2022)
+BETA = 0.5
 
 
 class DynamicsEnsemble(nn.Module):
@@ -264,7 +266,13 @@ class DynamicsEnsemble(nn.Module):
             output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
             bounds = (named["min_log_var"], named["max_log_var"]) if self.probabilistic else None
             return member_losses(
-                self.layout.split(output), targets[rows], terminated[rows], self.observation_dim, log_var_bounds=bounds
+                self.layout.split(output),
+                targets[rows],
+                terminated[rows],
+                self.observation_dim,
+                log_var_bounds=bounds,
+                # Validation compares likelihoods: weights that move with the variances would not be comparable
+                beta=BETA if th.is_grad_enabled() else 0.0,
             )
 
         return fit_members(

@@ -19,6 +19,7 @@ def member_losses(
     observation_dim: int,
     *,
     log_var_bounds: tuple[th.Tensor, th.Tensor] | None = None,
+    beta: float = 0.0,
 ) -> th.Tensor:
     """
     Return the loss of each member's predictions of real steps.
@@ -33,6 +34,8 @@ def member_losses(
     :param terminated: 1 where the step ended the episode, else 0 (M, B)
     :param observation_dim: number of targets that are changes of the observation; a further one is the reward
     :param log_var_bounds: learned bounds of the log-variances, each (M, 1, D)
+    :param beta: weight each Gaussian term by its variance to this power (Seitzer et al. 2022). With 0, the likelihood itself,
+        a member that takes a dimension for noise hardly learns its mean any more; with 1, means learn as from squared errors
     :return: loss of each member (M,)
     """
     mean, log_var, logit = prediction
@@ -41,7 +44,7 @@ def member_losses(
         assert log_var_bounds is not None
         lower, upper = log_var_bounds
         log_var = softly_bounded(log_var, lower, upper)
-        error = error * th.exp(-log_var) + log_var
+        error = (error * th.exp(-log_var) + log_var) * th.exp(beta * log_var).detach()
     loss = error[..., :observation_dim].mean((1, 2))
     if error.shape[-1] > observation_dim:
         loss = loss + error[..., -1].mean(1)

@@ -30,6 +30,11 @@ ENSEMBLE_OPTIONS = keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learn
 FIT_OPTIONS = keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
 
 
+# Where MBMPO differs from the defaults of ``DynamicsEnsemble``: sampled noise keeps the policy from relying on what the models
+# cannot predict
+MBMPO_DEFAULTS: dict[str, Any] = {"probabilistic": True}
+
+
 @dataclass(frozen=True)
 class DynamicsOptions:
     """
@@ -61,7 +66,7 @@ class DynamicsOptions:
         """
         _check(kwargs)
         return cls(
-            ensemble={name: value for name, value in kwargs.items() if name in ENSEMBLE_OPTIONS},
+            ensemble=MBMPO_DEFAULTS | {name: value for name, value in kwargs.items() if name in ENSEMBLE_OPTIONS},
             fit={name: value for name, value in kwargs.items() if name in FIT_OPTIONS},
             **{name: value for name, value in kwargs.items() if name in OWN_OPTIONS},
         )

@@ -69,6 +69,7 @@ class MetaProblem(NamedTuple):
     :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
+    :param adapts: 1 for tasks that adapt, 0 for tasks whose policy is the meta-policy itself (T, 1); None: all adapt
     """
 
     actor: Actor
@@ -78,6 +79,7 @@ class MetaProblem(NamedTuple):
     first_order: bool = False
     ent_coef: float = 0.0
     n_threads: int = 1
+    adapts: th.Tensor | None = None
 
     @property
     def n_tasks(self) -> int:
@@ -86,7 +88,11 @@ class MetaProblem(NamedTuple):
 
     def tasks(self, chunk: slice) -> "MetaProblem":
         """Return the problem of some of the tasks."""
-        return self._replace(pre=tuple(batch.tasks(chunk) for batch in self.pre), post=self.post.tasks(chunk))
+        return self._replace(
+            pre=tuple(batch.tasks(chunk) for batch in self.pre),
+            post=self.post.tasks(chunk),
+            adapts=None if self.adapts is None else self.adapts[chunk],
+        )
 
     def chunks(self) -> list["MetaProblem"]:
         """Split the problem into chunks of tasks, which are independent."""
@@ -103,7 +109,7 @@ class MetaProblem(NamedTuple):
             self.actor,
             meta.theta,
             self.pre,
-            meta.inner_lr,
+            meta.inner_lr if self.adapts is None else self.adapts * meta.inner_lr,
             create_graph=create_graph,
             first_order=self.first_order,
         )

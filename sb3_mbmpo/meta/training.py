@@ -6,6 +6,7 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,6 +46,7 @@ class MetaSettings(NamedTuple):
     horizon: int
     n_inner_steps: int
     first_order: bool
+    unadapted_share: float
     outer_optimizer: str
     outer_kwargs: Mapping[str, Any]
     gamma: float
@@ -53,6 +55,24 @@ class MetaSettings(NamedTuple):
     normalize_advantage: bool
     ent_coef: float
     chunk_size: int
+
+
+def adapting_tasks(n_tasks: int, unadapted_share: float, *, like: th.Tensor) -> th.Tensor | None:
+    """
+    Choose the tasks whose policy is the meta-policy itself, spread evenly over all tasks and so over the models.
+
+    The objective of Clavera et al. 2018 asks nothing of the meta-policy but to be good after its inner step: there are
+    solutions that are useless without one. ``predict`` has none.
+
+    :param n_tasks: number of tasks ``T``
+    :param unadapted_share: share of the tasks, rounded down to whole tasks
+    :param like: a tensor of the dtype and on the device of the parameters
+    :return: 1 for tasks that adapt, 0 for the others (T, 1); None: all adapt
+    """
+    counts = [math.floor(unadapted_share * i + 1e-9) for i in range(n_tasks + 1)]
+    if counts[-1] == 0:
+        return None
+    return like.new_tensor([float(after == before) for before, after in pairwise(counts)]).unsqueeze(1)
 
 
 class Adaptation(NamedTuple):
@@ -266,16 +286,25 @@ class MetaTrainer(NamedTuple):
         """Number of threads, the same as for the imagination."""
         return len(self.model_env.steps)
 
-    def adapt(self, meta: MetaParameters, *, n_tasks: int | None = None, critic_learns: bool = False) -> Adaptation:
+    def adapt(
+        self,
+        meta: MetaParameters,
+        *,
+        n_tasks: int | None = None,
+        adapts: th.Tensor | None = None,
+        critic_learns: bool = False,
+    ) -> Adaptation:
         """
         Adapt the meta-policy to every task, by one or several inner steps.
 
         :param meta: meta-parameters
         :param n_tasks: number of tasks, divided among the models; by default that of the settings
+        :param adapts: 1 for tasks that adapt, 0 for tasks that keep the meta-policy (T, 1); None: all adapt
         :param critic_learns: train the critic on the meta-policy's rollouts
         :return: the adapted parameters and the data they were adapted to
         """
         parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        inner_lr = meta.inner_lr if adapts is None else adapts * meta.inner_lr
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
@@ -288,7 +317,7 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, meta.inner_lr)
+            adapted = self._one_inner_step(parameters, batch, inner_lr)
             fails = ~is_usable(self.actor, adapted, batch.policy_input)
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
@@ -296,7 +325,9 @@ class MetaTrainer(NamedTuple):
 
     def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:
-            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], inner_lr)
+            # One step size for all tasks, or one row per task
+            own = inner_lr[tasks] if isinstance(inner_lr, th.Tensor) and inner_lr.dim() == 2 else inner_lr
+            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], own)
 
         return th.cat(self._by_task(batch.advantages, of_tasks))
 
@@ -310,7 +341,8 @@ class MetaTrainer(NamedTuple):
         :return: the new meta-parameters, the rollouts and the metrics
         """
         s = self.settings
-        adaptation = self.adapt(meta, critic_learns=True)
+        adapts = adapting_tasks(s.n_tasks, s.unadapted_share, like=meta.theta)
+        adaptation = self.adapt(meta, adapts=adapts, critic_learns=True)
         post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
             actor=self.actor,
@@ -320,6 +352,7 @@ class MetaTrainer(NamedTuple):
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
             n_threads=self.n_threads,
+            adapts=adapts,
         )
         meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
         return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
