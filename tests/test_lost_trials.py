@@ -477,7 +477,7 @@ def test_processes_that_were_killed_are_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(optimize, "check_model", lambda *_: None)
     monkeypatch.setattr(optimize.mp, "get_context", lambda _: Killed)
     monkeypatch.setattr(optimize.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit, match=r"were killed \(exit codes \[-9\]\): the same command goes on"):
+    with pytest.raises(SystemExit, match=r"were killed \(exit codes \[-9\]\): the same command resumes the study"):
         optimize.main(["--output", str(tmp_path)])
 
 

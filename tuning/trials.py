@@ -165,7 +165,7 @@ def check_configuration(settings: dict[str, Any], device: str) -> None:
             try:
                 MBMPO(env=env, device=device, **arguments)
             except (TypeError, ValueError) as error:
-                raise SettingsError(f"No model can be made of {arguments}: {error}") from error
+                raise SettingsError(f"No model can be created with {arguments}: {error}") from error
     except SettingsError:
         raise
     except RAISED as error:
