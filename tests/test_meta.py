@@ -11,6 +11,7 @@ from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.meta import outer_step as meta
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
 from sb3_mbmpo.meta.outer_step import MetaParameters, MetaProblem, StepReport, task_chunks
+from sb3_mbmpo.meta.training import adapting_tasks
 
 ACTION_SPACES = {
     "gaussian": spaces.Box(-1, 1, (2,)),
@@ -64,6 +65,8 @@ VARIANTS = {
     "first order": {"first_order": True},
     "first order, learned lr": {"first_order": True, "learned_lr": True},
     "entropy": {"ent_coef": 0.3},
+    "a task does not adapt": {"unadapted": True},
+    "a task does not adapt, learned lr": {"unadapted": True, "learned_lr": True},
 }
 all_variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 # An approximate gradient need not point uphill
@@ -90,7 +93,7 @@ def random_batch(actor, parameters, draw):
     return TaskBatch(policy_input, actions, advantages, alive / alive.sum(1, keepdim=True))
 
 
-def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs):
+def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, unadapted=False, **kwargs):
     """Make a meta-step of a small policy with random advantages, and the outer variable with which its data was imagined."""
     draw = seeded(1)
     policy = make_policy(family)
@@ -98,21 +101,29 @@ def make_problem(family="gaussian", n_inner_steps=1, learned_lr=False, **kwargs)
     # Stable-Baselines3 initialises the last layer near 0, where most parameters have little effect
     theta += 0.3 * th.randn(len(theta), generator=draw, dtype=th.double)
     learned = INNER_LR * (1 + th.rand(len(theta), generator=draw, dtype=th.double))
+    adapts = adapting_tasks(N_TASKS, 1 / N_TASKS, like=theta) if unadapted else None
+    step_size = (learned if learned_lr else INNER_LR) * (1 if adapts is None else adapts)
     pre, parameters = [], theta.expand(N_TASKS, -1)
     for _ in range(n_inner_steps):
         pre.append(random_batch(policy.actor, parameters, draw))
-        parameters = adapt(policy.actor, parameters, pre[-1:], learned if learned_lr else INNER_LR)
+        parameters = adapt(policy.actor, parameters, pre[-1:], step_size)
     post = random_batch(policy.actor, parameters, draw)
-    problem = MetaProblem(policy.actor, tuple(pre), post, **{"chunk_size": 16_384, **kwargs})
+    problem = MetaProblem(policy.actor, tuple(pre), post, **{"chunk_size": 16_384, "adapts": adapts, **kwargs})
     return problem, th.cat([theta, learned]) if learned_lr else theta
 
 
 # -- Reference implementations, without regard to speed -------------------------------------------------------------------
 
 
+def start_and_step_size(problem, phi):
+    """Return theta and the inner step size, which is 0 in tasks that do not adapt."""
+    theta, lr = at(problem, phi)
+    return theta, lr if problem.adapts is None else lr * problem.adapts
+
+
 def inner_gradients(problem, phi):
     """Return the gradient of each inner step (steps, T, P) as constants."""
-    theta, lr = at(problem, phi)
+    theta, lr = start_and_step_size(problem, phi)
     parameters, gradients = theta.expand(N_TASKS, -1), []
     for batch in problem.pre:
         point = parameters.detach().requires_grad_()
@@ -124,7 +135,7 @@ def inner_gradients(problem, phi):
 
 def post_distribution(problem, phi, frozen=None):
     """Return the adapted policies; with ``frozen`` inner gradients, this is the first-order approximation."""
-    theta, lr = at(problem, phi)
+    theta, lr = start_and_step_size(problem, phi)
     gradients = inner_gradients(problem, phi) if frozen is None else frozen
     return problem.actor(theta + lr * gradients.sum(0))(problem.post.policy_input)
 
@@ -176,6 +187,12 @@ def test_the_meta_gradient_equals_finite_differences(family, n_inner_steps, vari
     assert value == pytest.approx(outer_objective(problem, phi, phi))
 
 
+def test_a_task_that_does_not_adapt_keeps_the_meta_policy():
+    problem, phi = make_problem(n_inner_steps=2, unadapted=True)
+    adapted = problem.adapted(at(problem, phi))
+    assert [bool(th.equal(parameters, phi)) for parameters in adapted] == [False] * (N_TASKS - 1) + [True]
+
+
 @all_families
 @inner_steps
 def test_the_second_order_matters(family, n_inner_steps):
@@ -189,7 +206,7 @@ def test_the_second_order_matters(family, n_inner_steps):
 @all_variants
 def test_the_adaptation_is_one_policy_gradient_step_a_batch(family, variant):
     problem, phi = make_problem(family, n_inner_steps=2, **variant)
-    theta, lr = at(problem, phi)
+    theta, lr = start_and_step_size(problem, phi)
     adapted = theta + lr * inner_gradients(problem, phi).sum(0)
     th.testing.assert_close(problem.adapted(at(problem, phi)), adapted)
     th.testing.assert_close(problem.adapted(at(problem, phi.clone().requires_grad_()), create_graph=True), adapted)

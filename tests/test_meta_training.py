@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.meta.outer_step import MetaParameters, StepReport
-from sb3_mbmpo.meta.training import Adaptation, MetaStep, MetaTrainer, ReturnDrop
+from sb3_mbmpo.meta.training import Adaptation, MetaStep, MetaTrainer, ReturnDrop, adapting_tasks
 
 
 def meta(*theta: float) -> MetaParameters:
@@ -98,3 +98,26 @@ class Scripted(MetaTrainer):
 def scripted(returns, adopt=lambda meta: meta):
     found = itertools.chain(returns, itertools.repeat(returns[-1]))
     return Scripted(*[None] * 4, settings=found, generator=None, stopwatch=None, adopt=adopt)
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "share", "unadapted"),
+    [
+        (20, 0.25, [3, 7, 11, 15, 19]),  # one in each of five models
+        (20, 0.1, [9, 19]),
+        (10, 0.3, [3, 6, 9]),
+        (5, 0.25, [3]),
+        (4, 1.0, [0, 1, 2, 3]),
+    ],
+)
+def test_tasks_that_do_not_adapt_are_spread_over_the_models(n_tasks, share, unadapted):
+    adapts = adapting_tasks(n_tasks, share, like=th.zeros(1, dtype=th.float64))
+    assert adapts.dtype == th.float64
+    assert adapts.shape == (n_tasks, 1)
+    assert [i for i in range(n_tasks) if adapts[i] == 0] == unadapted
+    assert adapts.sum() == n_tasks - len(unadapted)
+
+
+@pytest.mark.parametrize(("n_tasks", "share"), [(20, 0.0), (3, 0.25)])
+def test_a_share_of_less_than_a_task_is_none(n_tasks, share):
+    assert adapting_tasks(n_tasks, share, like=th.zeros(1)) is None

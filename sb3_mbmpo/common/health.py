@@ -102,8 +102,11 @@ class TrainingHealth:
             standardised units
         """
         usual = median(self._losses) if self._losses else math.inf
-        # A log-likelihood may be negative, so a factor of the error becomes a difference of log-likelihoods
-        jumps = val_loss - usual > math.log(LOSS_JUMP) if log_likelihood else val_loss > max(LOSS_JUMP * usual, LOSS_FLOOR)
+        if log_likelihood:
+            # error / variance + log(variance), where the error is as large as the variance says: the same two bounds
+            jumps = val_loss > max(usual + LOSS_JUMP - 1, 1 + math.log(LOSS_FLOOR))
+        else:
+            jumps = val_loss > max(LOSS_JUMP * usual, LOSS_FLOOR)
         if not math.isfinite(val_loss) or jumps:
             before = f" after {usual:.3g}, the median of the earlier fits" if self._losses else ""
             self._warn(
