@@ -103,8 +103,8 @@ def test_probabilistic_members_recover_the_noise():
     ensemble = make(probabilistic=True, learning_rate=1e-2, net_arch=(16,))
     fit(ensemble, linear_system(2000, seed=0, noisy=True), max_epochs=40)
     sampled = steps(ensemble, HELD_OUT, generator=seeded()).next_obs - steps(ensemble, HELD_OUT).next_obs
-    # Over four seeds, 4 to 32 % more than the truth: the error of the fitted mean adds to the noise, most of all where there is
-    # least noise, whose likelihood has the smallest weight. The noise levels to be distinguished differ by factors of 3 and 5.
+    # Over four seeds, 4 to 32 % more than the truth: the error of the fitted mean adds to the noise, most where there is least
+    # noise, whose likelihood has the smallest weight. The noise levels to be distinguished differ by factors of 3 and 5.
     th.testing.assert_close(sampled.square().mean(1).sqrt(), NOISE.expand(2, 3), rtol=0.4, atol=0)
 
 

@@ -217,18 +217,18 @@ def test_what_no_model_takes_is_found_before_a_study_begins(tmp_path, monkeypatc
         trials.check_configuration(ELSEWHERE, "cpu")
     trials.check_configuration(ELSEWHERE, "cpu")
     for changed, named in ({"horzion": 5}, "horzion"), ({"n_models": 3}, "`n_tasks` must be a multiple"):
-        with pytest.raises(studies.SettingsError, match=f"No model can be made of .*{named}"):
+        with pytest.raises(studies.SettingsError, match=f"No model can be created with .*{named}"):
             trials.check_configuration(STUDY | {"config": STUDY["config"] | changed}, "cpu")
     monkeypatch.setattr(optimize, "check_model", trials.check_configuration)  # in this process
     argv = ["--output", str(tmp_path), "--n-timesteps", "2000", "--set", "{dynamics_kwargs.net_arch: [8]}"]
-    with pytest.raises(SystemExit, match=r"No model can be made of .*dynamics_kwargs\.net_arch") as ended:
+    with pytest.raises(SystemExit, match=r"No model can be created with .*dynamics_kwargs\.net_arch") as ended:
         optimize.main(argv)
     assert "\n" not in str(ended.value)
     assert optuna.get_all_study_names(studies.sqlite_url(tmp_path / "study.db")) == []
 
 
 def test_a_model_is_tried_in_a_process_of_its_own():
-    with pytest.raises(studies.SettingsError, match=r"No model can be made of .*horzion"):
+    with pytest.raises(studies.SettingsError, match=r"No model can be created with .*horzion"):
         optimize.check_model(STUDY | {"env": "Pendulum-v1", "config": STUDY["config"] | {"horzion": 5}}, "cpu")
 
 
