@@ -88,7 +88,7 @@ def adapt(
     :param actor: the policy as a function of its parameters
     :param theta: meta-parameters (P,), or already one set per task (T, P)
     :param batches: data of each inner step, imagined with the parameters at which the step starts
-    :param inner_lr: step size alpha, a number or one per parameter (P,)
+    :param inner_lr: step size alpha: a number, one per parameter (P,), per task (T, 1), or per task and parameter (T, P)
     :param create_graph: make the result differentiable with respect to ``theta`` (and ``inner_lr``)
     :param first_order: with ``create_graph``, treat the inner gradient as a constant (FOMAML)
     :return: adapted parameters (T, P)

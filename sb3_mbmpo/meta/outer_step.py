@@ -56,6 +56,15 @@ class MetaParameters(NamedTuple):
             return MetaParameters(*vector.chunk(2))
         return self._replace(theta=vector)
 
+    def step_size(self, adapts: th.Tensor | None) -> float | th.Tensor:
+        """
+        Return the step size of the adaptation in each task.
+
+        :param adapts: 1 for tasks that adapt, 0 for tasks whose policy is the meta-policy itself (T, 1); None: all adapt
+        :return: 0 where a task does not adapt, (T, 1), or (T, P) if step sizes are learned; without ``adapts``, ``inner_lr``
+        """
+        return self.inner_lr if adapts is None else adapts * self.inner_lr
+
 
 class MetaProblem(NamedTuple):
     """
@@ -69,7 +78,7 @@ class MetaProblem(NamedTuple):
     :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
-    :param adapts: 1 for tasks that adapt, 0 for tasks whose policy is the meta-policy itself (T, 1); None: all adapt
+    :param adapts: which tasks adapt, see ``MetaParameters.step_size``
     """
 
     actor: Actor
@@ -109,7 +118,7 @@ class MetaProblem(NamedTuple):
             self.actor,
             meta.theta,
             self.pre,
-            meta.inner_lr if self.adapts is None else self.adapts * meta.inner_lr,
+            meta.step_size(self.adapts),
             create_graph=create_graph,
             first_order=self.first_order,
         )

@@ -299,12 +299,11 @@ class MetaTrainer(NamedTuple):
 
         :param meta: meta-parameters
         :param n_tasks: number of tasks, divided among the models; by default that of the settings
-        :param adapts: 1 for tasks that adapt, 0 for tasks that keep the meta-policy (T, 1); None: all adapt
+        :param adapts: which tasks adapt, see ``MetaParameters.step_size``
         :param critic_learns: train the critic on the meta-policy's rollouts
         :return: the adapted parameters and the data they were adapted to
         """
         parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
-        inner_lr = meta.inner_lr if adapts is None else adapts * meta.inner_lr
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
@@ -317,17 +316,18 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, inner_lr)
+            adapted = self._one_inner_step(parameters, batch, meta, adapts)
             fails = ~is_usable(self.actor, adapted, batch.policy_input)
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
         return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
 
-    def _one_inner_step(self, parameters: th.Tensor, batch: TaskBatch, inner_lr: float | th.Tensor) -> th.Tensor:
+    def _one_inner_step(
+        self, parameters: th.Tensor, batch: TaskBatch, meta: MetaParameters, adapts: th.Tensor | None
+    ) -> th.Tensor:
         def of_tasks(tasks: slice) -> th.Tensor:
-            # One step size for all tasks, or one row per task
-            own = inner_lr[tasks] if isinstance(inner_lr, th.Tensor) and inner_lr.dim() == 2 else inner_lr
-            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], own)
+            step_size = meta.step_size(None if adapts is None else adapts[tasks])
+            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], step_size)
 
         return th.cat(self._by_task(batch.advantages, of_tasks))
 
