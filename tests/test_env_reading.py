@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from threading import Lock
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -58,6 +59,25 @@ class Guarded(Drift):
     def __setattr__(self, name, value):
         if not name.startswith("_sb3"):
             super().__setattr__(name, value)
+
+
+class Strict(Drift):
+    """Raises for every attribute that it does not know."""
+
+    def __setattr__(self, name, value):
+        if name.startswith("_sb3"):
+            raise AttributeError(f"no room for {name}")
+        super().__setattr__(name, value)
+
+
+class Exiting(Drift):
+    """Its attributes end the process when they are read too early."""
+
+    @property
+    def reward(self):
+        raise SystemExit(1)
+
+    spec = reward
 
 
 class Hanging(Drift):
@@ -174,23 +194,27 @@ def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec", [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock], ids=["dictionary", "lock", "number", "name", "class"]
+    "spec",
+    [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock, SimpleNamespace(id="Pendulum-v1")],
+    ids=["dictionary", "lock", "number", "name", "class", "look-alike"],
 )
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_a_spec_that_is_none(spec, vec_env, tmp_path):
     env = vec_env(lambda: Spec(spec))
+    assert ask(env, env_id) is None
     model = tiny_model(env)
     assert (model._functions.reward.source, model.env_spec) == ("learned", None)
     model.learn(10).save(tmp_path / "model")
     env.close()
 
 
-@pytest.mark.parametrize("env_class", [AfterReset, Guarded])
+@pytest.mark.parametrize("env_class", [AfterReset, Guarded, Strict, Exiting])
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_attributes_that_cannot_be_read_or_written(env_class, vec_env):
     env = vec_env(env_class)
     model = tiny_model(env)
-    assert (model._functions.reward.source == "learned") == (env_class is AfterReset or isinstance(env, SubprocVecEnv))
+    is_readable = env_class in (Guarded, Strict) and isinstance(env, DummyVecEnv)
+    assert model._functions.reward.source == ("env.reward" if is_readable else "learned")
     model.learn(10)
     env.close()
 

@@ -5,11 +5,14 @@ import copy
 import gc
 import io
 import json
+import os
 import pickle
 import re
 import resource
+import stat
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
 from contextlib import contextmanager
@@ -107,6 +110,21 @@ def test_an_error_on_the_way_leaves_the_old_file(error, tmp_path):
         write()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_replaces_a_file_is_on_the_disk_before(tmp_path, monkeypatch):
+    # Otherwise a power failure may leave the new name without its content
+    path, calls, sync, replace = tmp_path / "file", [], os.fsync, os.replace
+
+    def noted_sync(descriptor):
+        calls.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", lambda part, target: (calls.append("replace"), replace(part, target)))
+    write_whole(path, b"x" * 100)
+    (is_folder, size), name_changes, (is_folder_then, _) = calls
+    assert (is_folder, size, name_changes, is_folder_then) == (False, 100, "replace", True)
 
 
 def test_nothing_is_written_in_any_other_way():
@@ -623,6 +641,7 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
         inner_lr=np.float32(0.1),
         seed=np.int64(3),
         horizon=np.int32(4),
+        stats_window_size=np.int64(5),
         learn_inner_lr=np.bool_(True),
         dynamics_kwargs=dict(net_arch=[np.int64(8)], weight_decay=np.float64(1e-4), max_epochs=np.int64(2)),
         policy_kwargs=dict(net_arch=[np.int64(8)], log_std_init=np.float64(-0.5)),
@@ -640,9 +659,31 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
     numbers = dict(
         learning_rate=np.float64(1e-3), weight_decay=np.float32(0.1), net_arch=np.array([3, 4]), n_models=np.int8(2)
     )
+    flags = ("weight_norm", "probabilistic", "learned_reward", "learned_termination")
+    numbers.update(dict.fromkeys(flags, np.bool_(True)))
     ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, seed=np.int64(0))
+    ensemble.optimizer.param_groups[0]["lr"] = np.float64(0.5)
     ensemble.save(tmp_path / "ensemble")
     assert_same(DynamicsEnsemble.load(tmp_path / "ensemble").state_dict(), ensemble.state_dict())
+
+
+@pytest.mark.parametrize("name", ["reward_fn", "termination_fn", "learning_rate", "mine"])
+def test_what_cannot_be_pickled_costs_no_model(name, tmp_path):
+    lock = threading.Lock()
+    functions = {
+        "reward_fn": lambda obs, action, next_obs: -next_obs.square().sum(1) * (not lock.locked()),
+        "termination_fn": lambda next_obs: next_obs.abs().amax(1) > 2 + lock.locked(),
+        "learning_rate": lambda progress: 1e-3 * (not lock.locked()),
+    }
+    given = {name: functions[name]} if name in functions else {}
+    model = tiny_model(**given).learn(20)
+    model.mine = lock if name == "mine" else None
+    with pytest.warns(UserWarning, match=rf"the_model lacks \['{name}'.*cannot pickle.*to `load` again"):
+        model.save(tmp_path / "the_model")
+    loaded = MBMPO.load(tmp_path / "the_model", env=Drift(), **given)
+    assert_same(parameters(loaded), parameters(model))
+    loaded.learn(20)
+    model.save(tmp_path / "excluded", exclude=[name, "lr_schedule"])
 
 
 def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):
@@ -652,18 +693,21 @@ def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):
         loaded = MBMPO.load(tmp_path / "model", env=DummyVecEnv([lambda: Drift(random_start=False)]), **kwargs)
         return parameters(loaded.learn(20))
 
-    one, again, two, goes_on, none = (
-        trained(**kwargs) for kwargs in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {}, {"seed": None})
+    one, again, as_object, two, goes_on, none = (
+        trained(**kwargs)
+        for kwargs in ({"seed": 1}, {"seed": 1}, {"custom_objects": {"seed": 1}}, {"seed": 2}, {}, {"seed": None})
     )
     assert_same(one, again)
+    assert_same(one, as_object)
     assert_same(goes_on, none)
     for other in (two, goes_on):
         assert not th.equal(one["policy.action_net.weight"], other["policy.action_net.weight"])
 
 
-def test_step_sizes_that_were_learned_can_be_left_behind(model, tmp_path):
+@pytest.mark.parametrize("how", [dict(learn_inner_lr=False), dict(custom_objects=dict(learn_inner_lr=False))], ids=str)
+def test_step_sizes_that_were_learned_can_be_left_behind(how, model, tmp_path):
     model.save(tmp_path / "model")
-    loaded = MBMPO.load(tmp_path / "model", env=Drift(), learn_inner_lr=False, inner_lr=0.2)
+    loaded = MBMPO.load(tmp_path / "model", env=Drift(), inner_lr=0.2, **how)
     assert loaded.learned_inner_lr is None
     loaded.learn(20).save(tmp_path / "fixed")
     learns = MBMPO.load(tmp_path / "fixed", env=Drift(), learn_inner_lr=True)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_drift
 
-from sb3_mbmpo import MBMPO
+from sb3_mbmpo import MBMPO, DynamicsEnsemble
+from sb3_mbmpo.dynamics import Transitions
 
 fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -84,6 +86,38 @@ def test_a_reward_that_is_not_finite_at_imagined_states_only_is_named(name, valu
     model.reward_fn = "learned"
     model.save(tmp_path / "model")
     everything_finite(MBMPO.load(tmp_path / "model"))
+
+
+class Root(BaseFeaturesExtractor):
+    """Features that are NaN where the first observation is beyond a threshold."""
+
+    def __init__(self, observation_space, threshold):
+        super().__init__(observation_space, 2)
+        self.threshold = threshold
+
+    def forward(self, obs):
+        return obs + (self.threshold - obs[..., :1]).sqrt()
+
+
+def with_root(threshold):
+    kwargs = dict(features_extractor_class=Root, features_extractor_kwargs=dict(threshold=threshold))
+    return dict(net_arch=[8], **kwargs)
+
+
+@pytest.mark.parametrize("name", ["box", "discrete", "multi_binary"])
+@pytest.mark.parametrize(("threshold", "where"), [(0.3, "imagined observation"), (1.2, r"observation .*real step")])
+def test_a_features_extractor_that_is_nan_is_named(threshold, where, name):
+    model = tiny_model(Drift(ACTION_SPACES[name]), policy_kwargs=with_root(threshold))
+    with pytest.raises(ValueError, match=rf"(?s)no finite action for the {where}.*a features extractor of your own"):
+        model.learn(60)
+    everything_finite(model)
+
+
+@pytest.mark.filterwarnings("ignore:The reward function")
+def test_a_reward_that_takes_anything_hides_no_features_that_are_nan():
+    model = tiny_model(policy_kwargs=with_root(0.3), reward_fn=lambda obs, action, next_obs: th.ones(len(obs)))
+    with pytest.raises(ValueError, match=r"no finite action for the imagined observation \["):
+        model.learn(60)
 
 
 def test_an_imagined_environment_names_it_too():
@@ -181,6 +215,20 @@ def test_the_message_says_that_the_statistics_are_not_intact(where, kind, tmp_pa
     before = parameters(model)
     model.save(tmp_path / "model")
     assert_same(parameters(MBMPO.load(tmp_path / "model")), before)
+
+
+@pytest.mark.parametrize("column", ["obs", "next_obs", "reward"])
+@pytest.mark.parametrize("value", [1e39, -1e300])
+def test_no_ensemble_is_fitted_to_what_single_precision_cannot_hold(column, value):
+    obs, action, reward = th.rand(20, 2).double(), th.rand(20, 2), th.rand(20).double()
+    data = Transitions(obs, action, obs + 0.1, reward, th.zeros(20, dtype=th.bool))
+    getattr(data, column)[3] = value
+    env = Drift()
+    ensemble = DynamicsEnsemble(env.observation_space, env.action_space, 2, net_arch=[8], learned_reward=True, seed=0)
+    before = {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
+    with pytest.raises(ValueError, match="NaN or infinite: the dynamics cannot be fitted"):
+        ensemble.fit(data, max_epochs=1)
+    assert_same(ensemble.state_dict(), before)
 
 
 @pytest.mark.parametrize("where", [(2, "obs"), (2, "reward"), ("reset", "obs")])

@@ -124,6 +124,28 @@ def test_a_policy_sees_small_changes_of_large_numbers():
     th.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_policy_sees_does_not_depend_on_the_unit(dtype, scale):
+    policy = MlpPolicy(box(dtype), ACTIONS, lambda _: 1e-3)
+    obs = th.as_tensor((scale * np.random.default_rng(0).uniform(-1, 1, (50, 2))).astype(dtype))
+    policy.set_observation_statistics(obs)
+    seen = policy.standardize(obs)
+    th.testing.assert_close(seen.std(0, correction=0), th.ones(2), rtol=1e-4, atol=0)
+    th.testing.assert_close(seen.mean(0), th.zeros(2), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [th.int32, th.int64])
+def test_a_policy_tells_large_whole_numbers_apart(dtype):
+    # In single precision, all of these are the same number
+    policy = MlpPolicy(box(np.int64), ACTIONS, lambda _: 1e-3)
+    counts = 2**30 + th.arange(50, dtype=dtype).unsqueeze(1).expand(-1, 2)
+    policy.set_observation_statistics(counts.double())
+    seen = policy.standardize(counts)
+    expected = (counts - 2**30 - 24.5) / np.sqrt((50**2 - 1) / 12)
+    th.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)
+
+
 class Far(Drift):
     """The same environment, far away from 0 and in double precision."""
 

@@ -103,6 +103,14 @@ def test_more_steps_later_are_those_of_one_long_run(every, train, tmp_path):
     assert len(list((tmp_path / "run").glob("replay_buffer-*.pkl"))) == 1
 
 
+@pytest.mark.parametrize(("every", "expected"), [(0, [0, 20, 40, 60, 80, 100]), (40, [0, 40, 80, 100])])
+def test_checkpoints_come_every_so_many_steps_and_at_the_end(every, expected, train, monkeypatch):
+    steps, save = [], MBMPO.save
+    monkeypatch.setattr(MBMPO, "save", lambda self, *args: (steps.append(self.num_timesteps), save(self, *args)))
+    train("--save-every", str(every), steps=100)
+    assert steps == expected
+
+
 def test_a_finished_run_is_only_evaluated_again(train, tmp_path, capsys):
     train()
     before = (tmp_path / "run.zip").read_bytes()

@@ -18,6 +18,12 @@ from gymnasium import spaces
 
 from sb3_mbmpo.common.finite import in_float32
 
+# NumPy's types of numbers that tensors can hold
+TENSOR_DTYPES = {
+    *map(np.dtype, (np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64)),
+    *map(np.dtype, (np.float16, np.float32, np.float64)),
+}
+
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """
@@ -33,12 +39,22 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
             "(images first need an encoder that turns them into a vector)."
         )
+    if observation_space.dtype not in TENSOR_DTYPES:
+        raise ValueError(
+            f"PyTorch has no numbers like those of {observation_space}, which are {observation_space.dtype}. Wrap the "
+            "environment in `gymnasium.wrappers.DtypeObservation(env, np.float64)`."
+        )
     if isinstance(action_space, spaces.Box):
         if not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(
                 f"The action space {action_space} holds integers, but MBMPO's policy acts in real numbers. Describe the "
                 "choices by a `MultiDiscrete` space, or round: `gymnasium.wrappers.TransformAction(env, lambda a: "
                 "np.rint(a).astype(int), Box(low, high, dtype=np.float32))`."
+            )
+        if action_space.dtype not in TENSOR_DTYPES:
+            raise ValueError(
+                f"PyTorch has no numbers like those of {action_space}, which are {action_space.dtype}. Wrap the environment "
+                "in `gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high, dtype=np.float64))`."
             )
         if not in_float32(np.stack([action_space.low, action_space.high])).all():
             raise ValueError(

@@ -48,6 +48,24 @@ def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
         )
 
 
+def check_answers(obs: th.Tensor, answers: th.Tensor) -> None:
+    """
+    Reject answers of a policy to finite observations that are NaN or infinite.
+
+    :param obs: raw (..., O)
+    :param answers: actions, or their logits (..., A)
+    :raises ValueError: if one is NaN or infinite; the message shows its observation
+    """
+    bad = (th.isfinite(obs).all(-1) & ~th.isfinite(answers).all(-1)).flatten()
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f"A policy has no finite action for the imagined observation {_shown(obs.reshape(-1, obs.shape[-1])[row])}: lower "
+            "`inner_lr`, or, if the policy has a features extractor of your own, make it finite everywhere (clamp the "
+            "argument of a root, a logarithm or a division)."
+        )
+
+
 def _shown(values: th.Tensor) -> str:
     return np.array2string(values.detach().cpu().numpy(), precision=6, threshold=20)
 

@@ -204,7 +204,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
                 raise ValueError(
                     f"The policy has no finite action for the observation {self._last_obs[bad[0]]} at real step "
                     f"{self.num_timesteps}, environment {bad[0]}, so none was sent: it is far from all data so far, or "
-                    f"`inner_lr` is too high. {self._what_is_intact()}"
+                    "`inner_lr` is too high, or a features extractor of your own is not finite there. "
+                    f"{self._what_is_intact()}"
                 )
 
     def _store_transition(
