@@ -3,11 +3,13 @@
 import time
 from functools import partial
 from threading import Lock
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from tiny import Drift, Unknown, tiny_model, vec_drift
 
@@ -173,8 +175,29 @@ def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
     env.close()
 
 
+class Holding(gym.Wrapper, RecordConstructorArgs):
+    """A wrapper with an argument that cannot be copied, so that Gymnasium has no spec of the wrappers around it."""
+
+    def __init__(self, env):
+        RecordConstructorArgs.__init__(self, lock=Lock(), _disable_deepcopy=True)
+        super().__init__(env)
+
+
+@pytest.mark.filterwarnings("ignore:.*An exception occurred")
+@pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
+def test_an_environment_is_known_within_wrappers_that_have_no_spec(vec_env):
+    env = vec_env(lambda: gym.wrappers.ClipAction(Holding(gym.make("Pendulum-v1"))))
+    assert ask(env, partial(attribute, "spec")) is None
+    assert ask(env, env_id) == "Pendulum-v1"
+    assert known_functions(env).reward_fn is pendulum_reward
+    env.close()
+
+
 @pytest.mark.parametrize(
-    "spec", [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock], ids=["dictionary", "lock", "number", "name", "class"]
+    "spec",
+    # The namesake has the number of observations that the known environment has
+    [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock, SimpleNamespace(id="MountainCar-v0")],
+    ids=["dictionary", "lock", "number", "name", "class", "namesake"],
 )
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_a_spec_that_is_none(spec, vec_env, tmp_path):
@@ -195,6 +218,13 @@ def test_attributes_that_cannot_be_read_or_written(env_class, vec_env):
     env.close()
 
 
+def test_a_method_of_an_environment_in_another_process_is_not_fetched():
+    env = in_workers(Drift)
+    model = tiny_model(env)
+    assert (model._functions.reward.source, model._functions.termination.source) == ("learned", "learned")
+    env.close()
+
+
 def unpicklable(get):
     return Lock()
 
@@ -208,6 +238,7 @@ def test_an_answer_that_does_not_pickle_is_none():
     assert ask(env, unpicklable) is None
     assert ask(env, partial(attribute, "no_such_thing")) is None
     assert ask(env, length) == 8
+    assert env.get_attr("_sb3_mbmpo_question") == [None], "nothing of ours stays in the environment"
     env.reset()
     env.close()
     assert ask(env, length) is None

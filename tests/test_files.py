@@ -5,9 +5,11 @@ import copy
 import gc
 import io
 import json
+import os
 import pickle
 import re
 import resource
+import stat
 import subprocess
 import sys
 import tracemalloc
@@ -107,6 +109,25 @@ def test_an_error_on_the_way_leaves_the_old_file(error, tmp_path):
         write()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_afterwards(tmp_path, monkeypatch):
+    """A kill cannot show this: only a power failure loses what the system has not written to the disk yet."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        events.append(("sync", "folder" if stat.S_ISDIR(status.st_mode) else status.st_size))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        events.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_whole(tmp_path / "file", b"content")
+    assert events == [("sync", len(b"content")), ("rename", "file"), ("sync", "folder")]
 
 
 def test_nothing_is_written_in_any_other_way():
@@ -635,6 +656,8 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
         assert_same(parameters(loaded), parameters(model))
         assert (type(loaded.seed), type(loaded.inner_lr), loaded.learn_inner_lr) == (int, float, True)
         assert loaded.dynamics.weight_decay == 1e-4
+    model.dynamics.save(tmp_path / "part")
+    assert DynamicsEnsemble.load(tmp_path / "part").optimizer.param_groups[0]["lr"] == 0.5
     model.policy.save(tmp_path / "policy")
     MlpPolicy.load(tmp_path / "policy")
     numbers = dict(

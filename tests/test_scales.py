@@ -9,7 +9,7 @@ from tiny import Drift, tiny_model
 
 from sb3_mbmpo import DynamicsEnsemble
 from sb3_mbmpo.common.actions import check_spaces
-from sb3_mbmpo.common.finite import resolution
+from sb3_mbmpo.common.finite import as_floating, resolution
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.policies import MlpPolicy
 
@@ -59,6 +59,17 @@ def test_what_is_learned_does_not_depend_on_the_unit(scale, plain):
     ensemble = fitted(data)
     np.testing.assert_allclose(changes(ensemble, data) / scale, plain[0], rtol=0, atol=2e-3)
     np.testing.assert_allclose(ensemble.target_std / np.float32(scale), plain[1].target_std, rtol=1e-4)
+    policy = MlpPolicy(box(np.float32), ACTIONS, lambda _: 1e-3)
+    policy.set_observation_statistics(data.obs)
+    spread = policy.standardize(data.obs).std(0, correction=0)
+    th.testing.assert_close(spread, th.ones(2), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6])
+def test_what_is_learned_does_not_depend_on_the_unit_of_the_actions(scale, plain):
+    data = transitions()
+    data = data._replace(action=scale * data.action)
+    np.testing.assert_allclose(changes(fitted(data), data), plain[0], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -100,8 +111,9 @@ def test_resolution_by_hand():
 OFFSET = 5e6  # metres of a map
 
 
-def test_an_offset_in_double_precision_changes_nothing(plain):
-    data = transitions(offset=OFFSET, dtype=np.float64)
+@pytest.mark.parametrize("offset", [OFFSET, 1000 * OFFSET])  # a thousand times as far, even the mean must not be rounded
+def test_an_offset_in_double_precision_changes_nothing(offset, plain):
+    data = transitions(offset=offset, dtype=np.float64)
     ensemble = fitted(data)
     assert ensemble.observation_dtype == th.float64
     np.testing.assert_allclose(changes(ensemble, data), plain[0], rtol=0, atol=2e-3)
@@ -114,9 +126,10 @@ def both(data):
     return np.concatenate([data.obs.numpy(), data.next_obs.numpy()])
 
 
-def test_a_policy_sees_small_changes_of_large_numbers():
+@pytest.mark.parametrize("offset", [OFFSET, 1000 * OFFSET + 0.3])
+def test_a_policy_sees_small_changes_of_large_numbers(offset):
     policy = MlpPolicy(box(np.float64), ACTIONS, lambda _: 1e-3)
-    obs = OFFSET + th.linspace(0, 1, 50, dtype=th.float64).unsqueeze(1).expand(-1, 2)
+    obs = offset + th.linspace(0, 1, 50, dtype=th.float64).unsqueeze(1).expand(-1, 2)
     policy.set_observation_statistics(obs)
     expected = (obs - obs.mean(0)) / obs.std(0, correction=0)
     seen = policy.standardize(obs)
@@ -202,6 +215,17 @@ def test_observations_that_are_whole_numbers(dtype):
     assert obs.dtype == dtype
     assert model.predict(obs)[0].shape == (2, 2)
     assert tiny_model(Counts(dtype)).learn(40).dynamics.learned_reward
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_large_whole_numbers_keep_their_last_digit(dtype):
+    counts = np.arange(2 * 10**9, 2 * 10**9 + 50, dtype=dtype)
+    np.testing.assert_array_equal(as_floating(counts), counts)
+    policy = MlpPolicy(spaces.Box(0, 2**31 - 1, (2,), dtype), ACTIONS, lambda _: 1e-3)
+    obs = np.stack([counts, counts[::-1]], axis=1)
+    policy.set_observation_statistics(th.as_tensor(as_floating(obs)))
+    expected = (obs - obs.mean(0)) / obs.std(0)
+    np.testing.assert_allclose(policy.standardize(th.as_tensor(obs)), expected, rtol=0, atol=1e-5)
 
 
 class Corridor(gym.Env):
