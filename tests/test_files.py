@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, 
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy
 from sb3_mbmpo.common.atomic import whole_file, write_whole
-from sb3_mbmpo.common.save_util import FILE_FORMAT
+from sb3_mbmpo.common.save_util import FILE_FORMAT, plain
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.offline import load_transitions
 from sb3_mbmpo.report import loading
@@ -666,6 +667,18 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
     ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, seed=np.int64(0))
     ensemble.save(tmp_path / "ensemble")
     assert_same(DynamicsEnsemble.load(tmp_path / "ensemble").state_dict(), ensemble.state_dict())
+
+
+def test_numbers_of_numpy_in_other_dictionaries_are_converted_too(tmp_path):
+    dynamics_kwargs = OrderedDict(net_arch=(np.int64(8),), probabilistic=np.bool_(False), max_epochs=np.int64(2))
+    policy_kwargs = OrderedDict(net_arch=[8], optimizer_kwargs=OrderedDict(eps=np.float64(1e-5)))
+    model = tiny_model(dynamics_kwargs=dynamics_kwargs, policy_kwargs=policy_kwargs).learn(20)
+    model.save(tmp_path / "model")
+    loaded = MBMPO.load(tmp_path / "model")
+    assert_same(parameters(loaded), parameters(model))
+    assert type(loaded.policy.optimizer.defaults["eps"]) is float
+    state = model.policy.state_dict()
+    assert plain(state) is state
 
 
 def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):

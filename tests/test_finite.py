@@ -209,6 +209,25 @@ def test_what_single_precision_cannot_hold_stops_training(step, value):
     everything_finite(model)
 
 
+class Half(Drift):
+    """An environment with observations in half precision; a worker process passes them on as they are computed, in single."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Box(-np.inf, np.inf, self.observation_space.shape, np.float16)
+
+
+@fork
+@pytest.mark.parametrize("where", [27, 24, "reset"], ids=["observation", "terminal observation", "first observation"])
+def test_what_half_precision_cannot_hold_stops_training_where_it_is_stored_so(where):
+    env = SubprocVecEnv([lambda: Half(random_start=False, bad={(where, "obs"): 1e5})], start_method="fork")
+    model = tiny_model(env, reward_fn="learned", termination_fn=None)
+    with pytest.raises(ValueError, match=r"NaN or infinite .*observation at real step"):
+        model.learn(60)
+    everything_finite(model)
+    env.close()
+
+
 @fork
 def test_a_reward_that_single_precision_cannot_hold_stops_training():
     env = SubprocVecEnv([lambda: Drift(bad={(27, "reward"): 1e39})], start_method="fork")  # float64, unlike in a DummyVecEnv

@@ -122,7 +122,9 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
     ) as process:
         output = ""
         while "n_updates" not in output:  # of an iteration
-            output += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, f"it ended too early:\n{output}"
+            output += line
         os.killpg(process.pid, signal.SIGINT)
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output

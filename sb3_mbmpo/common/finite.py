@@ -3,6 +3,8 @@
 Legend of shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
 
+from typing import Any
+
 import numpy as np
 import torch as th
 
@@ -52,10 +54,17 @@ def _shown(values: th.Tensor) -> str:
     return np.array2string(values.detach().cpu().numpy(), precision=6, threshold=20)
 
 
-def in_float32(values: np.ndarray) -> np.ndarray:
-    """Tell which numbers are finite in single precision, too, in which the models are fitted."""
+def in_float32(values: np.ndarray, stored_as: Any = np.float32) -> np.ndarray:
+    """
+    Tell which numbers are finite in single precision, too, in which the models are fitted.
+
+    :param values: of any shape
+    :param stored_as: the dtype in which they are stored; if it is half precision, they must be finite in that
+    :return: bool, of the same shape
+    """
+    dtype = np.float16 if np.dtype(stored_as) == np.float16 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):
-        finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
+        finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(dtype))
     return finite
 
 

@@ -51,8 +51,11 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, np.generic):
         return value.item()
-    if type(value) is dict:
-        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, dict):
+        items = {plain(key): plain(item) for key, item in value.items()}
+        # PyTorch's state dictionaries, of another class, carry more than their items
+        is_plain = all(new is old for new, old in zip(items.values(), value.values(), strict=True))
+        return value if is_plain and type(value) is not dict else items
     return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
