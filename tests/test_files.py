@@ -15,6 +15,7 @@ import sys
 import threading
 import tracemalloc
 import zipfile
+from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, 
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy
 from sb3_mbmpo.common.atomic import whole_file, write_whole
-from sb3_mbmpo.common.save_util import FILE_FORMAT
+from sb3_mbmpo.common.save_util import FILE_FORMAT, plain
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.offline import load_transitions
 from sb3_mbmpo.report import loading
@@ -112,19 +113,23 @@ def test_an_error_on_the_way_leaves_the_old_file(error, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_replaces_a_file_is_on_the_disk_before(tmp_path, monkeypatch):
-    # Otherwise a power failure may leave the new name without its content
-    path, calls, sync, replace = tmp_path / "file", [], os.fsync, os.replace
+def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_afterwards(tmp_path, monkeypatch):
+    """A kill cannot show this: only a power failure loses what the system has not written to the disk yet."""
+    events, fsync, replace = [], os.fsync, os.replace
 
-    def noted_sync(descriptor):
-        calls.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), os.fstat(descriptor).st_size))
-        sync(descriptor)
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        events.append(("sync", "folder" if stat.S_ISDIR(status.st_mode) else status.st_size))
+        fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "replace", lambda part, target: (calls.append("replace"), replace(part, target)))
-    write_whole(path, b"x" * 100)
-    (is_folder, size), name_changes, (is_folder_then, _) = calls
-    assert (is_folder, size, name_changes, is_folder_then) == (False, 100, "replace", True)
+    def noted_replace(source, target):
+        events.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_whole(tmp_path / "file", b"content")
+    assert events == [("sync", len(b"content")), ("rename", "file"), ("sync", "folder")]
 
 
 def test_nothing_is_written_in_any_other_way():
@@ -659,12 +664,13 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
     numbers = dict(
         learning_rate=np.float64(1e-3), weight_decay=np.float32(0.1), net_arch=np.array([3, 4]), n_models=np.int8(2)
     )
-    flags = ("weight_norm", "probabilistic", "learned_reward", "learned_termination")
-    numbers.update(dict.fromkeys(flags, np.bool_(True)))
-    ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, seed=np.int64(0))
+    flags = dict.fromkeys(("weight_norm", "probabilistic", "learned_reward", "learned_termination"), np.bool_(True))
+    ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, **flags, seed=np.int64(0))
     ensemble.optimizer.param_groups[0]["lr"] = np.float64(0.5)
     ensemble.save(tmp_path / "ensemble")
-    assert_same(DynamicsEnsemble.load(tmp_path / "ensemble").state_dict(), ensemble.state_dict())
+    loaded = DynamicsEnsemble.load(tmp_path / "ensemble")
+    assert_same(loaded.state_dict(), ensemble.state_dict())
+    assert loaded.optimizer.param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["reward_fn", "termination_fn", "learning_rate", "mine"])
@@ -684,6 +690,18 @@ def test_what_cannot_be_pickled_costs_no_model(name, tmp_path):
     assert_same(parameters(loaded), parameters(model))
     loaded.learn(20)
     model.save(tmp_path / "excluded", exclude=[name, "lr_schedule"])
+
+
+def test_numbers_of_numpy_in_other_dictionaries_are_converted_too(tmp_path):
+    dynamics_kwargs = OrderedDict(net_arch=(np.int64(8),), probabilistic=np.bool_(False), max_epochs=np.int64(2))
+    policy_kwargs = OrderedDict(net_arch=[8], optimizer_kwargs=OrderedDict(eps=np.float64(1e-5)))
+    model = tiny_model(dynamics_kwargs=dynamics_kwargs, policy_kwargs=policy_kwargs).learn(20)
+    model.save(tmp_path / "model")
+    loaded = MBMPO.load(tmp_path / "model")
+    assert_same(parameters(loaded), parameters(model))
+    assert type(loaded.policy.optimizer.defaults["eps"]) is float
+    state = model.policy.state_dict()
+    assert plain(state) is state
 
 
 def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):

@@ -9,7 +9,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from tiny import ACTION_SPACES, Drift, assert_same, parameters, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble
+from sb3_mbmpo.common.finite import check_rewards
 from sb3_mbmpo.dynamics import Transitions
+from sb3_mbmpo.meta.adaptation import is_usable
 
 fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -129,6 +131,41 @@ def test_an_imagined_environment_names_it_too():
         env.step(np.zeros((3, 2)))
 
 
+def test_the_message_shows_the_transition_that_did_it():
+    obs, action = th.arange(6.0).reshape(3, 2), th.tensor([[0.1], [0.2], [0.3]])
+    with pytest.raises(ValueError, match=r"f gave the reward nan for obs \[2. 3.\], action \[0.2\], next_obs \[12. 13.\]"):
+        check_rewards("f", th.tensor([1.0, np.nan, np.inf]), obs=obs, action=action, next_obs=obs + 10)
+
+
+def test_an_observation_that_is_not_finite_is_not_blamed_on_the_reward_function():
+    obs = th.ones(3, 2)
+    next_obs = obs.clone()
+    next_obs[2, 1] = np.inf
+    with pytest.raises(
+        ValueError, match=r"models imagined an observation that is NaN or infinite: \[ ?1. inf\] after \[1. 1.\]"
+    ):
+        check_rewards("f", -next_obs.sum(1), obs=obs, action=obs, next_obs=next_obs)
+
+
+def test_a_learned_reward_that_is_not_finite_is_named():
+    model = tiny_model(reward_fn="learned").learn(20)
+    model.dynamics.target_mean[-1] = np.nan
+    env = model.imagined_env(n_envs=3)
+    env.reset()
+    with pytest.raises(ValueError, match=r"The reward head of the models gave the reward nan for obs \["):
+        env.step(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"The reward head of the models gave the reward nan for obs \["):
+        model.adapt(model_index=0)
+
+
+@pytest.mark.parametrize("name", ["box", "discrete"])
+def test_parameters_without_finite_actions_in_the_imagination_are_named(name):
+    model = tiny_model(Drift(ACTION_SPACES[name])).learn(20)
+    model.policy.set_actor_vector(th.full_like(model.policy.actor_vector(), 3e38))
+    with pytest.raises(ValueError, match=r"no finite action for the imagined observation \[.*lower `inner_lr`"):
+        model.adapt(model_index=0)
+
+
 # ---------------------------------------------------------------- parameters and actions
 
 
@@ -171,6 +208,29 @@ def test_no_action_that_is_no_number_is_sent(name):
     assert model.replay_buffer.size() == 20
 
 
+def test_no_action_is_sent_from_a_deviation_that_overflows():
+    model = tiny_model().learn(20)
+    with th.no_grad():
+        model.policy.log_std.fill_(100)
+    model._begin_adapted()
+    with pytest.raises(ValueError, match=r"no finite action for the observation \[.*real step 20, environment 0"):
+        model.learn(20, reset_num_timesteps=False)
+    assert model.env.get_attr("n_steps") == [20]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(outer_optimizer="ppo", outer_kwargs=dict(learning_rate=100.0, n_epochs=1)), dict(target_kl=1e20)],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:The adaptations", "ignore:The line search")
+def test_no_policy_is_adopted_whose_deviation_overflows(arguments, seed):
+    # Its parameters, its objective and its KL divergence to the old policy are all finite
+    model = tiny_model(seed=seed, **arguments).learn(20)
+    assert is_usable(model.policy.actor, model.policy.actor_vector().unsqueeze(0), th.zeros(1, 1, 2)).all()
+
+
 # ---------------------------------------------------------------- what is stored
 
 
@@ -182,6 +242,25 @@ def test_what_single_precision_cannot_hold_stops_training(step, value):
         model.learn(60)
     assert model.replay_buffer.size() == step - 1
     everything_finite(model)
+
+
+class Half(Drift):
+    """An environment with observations in half precision; a worker process passes them on as they are computed, in single."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Box(-np.inf, np.inf, self.observation_space.shape, np.float16)
+
+
+@fork
+@pytest.mark.parametrize("where", [27, 24, "reset"], ids=["observation", "terminal observation", "first observation"])
+def test_what_half_precision_cannot_hold_stops_training_where_it_is_stored_so(where):
+    env = SubprocVecEnv([lambda: Half(random_start=False, bad={(where, "obs"): 1e5})], start_method="fork")
+    model = tiny_model(env, reward_fn="learned", termination_fn=None)
+    with pytest.raises(ValueError, match=r"NaN or infinite .*observation at real step"):
+        model.learn(60)
+    everything_finite(model)
+    env.close()
 
 
 @fork

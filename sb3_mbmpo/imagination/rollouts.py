@@ -168,10 +168,10 @@ def _imagine_share(
         distribution = act(policy_input)
         try:
             action = distribution.sample(generator)
-        except RuntimeError as error:  # discrete actions cannot be drawn with probability NaN
+        except RuntimeError:  # discrete actions cannot be drawn with probability NaN
             check_observations(of_tasks[max(t - 1, 0)], obs)
             check_answers(obs, distribution.parameters[0])
-            raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
+            raise
         encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
         prediction = step(obs_of_models, encoded.view(per_model))
 
