@@ -310,9 +310,17 @@ def test_no_ensemble_is_fitted_to_what_single_precision_cannot_hold(column, valu
     assert_same(ensemble.state_dict(), before)
 
 
-@pytest.mark.parametrize("where", [(2, "obs"), (2, "reward"), ("reset", "obs")])
-def test_adaptation_to_episodes_with_numbers_that_are_none(where):
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ((2, "obs"), "observation"),
+        ((8, "obs"), "terminal observation"),
+        (("reset", "obs"), "observation"),
+        ((2, "reward"), "reward"),
+    ],
+)
+def test_adaptation_to_episodes_with_numbers_that_are_none(where, named):
     model = tiny_model().learn(20)
-    with pytest.raises(ValueError, match=r"`adapt` to returned a NaN or infinite (observation|reward)"):
-        model.adapt(vec_drift(bad={where: np.nan}), n_episodes=2)
+    with pytest.raises(ValueError, match=f"`adapt` to returned a NaN or infinite {named}"):
+        model.adapt(vec_drift(random_start=False, bad={where: np.nan}), n_episodes=2)
     model.adapt(vec_drift(), n_episodes=2)

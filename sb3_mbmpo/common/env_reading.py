@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 from typing import Any, TypeVar
 
 from gymnasium.envs.registration import EnvSpec
@@ -63,13 +64,12 @@ class _Beside:
 def _answer_beside(question: Callable[[Get], Any]) -> str:
     """Send the answer to a question from within a worker, and return the name of some attribute."""
     # SB3 has no command that passes the environment to a function, so it is read from the local variables of the loop
-    frame = sys._getframe()
-    while frame.f_back is not None and not {"env", "remote"} <= frame.f_locals.keys():
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not {"env", "remote"} <= frame.f_locals.keys():
         frame = frame.f_back
-    variables = frame.f_locals
-    if {"env", "remote"} <= variables.keys():
-        answer = _attempt(partial(_picklable, question), lambda name: variables["env"].get_wrapper_attr(name))
-        variables["remote"].send(_Answer(answer))
+    if frame is not None:
+        env, remote = frame.f_locals["env"], frame.f_locals["remote"]
+        remote.send(_Answer(_attempt(partial(_picklable, question), lambda name: env.get_wrapper_attr(name))))
     return "unwrapped"
 
 

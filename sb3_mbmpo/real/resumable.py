@@ -91,7 +91,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
         See ``BaseAlgorithm``. The file also records the version of this package and the environment. It replaces an older file
-        only when it is complete.
+        only when it is complete. A warning names the attributes that cannot be pickled, which it then lacks.
 
         :raises OSError: if the file cannot be written; an older file is left as it was
         """
@@ -107,7 +107,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
                 raise
             warnings.warn(
                 f"{file_name(path)} lacks {left_out}, which cannot be pickled ({type(error).__name__}: {error}): pass the "
-                "arguments among them to `load` again. A function of a module always can be, or its path as `reward_fn`."
+                "arguments among them to `load` again. Functions of a module can always be saved, as can paths of them."
             )
             archive = io.BytesIO()
             included = [name for name in include or () if name not in left_out]
@@ -125,10 +125,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
                 return True
             return False
 
-        # Parameters are not pickled
         state_dicts, tensors = self._get_torch_save_params()
-        apart = {name.split(".")[0] for name in [*state_dicts, *tensors]}
-        return sorted(name for name in vars(self).keys() - apart - {*self._excluded_save_params()} if fails(vars(self)[name]))
+        not_pickled = {*self._excluded_save_params(), *(name.split(".")[0] for name in [*state_dicts, *tensors])}
+        return sorted(name for name, value in vars(self).items() if name not in not_pickled and fails(value))
 
     @classmethod
     def load(
