@@ -32,7 +32,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy
-from sb3_mbmpo.common.atomic import whole_file, write_whole
+from sb3_mbmpo.common.atomic import _short_name, whole_file, write_whole
 from sb3_mbmpo.common.save_util import FILE_FORMAT, plain
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.offline import load_transitions
@@ -165,6 +165,16 @@ def test_parts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.zip.00000000.part", "run[1].zip"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 200, "x" * 201])
+def test_any_name_that_a_file_can_have(name, tmp_path):
+    path = tmp_path / name
+    part = tmp_path / f".{_short_name(path)}.00000000.part"
+    part.write_bytes(b"of a process that was killed")
+    write_whole(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.write_bytes(b"old")
@@ -279,6 +289,7 @@ def test_arrays_whose_shapes_are_damaged_are_named(tmp_path):
         (dict(steps=np.arange(2)), "lacks `timesteps` or `results`"),
         (dict(timesteps=np.arange(2), results=np.ones((3, 2))), r"\(2,\) and `results` \(3, 2\)"),
         (dict(timesteps=np.arange(2), results=np.ones(2)), r"\(2,\) and `results` \(2,\)"),
+        (dict(timesteps=np.ones((2, 1)), results=np.ones((2, 3))), r"\(2, 1\) and `results` \(2, 3\)"),
         (dict(timesteps=np.arange(2), results=np.array([["a"], ["b"]])), "of int64 and `results` of <U1: no numbers"),
     ],
 )

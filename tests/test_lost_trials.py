@@ -579,13 +579,16 @@ def test_a_damaged_study_is_named_with_what_to_do(how, url, command, tmp_path):
 
 
 def test_a_database_whose_index_misses_a_row_is_named(tmp_path):
-    argv = ["--output", str(tmp_path), "--study-name", "a_name_of_its_own"]
-    optuna.create_study(storage=studies.open_storage(studies.sqlite_url(tmp_path / "study.db")), study_name=argv[-1])
+    url = studies.sqlite_url(tmp_path / "study.db")
+    optuna.create_study(storage=studies.open_storage(url), study_name="a_name_of_its_own")
     content = (tmp_path / "study.db").read_bytes()
     before, name, after = content.rpartition(b"a_name_of_its_own")
     (tmp_path / "study.db").write_bytes(before + name.replace(b"its", b"hit") + after)
-    with pytest.raises(SystemExit, match=r"study\.db is damaged.*missing from index"):
-        optimize.main(argv)
+    with (
+        pytest.raises(studies.DamagedStudyError, match=r"study\.db is damaged.*missing from index"),
+        studies.damage_named(url),
+    ):
+        studies.open_storage(url)
 
 
 def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):

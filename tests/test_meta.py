@@ -438,6 +438,16 @@ def test_advantages_that_are_not_finite_leave_the_parameters(step, stage, value)
     assert report == StepReport(0.0, 0.0, False, 0)
 
 
+@pytest.mark.parametrize("step", [trust_region_step, proximal_step])
+def test_an_objective_that_overflows_leaves_the_parameters(step):
+    problem, phi = make_problem()
+    problem.post.advantages.fill_(1.7e308)  # finite in each task, but not their sum
+    new_phi, report = step(problem, phi)
+    assert th.equal(new_phi, phi)
+    assert not report.accepted
+    assert report.objective_gain == 0
+
+
 def test_zero_advantages_leave_the_parameters():
     problem, phi = make_problem()
     problem.post.advantages.zero_()
