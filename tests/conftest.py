@@ -16,3 +16,26 @@ def mujoco_for_old_environments(monkeypatch, tmp_path):
     monkeypatch.setattr(mujoco, "__version__", "2.3.7")
     # MuJoCo writes warnings about Gymnasium's models to MUJOCO_LOG.TXT in the current folder
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quiet_optuna():
+    """Silence Optuna's messages about trials."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(params=["study.db", "study.log"])
+def url(request, tmp_path):
+    """Return the URL of a study that does not exist yet, in a database or a journal."""
+    from tuning.studies import sqlite_url
+
+    path = tmp_path / request.param
+    return sqlite_url(path) if path.suffix == ".db" else str(path)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Return the URL of a journal: databases are slow to create and to write to."""
+    return str(tmp_path / "study.log")
