@@ -2,9 +2,16 @@
 
 import pytest
 import torch as th
+from tiny import tiny_model
 
 # The networks are so small that threads would only wait for one another; and one thread fixes the order of sums.
 th.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Return a trained model, which tests must not change."""
+    return tiny_model(learn_inner_lr=True, buffer_size=64).learn(40)
 
 
 @pytest.fixture
