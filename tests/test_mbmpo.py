@@ -160,28 +160,24 @@ def test_training_neither_uses_nor_moves_global_generators():
 
 # ---------------------------------------------------------------- reward and termination
 
-BAD_REWARDS = {
-    "column": (lambda o, a, n: n[:, :1], r"shape \(5,\).*shape \(5, 1\)"),
-    "one number": (lambda o, a, n: n.mean(), r"shape \(5,\).*shape \(\)"),
-    "wrong axis": (lambda o, a, n: n.sum(0), r"shape \(5,\).*shape \(2,\)"),
-    "integers": (lambda o, a, n: n.sum(1).long(), r"floating.*torch.int64"),
-    "numpy": (lambda o, a, n: n.sum(1).numpy(), "returned a ndarray: use torch"),
-    "other device": (lambda o, a, n: n.sum(1).to("meta"), "on cpu.*on meta"),
+BAD_FUNCTIONS = {
+    "column": (dict(reward_fn=lambda o, a, n: n[:, :1]), r"shape \(5,\).*shape \(5, 1\)"),
+    "one number": (dict(reward_fn=lambda o, a, n: n.mean()), r"shape \(5,\).*shape \(\)"),
+    "wrong axis": (dict(reward_fn=lambda o, a, n: n.sum(0)), r"shape \(5,\).*shape \(2,\)"),
+    "integers": (dict(reward_fn=lambda o, a, n: n.sum(1).long()), r"floating.*torch.int64"),
+    "numpy": (dict(reward_fn=lambda o, a, n: n.sum(1).numpy()), "returned a ndarray: use torch"),
+    "other device": (dict(reward_fn=lambda o, a, n: n.sum(1).to("meta")), "on cpu.*on meta"),
+    **{
+        name: (dict(termination_fn=fn), r"termination_fn must return a torch.bool tensor of shape \(5,\)")
+        for name, fn in {"float": lambda n: n[:, 0], "shape": lambda n: n > 1}.items()
+    },
 }
 
 
-@pytest.mark.parametrize(("reward_fn", "match"), BAD_REWARDS.values(), ids=BAD_REWARDS)
-def test_bad_reward_function_is_refused_before_any_real_step(reward_fn, match):
-    model = tiny_model(reward_fn=reward_fn)
+@pytest.mark.parametrize(("arguments", "match"), BAD_FUNCTIONS.values(), ids=BAD_FUNCTIONS)
+def test_a_bad_function_is_refused_before_any_real_step(arguments, match):
+    model = tiny_model(**arguments)
     with pytest.raises(ValueError, match=match):
-        model.learn(40)
-    assert model.env.envs[0].unwrapped.n_steps == 0
-
-
-@pytest.mark.parametrize("termination_fn", [lambda n: n[:, 0], lambda n: n > 1], ids=["float", "shape"])
-def test_bad_termination_function_is_refused_before_any_real_step(termination_fn):
-    model = tiny_model(termination_fn=termination_fn)
-    with pytest.raises(ValueError, match=r"termination_fn must return a torch.bool tensor of shape \(5,\)"):
         model.learn(40)
     assert model.env.envs[0].unwrapped.n_steps == 0
 

@@ -1,3 +1,5 @@
+"""Recorded transitions: files of several origins, what is refused, and learning without an environment."""
+
 import sys
 from types import SimpleNamespace
 
