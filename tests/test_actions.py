@@ -1,3 +1,5 @@
+"""Actions between policy, environment and models, and spaces that are refused with the wrapper that helps."""
+
 import gymnasium as gym
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 """The environment is queried at set-up only, whatever it answers: later, it may be closed, dead or hanging."""
 
+import os
 import time
 from functools import partial
 from threading import Lock
@@ -90,6 +91,14 @@ class Exiting(Drift):
     spec = reward
 
 
+class Fatal(Drift):
+    """An environment that is gone once it is asked."""
+
+    @property
+    def spec(self):
+        os._exit(1)
+
+
 class Hanging(Drift):
     def step(self, action):
         time.sleep(20 if self.n_steps > 30 else 0)
@@ -147,6 +156,29 @@ def test_everything_but_real_steps_works_when_the_environment_is_gone(end, tmp_p
     loaded.load_replay_buffer(tmp_path / "buffer")
     assert loaded.replay_buffer.size() == 10
     assert EnvSpec.from_json(loaded.env_spec).max_episode_steps == 8
+    kill(env)
+
+
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [(close, "is closed"), (kill, "has lost a worker process"), (leave_in_a_step, "is in the middle of a step")],
+)
+def test_steps_in_an_environment_that_is_gone_are_refused_with_the_way_out(end, named):
+    env = VecNormalize(in_workers(Drift))
+    model = tiny_model(env).learn(20)
+    end(env)
+    another = VecNormalize(vec_drift())
+    for steps in (
+        lambda: model.learn(20),
+        lambda: model.learn(20, reset_num_timesteps=False),
+        lambda: model.adapt(n_episodes=2),
+        lambda: tiny_model(another).adapt(env, n_episodes=2),
+    ):
+        with pytest.raises(ValueError, match=f"The environment {named}.*`set_env` or `adapt`"):
+            steps()
+    model.adapt(another, n_episodes=2)
+    model.set_env(another)
+    model.learn(20)
     kill(env)
 
 
@@ -274,6 +306,7 @@ def test_an_answer_that_does_not_pickle_is_none():
     env = in_workers(Drift)
     kill(env)
     assert ask(env, length) is None
+    assert ask(in_workers(Fatal), env_id) is None
 
 
 class Foreign(Drift):

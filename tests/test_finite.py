@@ -197,25 +197,27 @@ def test_adaptations_that_fail_are_warned_of_and_the_meta_policy_acts():
         model.adapt(n_episodes=2, inner_lr=3e38)
 
 
-@pytest.mark.parametrize("name", ["box", "discrete", "multi_binary"])
-def test_no_action_that_is_no_number_is_sent(name):
-    model = tiny_model(Drift(ACTION_SPACES[name])).learn(20)
+def adapt_to_nan(model):
     model._adapted[:] = np.nan
-    n_steps = model.env.get_attr("n_steps")
-    with pytest.raises(ValueError, match=r"no finite action for the observation \[.*real step 20, environment 0"):
-        model.learn(20, reset_num_timesteps=False)
-    assert model.env.get_attr("n_steps") == n_steps
-    assert model.replay_buffer.size() == 20
 
 
-def test_no_action_is_sent_from_a_deviation_that_overflows():
-    model = tiny_model().learn(20)
+def overflow_the_deviation(model):
     with th.no_grad():
         model.policy.log_std.fill_(100)
     model._begin_adapted()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [*((name, adapt_to_nan) for name in ("box", "discrete", "multi_binary")), ("box", overflow_the_deviation)],
+)
+def test_no_action_that_is_no_number_is_sent(name, spoil):
+    model = tiny_model(Drift(ACTION_SPACES[name])).learn(20)
+    spoil(model)
     with pytest.raises(ValueError, match=r"no finite action for the observation \[.*real step 20, environment 0"):
         model.learn(20, reset_num_timesteps=False)
     assert model.env.get_attr("n_steps") == [20]
+    assert model.replay_buffer.size() == 20
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -253,21 +255,21 @@ class Half(Drift):
 
 
 @fork
-@pytest.mark.parametrize("where", [27, 24, "reset"], ids=["observation", "terminal observation", "first observation"])
-def test_what_half_precision_cannot_hold_stops_training_where_it_is_stored_so(where):
-    env = SubprocVecEnv([lambda: Half(random_start=False, bad={(where, "obs"): 1e5})], start_method="fork")
+@pytest.mark.parametrize(
+    ("env_class", "where", "value", "named"),
+    [
+        (Half, (27, "obs"), 1e5, "observation at real step 27"),
+        (Half, (24, "obs"), 1e5, "terminal observation at real step 24"),
+        (Half, ("reset", "obs"), 1e5, "observation at real step 0"),
+        (Drift, (27, "reward"), 1e39, "reward at real step 27"),
+    ],
+    ids=["half precision", "terminal", "first", "reward in single precision"],
+)
+def test_what_the_buffer_cannot_hold_stops_training_though_a_worker_can_send_it(env_class, where, value, named):
+    # A DummyVecEnv would already hold the same as the buffer
+    env = SubprocVecEnv([lambda: env_class(random_start=False, bad={where: value})], start_method="fork")
     model = tiny_model(env, reward_fn="learned", termination_fn=None)
-    with pytest.raises(ValueError, match=r"NaN or infinite .*observation at real step"):
-        model.learn(60)
-    everything_finite(model)
-    env.close()
-
-
-@fork
-def test_a_reward_that_single_precision_cannot_hold_stops_training():
-    env = SubprocVecEnv([lambda: Drift(bad={(27, "reward"): 1e39})], start_method="fork")  # float64, unlike in a DummyVecEnv
-    model = tiny_model(env, reward_fn="learned", termination_fn=None)
-    with pytest.raises(ValueError, match="NaN or infinite reward at real step 27"):
+    with pytest.raises(ValueError, match=f"a NaN or infinite {named}"):
         model.learn(60)
     everything_finite(model)
     env.close()

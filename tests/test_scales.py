@@ -238,6 +238,18 @@ def test_large_whole_numbers_keep_their_last_digit(dtype):
     np.testing.assert_allclose(seen, np.stack([expected, -expected], axis=1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [2**55, -(2**55)])
+def test_counts_that_double_precision_cannot_hold_are_refused_with_the_way_out(offset):
+    near = Counts(np.int64)
+    far = gym.wrappers.TransformObservation(near, lambda obs: obs + offset, near.observation_space)
+    with pytest.raises(
+        ValueError, match=r"The environment's observation has .* beyond 2\*\*53.*`gymnasium.wrappers.TransformObservation`"
+    ):
+        tiny_model(far).learn(20)
+    near_again = gym.wrappers.TransformObservation(far, lambda obs: obs - offset, near.observation_space)
+    assert tiny_model(near_again).learn(40).dynamics.target_std.min() > 0
+
+
 class Corridor(gym.Env):
     """An environment with four places; the wrapper that our message recommends turns its observations into vectors."""
 

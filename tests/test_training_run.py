@@ -111,8 +111,20 @@ def test_a_process_that_is_to_survive_the_end_of_its_terminal_does():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(("every", "expected"), [(0, [0, 20, 40, 60, 80, 100]), (35, [0, 40, 80, 100])])
-def test_a_run_is_saved_every_so_many_steps_and_at_its_end(every, expected, train, monkeypatch):
+@pytest.mark.parametrize(
+    ("every", "options", "expected"),
+    [
+        (0, [], [0, 20, 40, 60, 80, 100]),
+        (35, [], [0, 40, 80, 100]),
+        (0, ["--eval-at", "10"], [0, 10, 20, 40, 60, 80, 100]),
+        # No model that has learned nothing takes the place of an older one
+        (0, ["--overwrite", "--eval-at", "10"], [20, 40, 60, 80, 100]),
+        (35, ["--overwrite"], [20, 60, 100]),
+    ],
+)
+def test_a_run_is_saved_every_so_many_steps_and_at_its_end(every, options, expected, train, monkeypatch):
+    if "--overwrite" in options:
+        train()
     saved, save = [], MBMPO.save
 
     def noted(self, *args):
@@ -120,7 +132,7 @@ def test_a_run_is_saved_every_so_many_steps_and_at_its_end(every, expected, trai
         save(self, *args)
 
     monkeypatch.setattr(MBMPO, "save", noted)
-    train("--save-every", str(every), steps=100)
+    train("--save-every", str(every), *options, steps=100)
     assert saved == expected
 
 
@@ -163,7 +175,7 @@ def test_resume_begins_where_nothing_is_there_yet(train, tmp_path):
 
 def test_another_run_takes_the_place_of_an_older_one_when_it_has_something_to_show(train, tmp_path, monkeypatch, capsys):
     train()
-    before = (tmp_path / "run.zip").read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def interrupt(self, *_):
         raise Interrupted(signal.SIGINT)
@@ -173,14 +185,15 @@ def test_another_run_takes_the_place_of_an_older_one_when_it_has_something_to_sh
         with pytest.raises(SystemExit, match="130"):
             train("--overwrite", "--seed", "1")
     assert "run.zip is as it was" in capsys.readouterr().err
-    assert (tmp_path / "run.zip").read_bytes() == before
-    train("--overwrite", "--seed", "1")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, "the log, too"
+    train("--overwrite", "--seed", "1", steps=40)
     assert MBMPO.load(tmp_path / "run.zip").seed == 1
+    assert read_progress(tmp_path / "run" / "progress.csv")["time/total_timesteps"].tolist() == [20, 40]
 
 
 def test_an_older_run_keeps_its_real_steps_if_a_new_one_cannot_be_saved(train, tmp_path, monkeypatch):
     train()
-    before = {path: path.read_bytes() for path in [tmp_path / "run.zip", *(tmp_path / "run").glob("*.pkl")]}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def fail(self, *_):
         raise OSError("no space")

@@ -40,6 +40,8 @@ class Checkpoints(BaseCallback):
     :param every: minimum number of real steps between two checkpoints; 0: every iteration
     """
 
+    log: RunLogFile
+
     def __init__(self, path: Path, task: dict[str, Any], every: int = 0) -> None:
         super().__init__()
         self.path, self.task, self.every = path, task, every
@@ -47,17 +49,21 @@ class Checkpoints(BaseCallback):
         self.start, self.seconds_before = time.perf_counter(), 0.0
 
     def _on_rollout_start(self) -> None:
-        # The first model has learned nothing, so it must not replace an older one
-        if self.path.exists() if self.saved_steps is None else self.num_timesteps - self.saved_steps < max(self.every, 1):
-            return
-        self.save()
+        if self._is_due(max(self.every, 1)):
+            self.save()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        if self.num_timesteps != self.saved_steps:
+        if self._is_due(1):
             self.save()
+
+    def _is_due(self, every: int) -> bool:
+        assert isinstance(self.model, MBMPO)
+        if self.saved_steps is None:  # a model that has learned nothing must not replace an older one
+            return self.model._n_fits > 0 or not self.path.exists()
+        return self.num_timesteps - self.saved_steps >= every
 
     def seconds(self) -> float:
         """Return the seconds of training, summed over all processes of the run."""
@@ -65,7 +71,7 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """
-        Save the model and its buffer, and remove the previous buffer.
+        Save the model and its buffer, remove the previous buffer, and release the log.
 
         :raises OSError: if they cannot be written; the previous ones are kept
         """
@@ -78,6 +84,7 @@ class Checkpoints(BaseCallback):
         run = {**self.task, "buffer": buffer.name, "seconds": self.seconds(), "episodes": episodes}
         vars(self.model)[RUN] = run
         self.model.save(self.path)
+        self.log.release()
         self.saved_steps = self.num_timesteps
         for other in folder.glob("replay_buffer-*.pkl"):
             if other != buffer:
@@ -125,7 +132,8 @@ class TrainingRun:
         resumes = arguments.resume and self.path.exists()
         model = self.model = self._resumed(env) if resumes else self._new(env)
         run_folder(self.path).mkdir(parents=True, exist_ok=True)
-        log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps)
+        replaces = self.path.exists() and not resumes
+        self.checkpoints.log = log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps, held=replaces)
         model.set_logger(Logger(str(log.path.parent), [log, *([HumanOutputFormat(sys.stdout)] if arguments.verbose else [])]))
         print(
             f"{self.env_id} {self.env_kwargs or ''} seed {arguments.seed}: "

@@ -32,7 +32,7 @@ def ask(env: VecEnv, question: Callable[[Get], Answer | None]) -> Answer | None:
     vec_env = env.unwrapped
     if not isinstance(vec_env, SubprocVecEnv):
         return _attempt(question, lambda name: env.get_attr(name, 0)[0])
-    if vec_env.closed or vec_env.waiting:  # a worker that is in a step would answer the step first, if at all
+    if vec_env.waiting:  # a worker that is in a step would answer the step first, if at all
         return None
     remote = vec_env.remotes[0]
     try:
@@ -41,9 +41,28 @@ def ask(env: VecEnv, question: Callable[[Get], Answer | None]) -> Answer | None:
         reply = remote.recv()
         if isinstance(reply, _Answer):
             remote.recv()  # whether it has the attribute
-    except (OSError, EOFError):  # the worker has ended
+    except (OSError, EOFError):  # the worker has ended, perhaps because of the question
         return None
     return reply.value if isinstance(reply, _Answer) else None
+
+
+def check_running(env: VecEnv) -> None:
+    """
+    Reject an environment in which no step can be taken.
+
+    :param env: any vectorised environment, in this process or in others
+    :raises ValueError: if it is closed, a worker process has ended, or it is in the middle of a step
+    """
+    vec_env = env.unwrapped
+    if getattr(vec_env, "closed", False):
+        what = "is closed"
+    elif isinstance(vec_env, SubprocVecEnv) and not all(process.is_alive() for process in vec_env.processes):
+        what = "has lost a worker process"
+    elif getattr(vec_env, "waiting", False):
+        what = "is in the middle of a step, as after an interrupt"
+    else:
+        return
+    raise ValueError(f"The environment {what}, so no step can be taken: pass another one to `set_env` or `adapt`.")
 
 
 @dataclass

@@ -105,6 +105,25 @@ def as_floating(values: np.ndarray) -> np.ndarray:
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 
+# Double precision holds all whole numbers up to here
+LARGEST_COUNT = 2**53
+
+
+def check_counts(name: str, values: np.ndarray) -> None:
+    """
+    Reject whole numbers that ``as_floating`` would round.
+
+    :param name: name of the values in the message
+    :param values: numbers of any shape and dtype; only integers are checked
+    :raises ValueError: if one is too large
+    """
+    if np.issubdtype(values.dtype, np.integer) and ((values > LARGEST_COUNT) | (values < -LARGEST_COUNT)).any():
+        raise ValueError(
+            f"{name} has whole numbers beyond 2**53, which double precision cannot tell from their neighbours: subtract an "
+            f"offset, for example in `gymnasium.wrappers.TransformObservation`. They go from {values.min()} to {values.max()}."
+        )
+
+
 def resolution(values: th.Tensor) -> th.Tensor:
     """
     Return the spread below which a column counts as constant, because all that varies is rounding.

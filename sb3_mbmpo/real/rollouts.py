@@ -20,7 +20,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_mbmpo.common.actions import ActionCodec
-from sb3_mbmpo.common.finite import as_floating, in_float32
+from sb3_mbmpo.common.env_reading import check_running
+from sb3_mbmpo.common.finite import as_floating, check_counts, in_float32
 from sb3_mbmpo.common.observations import VecNormalizeScaling, unscaled
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.policies import MetaPolicy
@@ -115,6 +116,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert self.replay_buffer is not None
         if not reset_num_timesteps and self._n_fits > 0 and self.replay_buffer.size() == 0:
             warnings.warn(NO_REAL_STEPS)
+        assert self.env is not None
+        check_running(self.env)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)
@@ -260,7 +263,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         :param name: name of the values in the message
         :param values: from the environment (n_envs, .)
         :param stored_as: the dtype that they have in the buffer
-        :raises ValueError: if one is NaN or infinite
+        :raises ValueError: if one is NaN, infinite or too large a whole number
         """
         bad = np.flatnonzero(~in_float32(values, stored_as).all(axis=1))
         if len(bad) > 0:
@@ -269,6 +272,7 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
                 f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
                 f"environment {bad[0]}: {values[bad[0]]}. {self._what_is_intact()}"
             )
+        check_counts(f"The environment's {name}", values)
 
     def _what_is_intact(self) -> str:
         """Describe what can still be used after a number that is not finite, and what cannot."""
