@@ -31,7 +31,7 @@ test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to select, 
 # -W: a broken link or a docstring that does not parse is an error. It needs no network.
 .PHONY: docs
 docs: $(STAMP) ## Build the documentation site, docs/_build/html/index.html
-	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m sphinx -W -E --keep-going -q docs docs/_build/html
 
 .PHONY: bench
 bench: $(STAMP) ## Compare the engine with bare matmuls; ARGS="--sizes half-cheetah --threads 1 2" to select
