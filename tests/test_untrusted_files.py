@@ -169,8 +169,8 @@ def test_what_a_file_says_of_its_environment_is_made_as_it_is_registered_or_name
         report_main([str(tmp_path / "model.zip")])
 
 
-def test_the_readme_says_what_loading_a_file_can_do():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_guide_says_what_loading_a_file_can_do():
+    text = (Path(__file__).parents[1] / "docs" / "guide" / "files.md").read_text()
     unsafe, safe = text.partition("## What loading a file can do")[2].partition("\n## ")[0].split("Safe, whoever wrote them")
     for name in ("model", "policy", "replay buffer", "VecNormalize"):
         assert name in unsafe
