@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,31 @@ def test_names_with_dots_and_folders_have_files_of_their_own(train, tmp_path):
         train(save=name, steps=steps)
         assert MBMPO.load(tmp_path / name).num_timesteps == steps
         assert read_progress(tmp_path / name / "progress.csv")["time/total_timesteps"][-1] == steps
+
+
+# -- What MuJoCo says -------------------------------------------------------------------------------------------------------
+
+UNSTABLE = """
+import gymnasium as gym
+from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
+
+tidy_mujoco_messages()
+for _ in range(2):
+    env = gym.make("HalfCheetah-v5")
+    for t in range(3):
+        env.reset(seed=0)
+        env.unwrapped.data.qpos[2 + t] = float("nan")
+        env.unwrapped.do_simulation(env.action_space.sample(), 1 + t)
+"""
+
+
+def test_mujoco_leaves_no_file_and_says_what_matters_once(tmp_path):
+    code = [sys.executable, "-W", "ignore", "-c", UNSTABLE]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert re.fullmatch(r"MuJoCo: Nan, Inf or huge value in QPOS at DOF 2\. The simulation is unstable\. .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- The environment continues --------------------------------------------------------------------------------------------

@@ -50,8 +50,10 @@ def work(*arguments: Any) -> None:
     """Run one worker of the search; only workers import PyTorch, which is slow to import."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(KeyboardInterrupt):
+        from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
         from tuning import trials
 
+        tidy_mujoco_messages()
         try:
             trials.work(*arguments)
         except SearchError as error:

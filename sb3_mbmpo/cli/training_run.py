@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
+from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import RandomPolicy
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
@@ -222,6 +223,7 @@ def train(arguments: argparse.Namespace) -> None:
     Train with the hyperparameters of the configuration file, and report the return at each milestone. The model FILE.zip is
     saved after every iteration, with its replay buffer and its log FILE/progress.csv.
     """
+    tidy_mujoco_messages()
     run: TrainingRun | None = None
     with interrupts_raise():
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.report.loading import load_run
 from sb3_mbmpo.report.page import write_report
 from sb3_mbmpo.report.run_log import find_run, read_run, run_folder
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--episodes must be at least 1, not {arguments.episodes}")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
+    tidy_mujoco_messages()
     try:
         import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError before the work, not after it
 
