@@ -103,11 +103,11 @@ def test_defaults_of_the_space_are_those_of_the_algorithm():
 
 @pytest.mark.parametrize("entry", ["default", "Pendulum-v1", "CartPole-v1", "InvertedPendulum-v5", "HalfCheetah-v5"])
 def test_shipped_settings_are_points_of_the_space(entry):
-    shipped = studies.merge(DEFAULTS, zoo.read_config(entry))
+    shipped = zoo.merge(DEFAULTS, zoo.read_config(entry))
     point = nearest_point(shipped)
     assert set(point) == set(SPACE)
     # Without weight decay, 1e-7 is the nearest choice
-    assert studies.merge(shipped, convert(point)) == studies.merge(shipped, {"dynamics_kwargs": {"weight_decay": 1e-7}})
+    assert zoo.merge(shipped, convert(point)) == zoo.merge(shipped, {"dynamics_kwargs": {"weight_decay": 1e-7}})
 
 
 @pytest.mark.parametrize(
