@@ -21,6 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from tiny import tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
+from sb3_mbmpo.cli.environments import listing
 from sb3_mbmpo.zoo import extension
 from sb3_mbmpo.zoo.search_space import SPACE, convert, suggest
 
@@ -140,6 +141,11 @@ def test_the_wheel_is_what_runs(wheel_bin, tmp_path):
     module, config = run("python code.py", tmp_path, wheel_bin).split()
     assert Path(module).is_relative_to(wheel_bin.parent)
     assert Path(config).is_relative_to(wheel_bin.parent)
+
+
+def test_the_wheel_lists_the_same_environments_and_returns(wheel_bin, tmp_path):
+    *listed, _ = listing().splitlines()  # the last line has the path of the configuration
+    assert run("python -m sb3_mbmpo --list", tmp_path, wheel_bin).splitlines()[:-1] == listed
 
 
 def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):

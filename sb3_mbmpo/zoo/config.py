@@ -20,12 +20,11 @@ def config_file() -> Path:
     return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
 
 
-def read_config(name: str) -> dict[str, Any]:
+def entries() -> dict[str, dict[str, Any]]:
     """
-    Read the hyperparameters of an environment from a configuration file.
+    Read all entries of the configuration file.
 
-    :param name: an entry of the configuration file, usually an environment id
-    :return: its hyperparameters, or those of ``default``
+    :return: hyperparameters by name of the entry, usually an environment id; "default" has those of all others
     :raises ValueError: if the file is damaged
     """
     path = config_file()
@@ -33,9 +32,23 @@ def read_config(name: str) -> dict[str, Any]:
         configs = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
-    entry = configs.get(name, configs.get("default")) if isinstance(configs, dict) else None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path} has no entry for {name!r}, and none named 'default'.")
+    if not isinstance(configs, dict) or not all(isinstance(entry, dict) for entry in configs.values()):
+        raise ValueError(f"{path} must have a dictionary of hyperparameters for each environment.")
+    return configs
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """
+    Read the hyperparameters of an environment from the configuration file.
+
+    :param name: an entry of the configuration file, usually an environment id
+    :return: its hyperparameters, or those of ``default``
+    :raises ValueError: if the file is damaged
+    """
+    configs = entries()
+    entry = configs.get(name, configs.get("default"))
+    if entry is None:
+        raise ValueError(f"{config_file()} has no entry for {name!r}, and none named 'default'.")
     return dict(entry)
 
 
