@@ -27,7 +27,7 @@ from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
 from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.mbmpo import MBMPO
-from sb3_mbmpo.report.episodes import RandomPolicy
+from sb3_mbmpo.report.episodes import RandomPolicy, evaluation_seed
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
 from sb3_mbmpo.zoo import ENV_ENTRIES, check_entry, merge, read_config
 
@@ -209,8 +209,7 @@ class TrainingRun:
         return model
 
     def _report(self, name: str, steps: int, seconds: float, policy: PolicyPredictor) -> None:
-        # A different seed than that of the training episodes
-        env = self.make_env(1, self.arguments.seed + 10_000)
+        env = self.make_env(1, evaluation_seed(self.arguments.seed))
         mean, std = evaluate_policy(policy, env, n_eval_episodes=self.arguments.eval_episodes, deterministic=True)
         env.close()
         print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{np.mean(mean):>12.1f}{np.mean(std):>10.1f}", flush=True)

@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--trust", action="store_true", help="import and call the environment and the functions that the file names"
     )
     parser.add_argument("--output", type=Path, help="folder; by default `report` in the folder of the model's name")
-    parser.add_argument("--episodes", type=int, default=5, help="real episodes of the meta-policy, and of random actions")
-    parser.add_argument("--seed", type=int, default=0, help="seed of these episodes")
+    parser.add_argument("--episodes", type=int, default=20, help="real episodes of the meta-policy, and of random actions")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the run whose evaluation episodes these are; by default this run's own"
+    )
     parser.add_argument("--no-video", action="store_true", help="leave out the video of MuJoCo environments")
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1:
