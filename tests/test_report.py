@@ -232,8 +232,9 @@ def test_figures_say_their_units_and_nothing_covers_or_leaves_them(name, layout,
     inside = figure.get_tightbbox()  # in inches
     assert inside.x0 > -0.02
     assert inside.x1 < layout.width + 0.02
-    assert min(axes.get_window_extent().width for axes in figure.axes if axes.get_label() != "<colorbar>") > 100
-    assert min(axes.get_window_extent().height for axes in figure.axes) > 50
+    panels = [axes.get_window_extent() for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert min(panel.width for panel in panels) > 100
+    assert min(panel.height for panel in panels) > 50
 
 
 def test_panels_are_beside_one_another_on_a_wide_page_only(pictures):

@@ -13,6 +13,7 @@ import gymnasium as gym
 
 import sb3_mbmpo
 from sb3_mbmpo.common.atomic import write_whole
+from sb3_mbmpo.common.html_page import NARROW, page
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import evaluation_seed
 from sb3_mbmpo.report.loading import MakeEnv
@@ -22,18 +23,12 @@ from sb3_mbmpo.report.study import ModelStudy, study_model
 if TYPE_CHECKING:
     from sb3_mbmpo.report.plots import Drawing
 
-# Pages up to this width, in pixels, show the narrow layout of the figures
-NARROW_PAGE = 640
-STYLE = f"""body {{ font: 16px/1.45 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }}
-h1, h2 {{ line-height: 1.2 }} figure {{ margin: 0 0 2em }} figure img {{ width: 100% }} figure img.film {{ max-width: 720px }}
-figcaption {{ max-width: 50em }} table {{ border-collapse: collapse }} td {{ overflow-wrap: anywhere }}
-td, th {{ padding: .2em .8em; text-align: left; vertical-align: top }} tr:nth-child(even) {{ background: #f2f2f2 }}
+STYLE = f"""body {{ font: 16px/1.45 sans-serif }} figure {{ margin: 0 0 2em }} figure img {{ width: 100% }}
+figure img.film {{ max-width: 720px }} figcaption {{ max-width: 50em }} td {{ overflow-wrap: anywhere }}
+td, th {{ padding: .2em .8em; text-align: left; vertical-align: top }}
 .head td:first-child {{ white-space: nowrap }} .changed td {{ font-weight: bold }}
-@media (max-width: {NARROW_PAGE}px) {{ body {{ margin: 1em auto }} table {{ font-size: 14px }} td, th {{ padding: .2em .4em }}
+@media (max-width: {NARROW}px) {{ table {{ font-size: 14px }} td, th {{ padding: .2em .4em }}
 .head td:first-child {{ white-space: normal; width: 35% }} }}"""
-HEAD = "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>" + (
-    "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-)
 # Arguments of MBMPO that the table of hyperparameters does not show: objects, and those without an effect on learning
 NO_HYPERPARAMETERS = {"self", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 
@@ -144,15 +139,15 @@ def figure_html(draw: "Drawing", title: str, path: Path) -> str:
     :param path: where the wide one is written, too
     :return: HTML with both, of which the browser shows the one that fits
     """
-    from sb3_mbmpo.report.plots import NARROW, WIDE
+    from sb3_mbmpo.report import plots
 
     wide, narrow = io.BytesIO(), io.BytesIO()
     # Sharp on screens with two pixels for each of CSS
-    draw(WIDE).savefig(wide, format="png", dpi=150)
-    draw(NARROW).savefig(narrow, format="png", dpi=170)
+    draw(plots.WIDE).savefig(wide, format="png", dpi=150)
+    draw(plots.NARROW).savefig(narrow, format="png", dpi=170)
     write_whole(path, wide.getvalue())
     url = _data_url(narrow.getvalue(), "image/png")
-    source = f"<source media='(max-width: {NARROW_PAGE}px)' srcset='{url}'>"
+    source = f"<source media='(max-width: {NARROW}px)' srcset='{url}'>"
     return f"<picture>{source}{embedded(wide.getvalue(), 'image/png', title)}</picture>"
 
 
@@ -211,7 +206,7 @@ def write_report(
     study = study_model(run.model, env, n_episodes, seed)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"MB-MPO on {'its environment' if env.spec is None else env.spec.id}"
-    parts = [f"<h1>{html.escape(title)}</h1>", summary_table(run, study, env, files, seed)]
+    parts = [summary_table(run, study, env, files, seed)]
     for picture in [draw_learning_curve(run, study), draw_expectations(run), *model_pictures(study), draw_times(run)]:
         image = ""
         if picture.draw is not None:
@@ -221,7 +216,6 @@ def write_report(
         parts.append(film_section(run.model, make_env, seed, folder))
     parts += ["<h2>Hyperparameters</h2><p>Bold: not the default.</p>", hyperparameter_table(run.model)]
     path = folder / "report.html"
-    head = f"{HEAD}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-    write_whole(path, f"{head}<body>{''.join(parts)}</body></html>")
+    write_whole(path, page(title, STYLE, parts))
     env.close()
     return path

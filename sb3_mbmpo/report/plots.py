@@ -456,14 +456,14 @@ DISAGREEMENT_LABEL = "disagreement (standard deviations of the changes)"
 
 def _draw_maps(layout: Layout, plasticity: Plasticity, quantities: Sequence[Quantity]) -> Figure:
     title = "Disagreement of the models and plasticity of the policy over the plane"
-    figure, panels = _figure(layout._replace(columns=min(layout.columns, 2)), title, 2, 4.2)
+    figure, panels = _figure(layout._replace(columns=min(layout.columns, 2)), title, 2, 5.2)
     size = round(len(plasticity.obs) ** 0.5)
     x, y = (plasticity.obs[:, i].reshape(size, size) for i in range(2))
     for axes, values, label in zip(
         panels, (plasticity.disagreement, plasticity.kl), (DISAGREEMENT_LABEL, KL_LABEL), strict=True
     ):
         image = axes.pcolormesh(x, y, values.reshape(size, size), shading="nearest")
-        figure.colorbar(image, ax=axes, label=label, format="%.2g")
+        figure.colorbar(image, ax=axes, label=label, format="%.2g", location="bottom")
         axes.plot(*plasticity.visited.T, ".", color="white", markersize=1.5, label="real states of the meta-policy")
         labels = [f"{quantity.name} ({quantity.unit or 'raw units'})" for quantity in quantities]
         _label(axes, *labels)
