@@ -233,7 +233,7 @@ class MBMPO(RealRolloutAlgorithm):
     def _setup_model(self) -> None:
         # Here, not in the constructor, because `load` may have changed some arguments
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
-        vars(self).update(plain({name: getattr(self, name) for name in arguments}))
+        vars(self).update(plain({name: getattr(self, name) for name in (*arguments, "_stats_window_size")}))
         self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:

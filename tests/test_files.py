@@ -5,13 +5,17 @@ import copy
 import gc
 import io
 import json
+import os
 import pickle
 import re
 import resource
+import stat
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
+from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +33,7 @@ from tiny import ACTION_SPACES, SETTINGS, Drift, assert_same, parameters, push, 
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, MlpPolicy
 from sb3_mbmpo.common.atomic import whole_file, write_whole
-from sb3_mbmpo.common.save_util import FILE_FORMAT
+from sb3_mbmpo.common.save_util import FILE_FORMAT, plain
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.offline import load_transitions
 from sb3_mbmpo.report import loading
@@ -107,6 +111,25 @@ def test_an_error_on_the_way_leaves_the_old_file(error, tmp_path):
         write()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_gets_its_name_and_the_folder_afterwards(tmp_path, monkeypatch):
+    """A kill cannot show this: only a power failure loses what the system has not written to the disk yet."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        events.append(("sync", "folder" if stat.S_ISDIR(status.st_mode) else status.st_size))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        events.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_whole(tmp_path / "file", b"content")
+    assert events == [("sync", len(b"content")), ("rename", "file"), ("sync", "folder")]
 
 
 def test_nothing_is_written_in_any_other_way():
@@ -623,6 +646,7 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
         inner_lr=np.float32(0.1),
         seed=np.int64(3),
         horizon=np.int32(4),
+        stats_window_size=np.int64(5),
         learn_inner_lr=np.bool_(True),
         dynamics_kwargs=dict(net_arch=[np.int64(8)], weight_decay=np.float64(1e-4), max_epochs=np.int64(2)),
         policy_kwargs=dict(net_arch=[np.int64(8)], log_std_init=np.float64(-0.5)),
@@ -640,9 +664,44 @@ def test_numbers_of_numpy_in_arguments_make_files_that_load(tmp_path):
     numbers = dict(
         learning_rate=np.float64(1e-3), weight_decay=np.float32(0.1), net_arch=np.array([3, 4]), n_models=np.int8(2)
     )
-    ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, seed=np.int64(0))
+    flags = dict.fromkeys(("weight_norm", "probabilistic", "learned_reward", "learned_termination"), np.bool_(True))
+    ensemble = DynamicsEnsemble(Drift().observation_space, Drift().action_space, **numbers, **flags, seed=np.int64(0))
+    ensemble.optimizer.param_groups[0]["lr"] = np.float64(0.5)
     ensemble.save(tmp_path / "ensemble")
-    assert_same(DynamicsEnsemble.load(tmp_path / "ensemble").state_dict(), ensemble.state_dict())
+    loaded = DynamicsEnsemble.load(tmp_path / "ensemble")
+    assert_same(loaded.state_dict(), ensemble.state_dict())
+    assert loaded.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["reward_fn", "termination_fn", "learning_rate", "mine"])
+def test_what_cannot_be_pickled_costs_no_model(name, tmp_path):
+    lock = threading.Lock()
+    functions = {
+        "reward_fn": lambda obs, action, next_obs: -next_obs.square().sum(1) * (not lock.locked()),
+        "termination_fn": lambda next_obs: next_obs.abs().amax(1) > 2 + lock.locked(),
+        "learning_rate": lambda progress: 1e-3 * (not lock.locked()),
+    }
+    given = {name: functions[name]} if name in functions else {}
+    model = tiny_model(**given).learn(20)
+    model.mine = lock if name == "mine" else None
+    with pytest.warns(UserWarning, match=rf"the_model lacks \['{name}'.*cannot pickle.*to `load` again"):
+        model.save(tmp_path / "the_model")
+    loaded = MBMPO.load(tmp_path / "the_model", env=Drift(), **given)
+    assert_same(parameters(loaded), parameters(model))
+    loaded.learn(20)
+    model.save(tmp_path / "excluded", exclude=[name, "lr_schedule"])
+
+
+def test_numbers_of_numpy_in_other_dictionaries_are_converted_too(tmp_path):
+    dynamics_kwargs = OrderedDict(net_arch=(np.int64(8),), probabilistic=np.bool_(False), max_epochs=np.int64(2))
+    policy_kwargs = OrderedDict(net_arch=[8], optimizer_kwargs=OrderedDict(eps=np.float64(1e-5)))
+    model = tiny_model(dynamics_kwargs=dynamics_kwargs, policy_kwargs=policy_kwargs).learn(20)
+    model.save(tmp_path / "model")
+    loaded = MBMPO.load(tmp_path / "model")
+    assert_same(parameters(loaded), parameters(model))
+    assert type(loaded.policy.optimizer.defaults["eps"]) is float
+    state = model.policy.state_dict()
+    assert plain(state) is state
 
 
 def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):
@@ -652,18 +711,21 @@ def test_a_seed_begins_new_random_numbers_and_none_goes_on(model, tmp_path):
         loaded = MBMPO.load(tmp_path / "model", env=DummyVecEnv([lambda: Drift(random_start=False)]), **kwargs)
         return parameters(loaded.learn(20))
 
-    one, again, two, goes_on, none = (
-        trained(**kwargs) for kwargs in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {}, {"seed": None})
+    one, again, as_object, two, goes_on, none = (
+        trained(**kwargs)
+        for kwargs in ({"seed": 1}, {"seed": 1}, {"custom_objects": {"seed": 1}}, {"seed": 2}, {}, {"seed": None})
     )
     assert_same(one, again)
+    assert_same(one, as_object)
     assert_same(goes_on, none)
     for other in (two, goes_on):
         assert not th.equal(one["policy.action_net.weight"], other["policy.action_net.weight"])
 
 
-def test_step_sizes_that_were_learned_can_be_left_behind(model, tmp_path):
+@pytest.mark.parametrize("how", [dict(learn_inner_lr=False), dict(custom_objects=dict(learn_inner_lr=False))], ids=str)
+def test_step_sizes_that_were_learned_can_be_left_behind(how, model, tmp_path):
     model.save(tmp_path / "model")
-    loaded = MBMPO.load(tmp_path / "model", env=Drift(), learn_inner_lr=False, inner_lr=0.2)
+    loaded = MBMPO.load(tmp_path / "model", env=Drift(), inner_lr=0.2, **how)
     assert loaded.learned_inner_lr is None
     loaded.learn(20).save(tmp_path / "fixed")
     learns = MBMPO.load(tmp_path / "fixed", env=Drift(), learn_inner_lr=True)

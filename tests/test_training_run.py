@@ -19,7 +19,7 @@ from tiny import Drift, assert_same, tiny_model
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.__main__ import main
 from sb3_mbmpo.cli import environments, training_run
-from sb3_mbmpo.cli.interrupts import Interrupted
+from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
 from sb3_mbmpo.report.run_log import RunLogFile, read_progress
 
@@ -82,6 +82,51 @@ def test_thirty_kills_lose_nothing_that_was_finished():
     assert 0 < steps < TOTAL
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_first_signal_interrupts_and_further_ones_do_not_disturb_the_cleanup(name):
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    missed = []
+    before = {number: signal.signal(number, lambda number, _: missed.append(number)) for number in numbers}
+    ours = [signal.getsignal(number) for number in numbers]
+    try:
+        with interrupts_raise():
+            with pytest.raises(Interrupted) as interrupt:
+                signal.raise_signal(getattr(signal, name))
+            try:
+                for number in numbers:
+                    signal.raise_signal(number)
+            except Interrupted:
+                pytest.fail("the cleanup was interrupted")
+        assert interrupt.value.exit_code == 128 + getattr(signal, name)
+        assert missed == []
+        assert [signal.getsignal(number) for number in numbers] == ours
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_process_that_is_to_survive_the_end_of_its_terminal_does():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` sets it
+    try:
+        with interrupts_raise():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [0, 20, 40, 60, 80, 100]), (35, [0, 40, 80, 100])])
+def test_a_run_is_saved_every_so_many_steps_and_at_its_end(every, expected, train, monkeypatch):
+    saved, save = [], MBMPO.save
+
+    def noted(self, *args):
+        saved.append(self.num_timesteps)
+        save(self, *args)
+
+    monkeypatch.setattr(MBMPO, "save", noted)
+    train("--save-every", str(every), steps=100)
+    assert saved == expected
+
+
 # -- The same command repeated ------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +179,21 @@ def test_another_run_takes_the_place_of_an_older_one_when_it_has_something_to_sh
     assert (tmp_path / "run.zip").read_bytes() == before
     train("--overwrite", "--seed", "1")
     assert MBMPO.load(tmp_path / "run.zip").seed == 1
+
+
+def test_an_older_run_keeps_its_real_steps_if_a_new_one_cannot_be_saved(train, tmp_path, monkeypatch):
+    train()
+    before = {path: path.read_bytes() for path in [tmp_path / "run.zip", *(tmp_path / "run").glob("*.pkl")]}
+
+    def fail(self, *_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MBMPO, "save", fail)
+        with pytest.raises(SystemExit, match=r"no space\n.*run\.zip is as it was"):
+            train("--overwrite", "--seed", "1")  # its buffer is of as many real steps
+    assert {path: path.read_bytes() for path in before} == before
+    train("--resume", steps=80)
 
 
 def test_what_cannot_be_resumed_is_said_in_a_line(train, tmp_path):

@@ -17,8 +17,10 @@ import optuna
 import pytest
 import yaml
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from tiny import tiny_model
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from tiny import Drift, tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.cli.environments import listing
@@ -125,7 +127,9 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
     ) as process:
         output = ""
         while "n_updates" not in output:  # of an iteration
-            output += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, f"it ended too early:\n{output}"
+            output += line
         os.killpg(process.pid, signal.SIGINT)
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
@@ -135,6 +139,29 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
     assert model.num_timesteps >= 40
     model.load_replay_buffer(saved / "replay_buffer.pkl")
     assert model.replay_buffer.size() >= 40
+
+
+class CtrlC(BaseCallback):
+    """A callback that acts like Ctrl-C in a terminal, where the workers have certainly ended before anything is closed."""
+
+    def _on_step(self):
+        for process in self.training_env.processes:
+            process.kill()
+            process.join()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_workers_that_end_before_rl_zoo3_closes_them_cost_no_model(tmp_path):
+    zoo.register()
+    env = SubprocVecEnv([Drift, Drift], start_method="fork")
+    model = tiny_model(env)
+    manager = object.__new__(exp_manager.ExperimentManager)
+    manager.algo, manager.log_interval, manager.n_timesteps, manager.callbacks = "mbmpo", -1, 40, [CtrlC()]
+    manager.learn(model)
+    assert env.closed
+    model.save(tmp_path / "model")
+    assert MBMPO.load(tmp_path / "model").num_timesteps == 2
 
 
 def test_the_wheel_is_what_runs(wheel_bin, tmp_path):

@@ -290,34 +290,39 @@ def learning_starts(settings: Mapping[str, Any]) -> int:
     return int(settings["config"].get("learning_starts", DEFAULTS["learning_starts"]))
 
 
+def policy_steps(settings: Mapping[str, Any]) -> int:
+    """Return the number of real steps after the random ones; 0 or less if there are none."""
+    steps: int = settings["n_timesteps"] - learning_starts(settings)
+    return steps
+
+
 def check_training(settings: Mapping[str, Any]) -> None:
     """
     Refuse settings with which a training would end before it learns anything, or be evaluated more often than it learns.
 
     :raises SettingsError: if all real steps would be random, or there are more evaluations than other steps
     """
-    if settings["n_timesteps"] <= learning_starts(settings):
+    if policy_steps(settings) <= 0:
         raise SettingsError(
             f"All {settings['n_timesteps']} real steps would be random (learning_starts={learning_starts(settings)}), so "
             "nothing would be learned: increase --n-timesteps, or lower learning_starts with --set '{learning_starts: ...}'."
         )
-    n_policy_steps = settings["n_timesteps"] - learning_starts(settings)
-    if n_policy_steps < settings["n_evaluations"]:
+    if policy_steps(settings) < settings["n_evaluations"]:
         raise SettingsError(
-            f"{settings['n_evaluations']} evaluations of the {n_policy_steps} real steps after the random ones would say the "
-            "same over and over: ask for fewer --n-evaluations, or for more --n-timesteps."
+            f"{settings['n_evaluations']} evaluations of the {policy_steps(settings)} real steps after the random ones would "
+            "say the same over and over: ask for fewer --n-evaluations, or for more --n-timesteps."
         )
 
 
 def search_space(settings: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     """Return the search space of the study."""
-    return part_of_space(settings["names"], settings["n_timesteps"] - learning_starts(settings))
+    return part_of_space(settings["names"], policy_steps(settings))
 
 
 def evaluation_steps(settings: Mapping[str, Any]) -> list[int]:
     """Return the real steps at which a training is evaluated, all after the first fit: before, the policy is random."""
     first, n_evaluations = learning_starts(settings), settings["n_evaluations"]
-    return [first + (settings["n_timesteps"] - first) * (i + 1) // n_evaluations for i in range(n_evaluations)]
+    return [first + policy_steps(settings) * (i + 1) // n_evaluations for i in range(n_evaluations)]
 
 
 def trial_entry(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_mbmpo.common.distributions import ActionDistribution
-from sb3_mbmpo.common.finite import check_observations
+from sb3_mbmpo.common.finite import check_answers, check_observations
 from sb3_mbmpo.common.threads import even_shares, in_parallel, worthwhile_threads
 from sb3_mbmpo.dynamics import StepFn
 from sb3_mbmpo.imagination.model_env import ModelEnv
@@ -168,9 +168,10 @@ def _imagine_share(
         distribution = act(policy_input)
         try:
             action = distribution.sample(generator)
-        except RuntimeError as error:  # discrete actions cannot be drawn with probability NaN
+        except RuntimeError:  # discrete actions cannot be drawn with probability NaN
             check_observations(of_tasks[max(t - 1, 0)], obs)
-            raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
+            check_answers(obs, distribution.parameters[0])
+            raise
         encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
         prediction = step(obs_of_models, encoded.view(per_model))
 
@@ -209,7 +210,9 @@ def _imagine_share(
         rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
     # Rewards after the termination are meaningless, and may be NaN
     rollouts.rewards.masked_fill_(~rollouts.alive, 0)
-    if not th.isfinite(rollouts.rewards).all():
+    if not (th.isfinite(rollouts.rewards).all() & th.isfinite(rollouts.actions).all()):
+        for t in range(length):
+            check_answers(of_tasks[t], actions[t])
         from_obs, env_actions, to_obs = transitions()
         earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
         model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)

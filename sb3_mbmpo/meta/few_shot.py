@@ -148,6 +148,7 @@ def collect_episodes(
                         is_unknown = True
                         final_inputs.append(policy_input[i])
                     else:
+                        _check_numbers("terminal observation", final_obs)
                         final_inputs.append(policy.standardize(th.as_tensor(np.asarray(final_obs), device=policy.device)))
                     episodes.append(running[i])
                     running[i] = []
