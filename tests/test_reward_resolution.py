@@ -88,17 +88,29 @@ def test_the_environments_own_functions_come_second():
     assert termination.fn(BATCH[2]).tolist() == [False, True, False]
     own_reward_only = vec_env("Pendulum-v1", wrapper=Pendulum)
     assert resolve_reward_fn("auto", own_reward_only).source == "env.reward"
-    assert resolve_termination_fn("auto", own_reward_only).source == "known: Pendulum-v1"
+    assert resolve_termination_fn("auto", own_reward_only).source == "episodes of Pendulum-v1 never terminate"
 
 
 def test_the_table_comes_third():
     env = VecNormalize(vec_env("HalfCheetah-v5"))
     reward, termination = resolve_reward_fn("auto", env), resolve_termination_fn("auto", env)
     assert re.fullmatch(r"known: HalfCheetah-v5 \(approximation: .+ below 0.12\)", reward.source)
-    assert termination.fn is never_terminates
+    assert termination == (never_terminates, "episodes of HalfCheetah-v5 never terminate")
     env = vec_env("Acrobot-v1")
     assert resolve_reward_fn("auto", env).fn.func is constant_reward
     assert resolve_termination_fn("auto", env) == (swung_up, "known: Acrobot-v1")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "source"),
+    [
+        ("Hopper-v5", {}, "known: Hopper-v5"),  # only its reward is an approximation
+        ("Hopper-v5", {"terminate_when_unhealthy": False}, "episodes of Hopper-v5 never terminate"),
+        ("InvertedDoublePendulum-v5", {}, r"known: InvertedDoublePendulum-v5 \(approximation: tip off .+\)"),
+    ],
+)
+def test_what_is_said_of_terminations(env_id, kwargs, source):
+    assert re.fullmatch(source, resolve_termination_fn("auto", vec_env(env_id, **kwargs)).source)
 
 
 @pytest.mark.parametrize("resolve", [resolve_reward_fn, resolve_termination_fn])

@@ -23,6 +23,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from tiny import Drift, tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
+from sb3_mbmpo.cli.environments import listing
+from sb3_mbmpo.report.plots import why_not_comparable
+from sb3_mbmpo.report.run_log import find_run, read_run
 from sb3_mbmpo.zoo import extension
 from sb3_mbmpo.zoo.search_space import SPACE, convert, suggest
 
@@ -169,6 +172,11 @@ def test_the_wheel_is_what_runs(wheel_bin, tmp_path):
     assert Path(config).is_relative_to(wheel_bin.parent)
 
 
+def test_the_wheel_lists_the_same_environments_and_returns(wheel_bin, tmp_path):
+    *listed, _ = listing().splitlines()  # the last line has the path of the configuration
+    assert run("python -m sb3_mbmpo --list", tmp_path, wheel_bin).splitlines()[:-1] == listed
+
+
 def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
     def microseconds():
         output = run("python -X importtime -c pass", tmp_path, wheel_bin)
@@ -267,6 +275,34 @@ def test_a_checkpoint_goes_on_with_its_real_steps_or_says_that_they_are_gone(kee
         with pytest.warns(UserWarning, match="replay buffer is empty.*--save-replay-buffer"):
             model = second._load_pretrained_agent({"policy": "MlpPolicy"}, env)
     assert model.replay_buffer.size() == (59 if keeps else 0)  # callbacks run before the last step is stored
+
+
+def test_a_run_of_the_zoo_has_a_log_whose_imagined_curves_the_report_shows(tmp_path):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(None, "mbmpo", "Pendulum-v1", str(tmp_path), verbose=0, log_interval=-1)
+    manager.create_log_folder()
+    manager.create_callbacks()
+    model = tiny_model(make_vec_env("Pendulum-v1", seed=0), baseline="linear", horizon=200)
+    manager.n_timesteps = 220
+    manager.learn(model)
+    manager.save_trained_model(model)
+    assert len(model.logger.output_formats) == 0
+    files = find_run(Path(manager.save_path))
+    assert (files.model.name, files.progress.name) == ("Pendulum-v1.zip", "progress.csv")
+    run = read_run(files, MBMPO.load(files.model))
+    steps, returns = run.column("imagined/ep_rew_mean")
+    assert steps.tolist() == list(range(20, 221, 20))
+    assert len(returns) == 11
+    assert why_not_comparable(run) == ""
+
+
+def test_a_search_of_the_zoo_writes_no_log(tmp_path):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(
+        None, "mbmpo", "Pendulum-v1", str(tmp_path), verbose=0, optimize_hyperparameters=True
+    )
+    manager.create_callbacks()
+    assert not [callback for callback in manager.callbacks if type(callback).__name__ == "ProgressLog"]
 
 
 def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):
