@@ -347,6 +347,12 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=FINISHED)
 
 
+def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that were not pruned, the best first."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(trials, key=lambda trial: trial.value or 0.0, reverse=True)
+
+
 def best_value(study: optuna.Study) -> float | None:
     """Return the value of the best complete trial, or None if there is none yet."""
     values = [trial.value for trial in finished(study) if trial.state == TrialState.COMPLETE and trial.value is not None]
