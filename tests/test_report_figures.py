@@ -11,7 +11,7 @@ from sb3_mbmpo.report import loading, model_plots, run_plots
 from sb3_mbmpo.report.colours import member_colours
 from sb3_mbmpo.report.episodes import Episode
 from sb3_mbmpo.report.observation_names import Quantity
-from sb3_mbmpo.report.panels import NARROW, WIDE
+from sb3_mbmpo.report.panels import NARROW_PAGE, WIDE_PAGE
 from sb3_mbmpo.report.run_log import find_run, read_run
 from sb3_mbmpo.report.study import ActorStudy, ModelStudy, Plasticity, Trajectory, study_model
 
@@ -27,7 +27,7 @@ def pictures(point_run):
     return {picture.name: picture for picture in found}
 
 
-@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("layout", [WIDE_PAGE, NARROW_PAGE], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_say_their_units_and_nothing_covers_or_leaves_them(name, layout, pictures):
     figure = pictures[name].draw(layout)
@@ -57,14 +57,14 @@ def test_panels_are_beside_one_another_on_a_wide_page_only(pictures):
         figure = pictures["prediction_error"].draw(layout)
         return figure.axes[0].get_subplotspec().get_gridspec().ncols
 
-    assert (columns(WIDE), columns(NARROW)) == (2, 1)
+    assert (columns(WIDE_PAGE), columns(NARROW_PAGE)) == (2, 1)
 
 
 def test_a_member_has_one_colour_in_all_figures(pictures):
     colours = member_colours(5)
     assert len(set(colours)) == 5
     for name in ("prediction_error", "one_step_error", "replay", "play"):
-        figure = pictures[name].draw(WIDE)
+        figure = pictures[name].draw(WIDE_PAGE)
         legend = {handle.get_label(): handle.get_color() for handle in figure.legends[0].legend_handles}
         assert [legend[f"member {i}"] for i in range(5)] == colours
         for axes in figure.axes:
@@ -75,7 +75,7 @@ def test_a_member_has_one_colour_in_all_figures(pictures):
 
 
 def figure_lines(picture, marker):
-    (axes,) = picture.draw(WIDE).axes
+    (axes,) = picture.draw(WIDE_PAGE).axes
     return [line for line in axes.get_lines() if line.get_marker() == marker]
 
 
@@ -87,7 +87,7 @@ def test_marks_of_one_step_errors_are_where_the_errors_are():
         lines = figure_lines(picture, marker)
         np.testing.assert_array_equal([line.get_xdata() for line in lines], values)
         np.testing.assert_allclose(lines[0].get_ydata(), np.array([0, 1]) + shift)
-    (axes,) = picture.draw(WIDE).axes
+    (axes,) = picture.draw(WIDE_PAGE).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["height [0]", "obs[1]"]
 
 
@@ -108,7 +108,7 @@ def trajectory(real_rewards, imagined_rewards):
 def test_imagined_rewards_are_shown_whole_however_large():
     shown = trajectory([1, 1, 1], [[1, 2, 3], [100, 200, 300]])
     picture = model_plots.draw_play(shown, [Quantity("height", "m"), Quantity("obs[1]")])
-    *of_observations, rewards = picture.draw(WIDE).axes
+    *of_observations, rewards = picture.draw(WIDE_PAGE).axes
     assert rewards.get_title() == "rewards so far"
     low, high = rewards.get_ylim()
     assert low < 0
@@ -163,7 +163,7 @@ def test_only_returns_of_equal_length_are_compared(imagined_length, baseline, re
     study = ModelStudy(actors, None, None, None, [])
     picture = run_plots.draw_learning_curve(run_log, study)
     assert reason in picture.caption
-    (axes,) = picture.draw(WIDE).axes
+    (axes,) = picture.draw(WIDE_PAGE).axes
     curves = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert curves["real, while collecting"] == [-9, -8]
     assert curves.get("imagined, meta-policy") == (None if reason else [-7, -6])

@@ -70,13 +70,13 @@ class DiagnosticsCallback(BaseCallback):
 
     def _log(self) -> None:
         from sb3_mbmpo.report.model_plots import model_pictures
-        from sb3_mbmpo.report.panels import WIDE
+        from sb3_mbmpo.report.panels import WIDE_PAGE
 
         assert isinstance(self.model, MBMPO)
         study = study_model(self.model, self.eval_env, self.n_episodes, self.seed)
         for picture in model_pictures(study):
             if picture.draw is not None:
-                figure = Figure(picture.draw(WIDE), close=True)
+                figure = Figure(picture.draw(WIDE_PAGE), close=True)
                 self.logger.record(f"diagnostics/{picture.name}", figure, exclude=("stdout", "log", "json", "csv"))
         for key, value in study.metrics().items():
             self.logger.record(f"diagnostics/{key}", value)

@@ -134,13 +134,12 @@ def figure_html(draw: "Drawing", title: str, path: Path) -> str:
     :param path: where the wide one is written, too
     :return: HTML with both, of which the browser shows the one that fits
     """
-    from sb3_mbmpo.report.panels import NARROW as NARROW_LAYOUT
-    from sb3_mbmpo.report.panels import WIDE
+    from sb3_mbmpo.report.panels import NARROW_PAGE, WIDE_PAGE
 
     png_wide, png_narrow = io.BytesIO(), io.BytesIO()
     # Sharp on screens with two pixels for each of CSS
-    draw(WIDE).savefig(png_wide, format="png", dpi=150)
-    draw(NARROW_LAYOUT).savefig(png_narrow, format="png", dpi=170)
+    draw(WIDE_PAGE).savefig(png_wide, format="png", dpi=150)
+    draw(NARROW_PAGE).savefig(png_narrow, format="png", dpi=170)
     write_whole(path, png_wide.getvalue())
     url = data_url(png_narrow.getvalue(), "image/png")
     source = f"<source media='(max-width: {NARROW}px)' srcset='{url}'>"

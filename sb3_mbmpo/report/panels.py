@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         return textwrap.fill(text, round(self.width * 72 / points * 1.75))
 
 
-WIDE, NARROW = Layout(width=11, columns=3), Layout(width=4.4, columns=1)
+WIDE_PAGE, NARROW_PAGE = Layout(width=11, columns=3), Layout(width=4.4, columns=1)
 Drawing = Callable[[Layout], Figure]
 
 
