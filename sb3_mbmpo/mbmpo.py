@@ -21,7 +21,7 @@ from sb3_mbmpo.common.save_util import plain
 from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, forked
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
 from sb3_mbmpo.meta.adaptation import TaskBatch
@@ -462,7 +462,6 @@ class MBMPO(RealRolloutAlgorithm):
         :return: meta-training in the current ensemble
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        imagination = generators["imagination"]
         pool = self._start_pool()
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
@@ -484,23 +483,25 @@ class MBMPO(RealRolloutAlgorithm):
             chunk_size=self.chunk_size,
         )
         return MetaTrainer(
-            model_env=self._model_env(forked(imagination, n_threads)),
+            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in self.dynamics.groups],
             to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
             sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
             settings=settings,
-            generator=imagination,
+            generator=generators["imagination"],
             stopwatch=self._stopwatch,
             adopt=self._adopt,
             critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+            n_threads=n_threads,
         )
 
-    def _model_env(self, generators: Sequence[th.Generator] | None) -> ModelEnv:
+    def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
         """
-        Build the learned environment of the current models.
+        Build the learned environment of some of the current models, which predicts the means of probabilistic members unless
+        it is given noise.
 
-        :param generators: one per imagining thread, for the noise of probabilistic and of deliberately wrong models; None: the
-            means of the members, without deliberate errors
+        :param members: numbers of the members; None: all
+        :param with_errors: whether it has the deliberate errors of ``dynamics_kwargs``
         """
         options = self._dynamics_options
         return ModelEnv.of(
@@ -508,9 +509,9 @@ class MBMPO(RealRolloutAlgorithm):
             reward_fn=self._functions.reward.fn,
             termination_fn=self._functions.termination.fn,
             clip_margin=options.clip_margin,
-            generators=[None] if generators is None else generators,
-            output_bias=None if generators is None else self._output_bias(),
-            output_noise=0.0 if generators is None else options.output_noise,
+            members=members,
+            output_bias=self._output_bias() if with_errors else None,
+            output_noise=options.output_noise if with_errors else 0.0,
         )
 
     def _critic(self, generator: th.Generator) -> Critic:

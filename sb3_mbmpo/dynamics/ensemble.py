@@ -8,7 +8,6 @@ import io
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -32,12 +31,13 @@ from sb3_mbmpo.common.save_util import (
     sealed,
 )
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
+from sb3_mbmpo.dynamics.groups import member_groups
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
 from sb3_mbmpo.dynamics.standardization import folded, standardise
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
-from sb3_mbmpo.dynamics.types import StepFn, Transitions
+from sb3_mbmpo.dynamics.types import Transitions
 
 # Default widths of the hidden layers
 NET_ARCH = (200, 200, 200)
@@ -185,6 +185,11 @@ class DynamicsEnsemble(nn.Module):
         """Number of floating-point operations of one member's prediction for one row."""
         return sum(2 * weight[0].numel() for weight in self.weights)
 
+    @property
+    def groups(self) -> list[slice]:
+        """The members that are computed together, see ``member_groups``; all on GPUs, which are parallel themselves."""
+        return member_groups(self.n_models, self.flops) if self.device.type == "cpu" else [slice(0, self.n_models)]
+
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
         """
@@ -250,7 +255,7 @@ class DynamicsEnsemble(nn.Module):
         :param batch_size: rows per member and gradient step
         :param validation_fraction: share of the rows that each member holds out, drawn anew at every fit
         :param rolling_average_persistency: of the early stopping, see ``training.fit_members``
-        :param generator: draws splits and batches
+        :param generator: determines each member's splits and batches
         :param n_new_rows: number of the last rows that no fit has seen yet; they come first if there is no time for all
         :param on_pass: called after every pass with its number, the maximum number, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
@@ -289,6 +294,7 @@ class DynamicsEnsemble(nn.Module):
             n_new_rows=n_new_rows,
             on_pass=on_pass,
             n_threads=n_threads,
+            groups=self.groups,
         )
 
     @th.no_grad()
@@ -308,13 +314,15 @@ class DynamicsEnsemble(nn.Module):
 
     # ---------------------------------------------------------------- use
 
+    @th.no_grad()
     def step_fn(
         self,
         clip_margin: float | None = None,
         *,
         generator: th.Generator | None = None,
         members: Sequence[int] | None = None,
-    ) -> StepFn:
+        dtype: th.dtype | None = None,
+    ) -> EnsembleStep:
         """
         Return the imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
 
@@ -323,30 +331,12 @@ class DynamicsEnsemble(nn.Module):
 
         :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
             standard deviations; None: no clipping
-        :param generator: draws the noise of probabilistic members; None: predict their mean
+        :param generator: draws the noise of probabilistic members if the caller of the function gives none; None: predict
+            their mean then
         :param members: the ``M`` members of the function, in this order; None: all
+        :param dtype: dtype of the matmuls; None: that of the ensemble's ``precision``
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the current weights; a later fit does not
             change it
-        """
-        return self.step_fns([generator], clip_margin=clip_margin, members=members)[0]
-
-    @th.no_grad()
-    def step_fns(
-        self,
-        generators: Sequence[th.Generator | None],
-        *,
-        clip_margin: float | None = None,
-        members: Sequence[int] | None = None,
-        dtype: th.dtype | None = None,
-    ) -> list[StepFn]:
-        """
-        Return ``step_fn`` for several threads, which share the weights.
-
-        :param generators: one per thread, see ``step_fn``
-        :param clip_margin: see ``step_fn``
-        :param members: see ``step_fn``
-        :param dtype: dtype of the matmuls; None: that of the ensemble's ``precision``
-        :return: one function per thread
         """
         chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
         center = self.observation_mean.clone()
@@ -366,16 +356,15 @@ class DynamicsEnsemble(nn.Module):
             target_mean=self.target_mean,
             target_std=self.target_std,
         )
-        step = EnsembleStep(
+        return EnsembleStep(
             layers=tuple(cast(layers, dtype or self.matmul_dtype)),
             activation_fn=self.activation_fn,
             layout=self.layout,
             center=center,
             observation_range=None if clip_margin is None else self.observation_range(clip_margin),
             noise_bounds=noise_bounds,
-            generator=None,
+            generator=generator,
         )
-        return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
         """Return the range of the observations in the data, widened by ``margin`` standard deviations: low, high (O,)."""
@@ -403,7 +392,7 @@ class DynamicsEnsemble(nn.Module):
             )
         expand = (self.n_models, -1, -1)
         # Members may differ by less than bfloat16 can represent
-        (step,) = self.step_fns([None], dtype=th.float32)
+        step = self.step_fn(dtype=th.float32)
         next_obs = step(obs_tensor.expand(expand), action_tensor.expand(expand)).next_obs
         return next_obs.cpu().numpy()
 

@@ -4,14 +4,15 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 
+from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.common.threads import in_parallel
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, ToPolicyInput, imagine
@@ -28,8 +29,8 @@ from sb3_mbmpo.meta.outer_step import (
 )
 
 Result = TypeVar("Result")
-# number of rows -> raw first observations (rows, O) of imagined rollouts
-SampleStarts = Callable[[int], th.Tensor]
+# (T tasks, number of rows) -> raw first observations (T, rows, O) of imagined rollouts
+SampleStarts = Callable[[int, int], th.Tensor]
 
 OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
 
@@ -163,18 +164,19 @@ class MetaTrainer(NamedTuple):
     """
     The meta-training of an iteration: everything that is constant over its meta-steps.
 
-    :param model_env: the learned environment
+    :param model_envs: the learned environment, in groups of models
     :param to_policy_input: standardises observations
     :param actor: the policy as a function of its parameters
     :param sample_starts: draws first observations
     :param settings: hyperparameters
-    :param generator: samples imagined actions
+    :param generator: determines each task's own stream of imagined actions and of the models' noise
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
     :param adopt: sets the policy's meta-parameters, and returns them as the policy stores them, because it may bound some
     :param critic: the value function of the baseline "critic"; None with other baselines
+    :param n_threads: how many threads imagine and differentiate
     """
 
-    model_env: ModelEnv
+    model_envs: Sequence[ModelEnv]
     to_policy_input: ToPolicyInput
     actor: Actor
     sample_starts: SampleStarts
@@ -183,6 +185,7 @@ class MetaTrainer(NamedTuple):
     stopwatch: Callable[[str], Any]
     adopt: Callable[[MetaParameters], MetaParameters]
     critic: Critic | None = None
+    n_threads: int = 1
 
     def train(
         self,
@@ -237,20 +240,22 @@ class MetaTrainer(NamedTuple):
         :param parameters: parameters of each task's policy (T, P)
         :return: rollouts and their advantages
         """
-        s = self.settings
-        with self.stopwatch("imagination"), th.no_grad():
-            n_tasks = len(parameters)
-            starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
-            rollouts = imagine(
-                self.model_env,
-                self.actor(parameters),
-                starts,
-                to_policy_input=self.to_policy_input,
-                horizon=s.horizon,
-                generator=self.generator,
-            )
-
+        with self.stopwatch("imagination"):
+            rollouts = self.imagined(parameters)
         return rollouts, self.judge(rollouts)
+
+    def imagined(self, parameters: th.Tensor) -> ImaginedRollouts:
+        """Imagine rollouts of each task's policy in the task's model; ``parameters`` are (T, P)."""
+        s, n_tasks = self.settings, len(parameters)
+        return imagine(
+            self.model_envs,
+            [self.actor(parameters[tasks]) for tasks in self.groups(n_tasks)],
+            self.sample_starts(n_tasks, s.n_imagined_rollouts),
+            to_policy_input=self.to_policy_input,
+            horizon=s.horizon,
+            generators=spawned(self.generator, n_tasks),
+            n_threads=self.n_threads,
+        )
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
         """Estimate the advantages of all tasks, in several threads."""
@@ -278,13 +283,13 @@ class MetaTrainer(NamedTuple):
         :param function: some of the tasks -> their results
         :return: results of the chunks, in order
         """
-        chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
+        chunks = task_chunks(self.groups(len(rewards)), rewards[0].numel(), self.settings.chunk_size)
         return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
 
-    @property
-    def n_threads(self) -> int:
-        """Number of threads, the same as for the imagination."""
-        return len(self.model_env.steps)
+    def groups(self, n_tasks: int) -> list[slice]:
+        """Return the tasks of each group of models."""
+        n_models = list(accumulate((model_env.n_models for model_env in self.model_envs), initial=0))
+        return [slice(*bounds) for bounds in pairwise(number * n_tasks // n_models[-1] for number in n_models)]
 
     def adapt(
         self,
@@ -316,20 +321,24 @@ class MetaTrainer(NamedTuple):
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
                     report = self.critic.fit(rollouts, estimate)
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, meta, adapts)
-            fails = ~is_usable(self.actor, adapted, batch.policy_input)
+            adapted, usable = self._one_inner_step(parameters, batch, meta, adapts)
+            fails = ~usable
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
         return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
 
     def _one_inner_step(
         self, parameters: th.Tensor, batch: TaskBatch, meta: MetaParameters, adapts: th.Tensor | None
-    ) -> th.Tensor:
-        def of_tasks(tasks: slice) -> th.Tensor:
-            step_size = meta.step_size(None if adapts is None else adapts[tasks])
-            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], step_size)
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Return the adapted parameters (T, P), and which of them are finite, as are their policies' actions (T,)."""
 
-        return th.cat(self._by_task(batch.advantages, of_tasks))
+        def of_tasks(tasks: slice) -> tuple[th.Tensor, th.Tensor]:
+            step_size = meta.step_size(None if adapts is None else adapts[tasks])
+            adapted = adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], step_size)
+            return adapted, is_usable(self.actor, adapted, batch.policy_input[tasks])
+
+        adapted, usable = zip(*self._by_task(batch.advantages, of_tasks), strict=True)
+        return th.cat(adapted), th.cat(usable)
 
     def step(self, meta: MetaParameters) -> MetaStep:
         """
@@ -351,6 +360,7 @@ class MetaTrainer(NamedTuple):
             first_order=s.first_order,
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
+            groups=self.groups(s.n_tasks),
             n_threads=self.n_threads,
             adapts=adapts,
         )
@@ -359,11 +369,15 @@ class MetaTrainer(NamedTuple):
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""
-        batch = adaptation.batches[0]
-        with th.no_grad():
-            before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
-            after = self.actor(adaptation.parameters)(batch.policy_input)
-            return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
+
+        @th.no_grad()  # PyTorch keeps this setting for each thread
+        def of_tasks(tasks: slice) -> th.Tensor:
+            batch, parameters = adaptation.batches[0].tasks(tasks), adaptation.parameters[tasks]
+            before = self.actor(meta.theta.expand(len(parameters), -1))(batch.policy_input)
+            after = self.actor(parameters)(batch.policy_input)
+            return (batch.weight * before.kl_divergence(after)).sum(1)
+
+        return float(th.cat(self._by_task(adaptation.batches[0].advantages, of_tasks)).mean())
 
 
 class ReturnDrop:
