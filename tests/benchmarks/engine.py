@@ -198,7 +198,7 @@ class Bench:
         parts: dict[str, Callable[[], object]] = {
             "advantages of one batch": lambda: trainer.judge(rollouts),
             "critic": lambda: trainer.critic.fit(rollouts, estimate) if trainer.critic else None,
-            "adaptation": lambda: trainer._one_inner_step(parameters, pre, meta.inner_lr),
+            "adaptation": lambda: trainer._one_inner_step(parameters, pre, meta, None),
             "meta-gradient": lambda: meta_gradient(problem, meta),
             "Fisher graphs": lambda: fisher_vector_product(sample, meta),
             "conjugate gradient": lambda: conjugate_gradient(product, gradient, self.model.cg_max_steps),
