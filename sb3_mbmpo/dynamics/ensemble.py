@@ -31,9 +31,11 @@ from sb3_mbmpo.common.save_util import (
     sealed,
 )
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
-from sb3_mbmpo.dynamics.groups import member_groups
+from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, member_shares
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
+from sb3_mbmpo.dynamics.parallel import is_stacked
 from sb3_mbmpo.dynamics.standardization import folded, standardise
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
@@ -185,10 +187,21 @@ class DynamicsEnsemble(nn.Module):
         """Number of floating-point operations of one member's prediction for one row."""
         return sum(2 * weight[0].numel() for weight in self.weights)
 
-    @property
-    def groups(self) -> list[slice]:
-        """The members that are computed together, see ``member_groups``; all on GPUs, which are parallel themselves."""
-        return member_groups(self.n_models, self.flops) if self.device.type == "cpu" else [slice(0, self.n_models)]
+    def shares(self, world: World) -> list[list[slice]]:
+        """
+        Return the groups of members that each process computes, see ``member_groups``.
+
+        On CPUs they do not depend on the number of processes, as long as there are enough groups. On GPUs, which are parallel
+        themselves, a process computes all its members together.
+
+        :param world: the processes
+        :raises ValueError: if there are more processes than members
+        """
+        if world.size > self.n_models:
+            raise ValueError(f"{world.size} processes cannot share {self.n_models} models: start fewer, or raise `n_models`.")
+        at_least = max(MIN_GROUPS, world.size) if self.device.type == "cpu" else world.size
+        flops = self.flops if self.device.type == "cpu" else 0
+        return member_shares(member_groups(self.n_models, flops, at_least), world.size)
 
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
@@ -245,6 +258,7 @@ class DynamicsEnsemble(nn.Module):
         n_new_rows: int = 0,
         on_pass: PassHook | None = None,
         n_threads: int = 1,
+        world: World = ALONE,
     ) -> FitReport:
         """
         Recompute the statistics of the data, and train every member from its current weights.
@@ -259,6 +273,7 @@ class DynamicsEnsemble(nn.Module):
         :param n_new_rows: number of the last rows that no fit has seen yet; they come first if there is no time for all
         :param on_pass: called after every pass with its number, the maximum number, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
+        :param world: the processes that share the members; all of them call this with the same arguments
         :return: losses, epochs and gradient steps of each member
         :raises ValueError: if the data is empty or not finite
         """
@@ -280,7 +295,8 @@ class DynamicsEnsemble(nn.Module):
                 beta=BETA if th.is_grad_enabled() else 0.0,
             )
 
-        return fit_members(
+        shares = self.shares(world)
+        report = fit_members(
             list(self.parameters()),
             self.optimizer,
             loss_fn,
@@ -294,8 +310,26 @@ class DynamicsEnsemble(nn.Module):
             n_new_rows=n_new_rows,
             on_pass=on_pass,
             n_threads=n_threads,
-            groups=self.groups,
+            groups=shares[world.rank],
         )
+        return self._exchanged(report, world, [slice(share[0].start, share[-1].stop) for share in shares])
+
+    @th.no_grad()
+    def _exchanged(self, report: FitReport, world: World, members: Sequence[slice]) -> FitReport:
+        """Give every process the weights, averages and losses of the members that the others have trained."""
+        if world.size == 1:
+            return report
+        own, counts = members[world.rank], [share.stop - share.start for share in members]
+        for parameter in self.parameters():
+            parameter.copy_(world.gather(parameter[own], counts))
+            state = self.optimizer.state[parameter]
+            for name in sorted(state):
+                if is_stacked(state[name], parameter):
+                    state[name] = world.gather(state[name][own], counts)
+                else:  # the number of steps
+                    state[name] = th.full_like(state[name], world.largest(int(state[name])))
+        columns = th.as_tensor(np.stack(report, axis=1))[own]
+        return FitReport(*world.gather(columns, counts).numpy().T)
 
     @th.no_grad()
     def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:

@@ -5,21 +5,42 @@ together must depend on the sizes of the problem only; then any number of worker
 numbers.
 """
 
+from collections.abc import Sequence
+
 from sb3_mbmpo.common.threads import even_shares
 
 # Members are grouped until a row of a group takes this many floating-point operations: the calls of smaller groups would cost
 # more than their matmuls
 FLOPS_PER_GROUP = 300_000
 # But there are this many groups at least (if there are as many members), so that several processes have something to do
-MIN_GROUPS = 2
+MIN_GROUPS = 3
 
 
-def member_groups(n_models: int, flops: int) -> list[slice]:
+def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list[slice]:
     """
     Divide the members into neighbouring groups.
 
     :param n_models: number of members
     :param flops: floating-point operations of one member's prediction for one row
+    :param at_least: minimum number of groups, if there are as many members
     :return: the members of each group; their numbers differ by at most one
     """
-    return even_shares(n_models, min(n_models, max(MIN_GROUPS, n_models * flops // FLOPS_PER_GROUP)))
+    return even_shares(n_models, min(n_models, max(at_least, n_models * flops // FLOPS_PER_GROUP)))
+
+
+def member_shares(groups: Sequence[slice], n_processes: int) -> list[list[slice]]:
+    """
+    Share out groups of members over processes, as evenly as whole groups allow.
+
+    :param groups: neighbouring members
+    :param n_processes: number of processes, at most that of groups
+    :return: the groups of each process, in order, at least one
+    """
+    n_members, shares, first = groups[-1].stop, [], 0
+    for process in range(n_processes):
+        bound = (process + 1) * n_members / n_processes
+        later = n_processes - process - 1  # each of them needs a group, too
+        last = min(range(first + 1, len(groups) - later + 1), key=lambda i: abs(groups[i - 1].stop - bound))
+        shares.append(list(groups[first:last]))
+        first = last
+    return shares

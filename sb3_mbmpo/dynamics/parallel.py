@@ -77,7 +77,7 @@ class ParallelTraining:
     :param loss_fn: differentiable loss of some members
     :param batch_size: rows per member and step
     :param n_threads: maximum number of threads
-    :param groups: the members that are computed together; None: each alone
+    :param groups: the members that are computed together; others are not trained. None: each alone
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class ParallelTraining:
         groups: Sequence[slice] | None = None,
     ) -> None:
         self._parameters, self._optimizer, self._loss_fn, self._batch_size = parameters, optimizer, loss_fn, batch_size
-        n_members = len(parameters[0])
         # Forward, and backward to the inputs and to the weights, with a multiplication and an addition each
         flops = 6 * batch_size * sum(parameter[0].numel() for parameter in parameters)
-        groups = even_shares(n_members, n_members) if groups is None else groups
+        groups = even_shares(len(parameters[0]), len(parameters[0])) if groups is None else groups
+        n_members = groups[-1].stop - groups[0].start
         self._n_threads = min(n_threads, len(groups), worthwhile_threads(n_members * flops, FLOPS_PER_THREAD))
         self._timetable = timetable(len(groups), self._n_threads, hand_over=flops >= MIN_FLOPS_TO_HAND_OVER)
         self._shares = [_Share(parameters, optimizer, group) for group in groups]
@@ -141,16 +141,15 @@ class ParallelTraining:
     def finish(self) -> None:
         """Copy the state of the shares' optimisers back to the optimiser of all members."""
         for i, parameter in enumerate(self._parameters):
-            own = [share.parameters[i] for share in self._shares]
-            states = [share.optimizer.state[x] for share, x in zip(self._shares, own, strict=True)]
             merged = self._optimizer.state[parameter]
-            for name in {name for state in states for name in state}:
-                # A group that never trained has no averages yet
-                values = [state.get(name, th.zeros_like(x)) for state, x in zip(states, own, strict=True)]
-                if all(is_stacked(value, x) for value, x in zip(values, own, strict=True)):
-                    merged[name] = th.cat(values)
-                else:  # the number of steps: that of the group that trained longest
-                    merged[name] = max((state[name] for state in states if name in state), key=float)
+            for share in self._shares:
+                for name, value in share.optimizer.state[share.parameters[i]].items():
+                    if is_stacked(value, share.parameters[i]):
+                        # Other groups' averages stay as they were
+                        whole = merged.setdefault(name, th.zeros_like(parameter, requires_grad=False))
+                        whole[share.group] = value
+                    else:  # the number of steps: that of the group that trained longest
+                        merged[name] = max(merged.get(name, value), value, key=float)
 
 
 class _Pass:
@@ -193,7 +192,7 @@ class _Share:
     """
 
     def __init__(self, parameters: Sequence[th.Tensor], optimizer: th.optim.Optimizer, group: slice) -> None:
-        self.first, self._last = group.start, group.stop
+        self.group, self.first = group, group.start
         # The same memory, but not views for autograd: views share a version counter, which is not made for several threads
         self.parameters = [parameter.data[group].data.requires_grad_() for parameter in parameters]
         same_class: Callable[..., th.optim.Optimizer] = type(optimizer)
@@ -204,7 +203,7 @@ class _Share:
 
     def has(self, members: th.Tensor) -> th.Tensor:
         """Tell which of some members (long) are in the share, bool."""
-        found: th.Tensor = (members >= self.first) & (members < self._last)
+        found: th.Tensor = (members >= self.first) & (members < self.group.stop)
         return found
 
     def train(self, loss_fn: MemberLoss, members: th.Tensor, batches: Sequence[th.Tensor], total: th.Tensor) -> None:

@@ -177,14 +177,14 @@ def fit_members(
     :param n_new_rows: number of the last rows that no fit has seen yet
     :param on_pass: called after every pass
     :param n_threads: how many threads share the members
-    :param groups: the members that are computed together, see ``member_groups``; None: all
-    :return: losses, epochs and gradient steps of each member
+    :param groups: neighbouring members that are computed together; others are not trained. None: all together
+    :return: losses, epochs and gradient steps of each member; NaN, infinite or 0 for those that are not trained
     """
     n_members = len(parameters[0])
     groups = [slice(0, n_members)] if groups is None else groups
     generators = spawned(generator, n_members)
     train_rows, val_rows = split_rows(n_rows, validation_fraction, generators)
-    everyone = th.arange(n_members, device=generator.device)
+    everyone = th.arange(groups[0].start, groups[-1].stop, device=generator.device)
 
     # The initial weights of a warm start are no candidates: they were trained on rows that are now used for validation
     best_loss = np.full(n_members, np.inf)
@@ -218,7 +218,7 @@ def fit_members(
                     best[member] = parameter.detach()[member]
 
         if on_pass is not None:
-            on_pass(number, passes.number, float(best_loss.mean()))
+            on_pass(number, passes.number, float(best_loss[everyone.cpu().numpy()].mean()))
         stopped = early_stop.update(val_loss, active_numbers)
         active = active[th.as_tensor(~stopped, device=active.device)]
         if len(active) == 0:

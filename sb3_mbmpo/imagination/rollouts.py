@@ -54,6 +54,26 @@ class ImaginedRollouts(NamedTuple):
 
     def returns(self) -> th.Tensor:
         """Return the undiscounted return of each rollout (T, N)."""
+        return Outcome(self.rewards, self.alive).returns()
+
+    def lengths(self) -> th.Tensor:
+        """Return the number of steps until termination or horizon (T, N)."""
+        return Outcome(self.rewards, self.alive).lengths()
+
+
+class Outcome(NamedTuple):
+    """
+    What imagined rollouts earned.
+
+    :param rewards: (T, H, N)
+    :param alive: (T, H, N) bool
+    """
+
+    rewards: th.Tensor
+    alive: th.Tensor
+
+    def returns(self) -> th.Tensor:
+        """Return the undiscounted return of each rollout (T, N)."""
         return (self.rewards * self.alive).sum(1)
 
     def lengths(self) -> th.Tensor:
@@ -103,6 +123,7 @@ def imagine(
     horizon: int,
     generators: Sequence[th.Generator],
     n_threads: int = 1,
+    longest: Callable[[int], int] = int,
 ) -> ImaginedRollouts:
     """
     Imagine rollouts of each task's policy in the task's model, group by group. Task ``i`` uses model ``i // (T / M)``.
@@ -117,6 +138,7 @@ def imagine(
     :param horizon: maximum number of steps; fewer are returned if every rollout has terminated
     :param generators: one for each task, which draws its actions and its model's noise
     :param n_threads: maximum number of threads
+    :param longest: makes several processes agree on a number of steps, the largest
     :return: the rollouts
     :raises ValueError: if the number of tasks is not a multiple of that of models, or a reward is not finite
     """
@@ -158,7 +180,7 @@ def imagine(
                 group.run(round(piece.begin * horizon), round(piece.end * horizon))
 
     in_parallel([partial(work, pieces) for pieces in timetable(len(groups), n_threads)], n_threads)
-    length = max(group.length for group in groups)
+    length = longest(max(group.length for group in groups))
     return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
 
 

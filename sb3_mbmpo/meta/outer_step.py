@@ -66,6 +66,10 @@ class MetaParameters(NamedTuple):
         return self.inner_lr if adapts is None else adapts * self.inner_lr
 
 
+def _unchanged(rows: th.Tensor) -> th.Tensor:
+    return rows
+
+
 class MetaProblem(NamedTuple):
     """
     Data and settings of one meta-step: everything except the meta-parameters.
@@ -80,6 +84,7 @@ class MetaProblem(NamedTuple):
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     :param adapts: which tasks adapt, see ``MetaParameters.step_size``
+    :param gather: adds the rows of the tasks of other processes, in the order of the tasks: (T, .) -> (all tasks, .)
     """
 
     actor: Actor
@@ -91,6 +96,7 @@ class MetaProblem(NamedTuple):
     ent_coef: float = 0.0
     n_threads: int = 1
     adapts: th.Tensor | None = None
+    gather: Callable[[th.Tensor], th.Tensor] = _unchanged
 
     @property
     def n_tasks(self) -> int:
@@ -117,10 +123,11 @@ class MetaProblem(NamedTuple):
 
         :param function: a chunk and its arguments -> a row for each of its tasks (tasks, .)
         :param arguments: one element of each for every chunk
-        :return: the rows of all tasks, in order; a sum over them has the same terms in the same order, however they were made
+        :return: the rows of all tasks of all processes, in order; so a sum over them has the same terms in the same order,
+            however they were made
         """
         jobs = [partial(function, *job) for job in zip(self.chunks(), *arguments, strict=True)]
-        return th.cat(in_parallel(jobs, self.n_threads))
+        return self.gather(th.cat(in_parallel(jobs, self.n_threads)))
 
     def subsample(self, factor: int) -> "MetaProblem":
         """Return the problem with every ``factor``-th row only."""
@@ -226,7 +233,7 @@ def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor
     """
     jobs = [partial(_gradient_of_chunk, chunk, meta) for chunk in problem.chunks()]
     rows, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
-    of_tasks = th.cat(rows)
+    of_tasks = problem.gather(th.cat(rows))
     return of_tasks[:, :-1].mean(0), float(of_tasks[:, -1].double().mean()), list(old)
 
 
@@ -262,7 +269,7 @@ def fisher_vector_product(
 
     def product(vector: th.Tensor) -> th.Tensor:
         parts = in_parallel([partial(factor, vector) for factor in factors], problem.n_threads)
-        return damping * vector + th.cat(parts).mean(0)
+        return damping * vector + problem.gather(th.cat(parts)).mean(0)
 
     return product
 

@@ -14,8 +14,9 @@ import torch as th
 
 from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.common.threads import in_parallel
+from sb3_mbmpo.common.world import ALONE, World
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, ToPolicyInput, imagine
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, Outcome, ToPolicyInput, imagine
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic, CriticReport
@@ -99,15 +100,15 @@ class MetaStep(NamedTuple):
     The result of one meta-step.
 
     :param meta: the new meta-parameters
-    :param pre: rollouts of the meta-policy
-    :param post: rollouts of the adapted policies
+    :param pre: what the meta-policy imagined
+    :param post: what the adapted policies imagined
     :param report: metrics of the outer step
     :param critic: metrics of the critic's fit; None without a critic
     """
 
     meta: MetaParameters
-    pre: ImaginedRollouts
-    post: ImaginedRollouts
+    pre: Outcome
+    post: Outcome
     report: StepReport
     critic: CriticReport | None = None
 
@@ -117,19 +118,23 @@ class MetaTraining(NamedTuple):
     The result of one iteration's meta-training.
 
     :param meta: the new meta-parameters
-    :param adaptation: their adaptation to every task
+    :param adapted: their adaptation to every task (T, P)
+    :param failed: tasks whose parameters or actions would not have been finite; they kept their parameters (T,) bool
+    :param outcome: what the meta-policy imagined
     :param steps: metrics of the meta-steps that were adopted
     :param critic: metrics of the critic's fit in each of them; empty without a critic
     :param inner_kl: mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps
-    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    :param last_post: what the adapted policies imagined in the last meta-step; None without meta-steps
     """
 
     meta: MetaParameters
-    adaptation: Adaptation
+    adapted: th.Tensor
+    failed: th.Tensor
+    outcome: Outcome
     steps: tuple[StepReport, ...]
     critic: tuple[CriticReport, ...]
     inner_kl: float
-    last_post: ImaginedRollouts | None
+    last_post: Outcome | None
 
     def explained_variance(self) -> float:
         """Return the share of the imagined returns' variance that the critic explained; 0 if it was not trained."""
@@ -137,11 +142,10 @@ class MetaTraining(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics for the logger, by key."""
-        rollouts = self.adaptation.rollouts
         found = {
-            "imagined/ep_rew_mean": float(rollouts.returns().mean()),
-            "imagined/ep_len_mean": float(rollouts.lengths().float().mean()),
-            "imagined/rew_mean_step": float(rollouts.rewards.sum() / rollouts.alive.sum()),
+            "imagined/ep_rew_mean": float(self.outcome.returns().mean()),
+            "imagined/ep_len_mean": float(self.outcome.lengths().float().mean()),
+            "imagined/rew_mean_step": float(self.outcome.rewards.sum() / self.outcome.alive.sum()),
             "train/inner_kl": self.inner_kl,
         }
         if self.last_post is not None:
@@ -174,6 +178,8 @@ class MetaTrainer(NamedTuple):
     :param adopt: sets the policy's meta-parameters, and returns them as the policy stores them, because it may bound some
     :param critic: the value function of the baseline "critic"; None with other baselines
     :param n_threads: how many threads imagine and differentiate
+    :param world: the processes that share the tasks; all of them train the same meta-parameters
+    :param members: the models of each process, whose tasks it has; None: one process has all of them
     """
 
     model_envs: Sequence[ModelEnv]
@@ -186,6 +192,8 @@ class MetaTrainer(NamedTuple):
     adopt: Callable[[MetaParameters], MetaParameters]
     critic: Critic | None = None
     n_threads: int = 1
+    world: World = ALONE
+    members: Sequence[slice] | None = None
 
     def train(
         self,
@@ -206,7 +214,7 @@ class MetaTrainer(NamedTuple):
         """
         reports: list[StepReport] = []
         critic_reports: list[CriticReport] = []
-        last_post: ImaginedRollouts | None = None
+        last_post: Outcome | None = None
         drop, fell = ReturnDrop(), False
         for number in range(1, n_meta_steps + 1):
             step = self.step(meta)
@@ -221,12 +229,16 @@ class MetaTrainer(NamedTuple):
             on_step(number, step)
         meta = drop.best if fell else meta
         adaptation = self.adapt(meta)
-        if stop_on_return_drop and not fell and drop.fell(meta, adaptation.rollouts):
+        outcome = self._outcome(adaptation.rollouts)
+        if stop_on_return_drop and not fell and drop.fell(meta, outcome):
             meta = drop.best
             adaptation = self.adapt(meta)
+            outcome = self._outcome(adaptation.rollouts)
         return MetaTraining(
             meta=self.adopt(meta),
-            adaptation=adaptation,
+            adapted=self.gather(adaptation.parameters),
+            failed=self.gather(adaptation.failed),
+            outcome=outcome,
             steps=tuple(reports),
             critic=tuple(critic_reports),
             inner_kl=self.inner_kl(meta, adaptation),
@@ -237,7 +249,7 @@ class MetaTrainer(NamedTuple):
         """
         Imagine rollouts of each task's policy in the task's model, and estimate their advantages.
 
-        :param parameters: parameters of each task's policy (T, P)
+        :param parameters: parameters of the policy of each task of this process (T, P)
         :return: rollouts and their advantages
         """
         with self.stopwatch("imagination"):
@@ -246,16 +258,46 @@ class MetaTrainer(NamedTuple):
 
     def imagined(self, parameters: th.Tensor) -> ImaginedRollouts:
         """Imagine rollouts of each task's policy in the task's model; ``parameters`` are (T, P)."""
-        s, n_tasks = self.settings, len(parameters)
+        s = self.settings
+        n_tasks, own = self._all_tasks(len(parameters)), self._own_tasks(len(parameters))
         return imagine(
             self.model_envs,
-            [self.actor(parameters[tasks]) for tasks in self.groups(n_tasks)],
-            self.sample_starts(n_tasks, s.n_imagined_rollouts),
+            [self.actor(parameters[tasks]) for tasks in self.groups(len(parameters))],
+            self.sample_starts(n_tasks, s.n_imagined_rollouts)[own],
             to_policy_input=self.to_policy_input,
             horizon=s.horizon,
-            generators=spawned(self.generator, n_tasks),
+            generators=spawned(self.generator, n_tasks)[own],
             n_threads=self.n_threads,
+            longest=self.world.largest,
         )
+
+    # ---------------------------------------------------------------- which tasks are this process's
+
+    def groups(self, n_tasks: int) -> list[slice]:
+        """Return the tasks of each of this process's groups of models, among its ``n_tasks`` tasks."""
+        n_models = list(accumulate((model_env.n_models for model_env in self.model_envs), initial=0))
+        return [slice(*bounds) for bounds in pairwise(number * n_tasks // n_models[-1] for number in n_models)]
+
+    def _shares(self, n_own: int) -> list[slice]:
+        """Return the tasks of each process, if this one has ``n_own``."""
+        if self.members is None:
+            return [slice(0, n_own)]
+        own = self.members[self.world.rank]
+        tasks_per_model = n_own // (own.stop - own.start)
+        return [slice(share.start * tasks_per_model, share.stop * tasks_per_model) for share in self.members]
+
+    def _all_tasks(self, n_own: int) -> int:
+        n_tasks: int = self._shares(n_own)[-1].stop
+        return n_tasks
+
+    def _own_tasks(self, n_own: int) -> slice:
+        return self._shares(n_own)[self.world.rank]
+
+    def gather(self, rows: th.Tensor) -> th.Tensor:
+        """Add the rows of the other processes' tasks, (T, ...) -> (all tasks, ...)."""
+        return self.world.gather(rows, [share.stop - share.start for share in self._shares(len(rows))])
+
+    # ---------------------------------------------------------------- the parts of a meta-step
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
         """Estimate the advantages of all tasks, in several threads."""
@@ -286,11 +328,6 @@ class MetaTrainer(NamedTuple):
         chunks = task_chunks(self.groups(len(rewards)), rewards[0].numel(), self.settings.chunk_size)
         return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
 
-    def groups(self, n_tasks: int) -> list[slice]:
-        """Return the tasks of each group of models."""
-        n_models = list(accumulate((model_env.n_models for model_env in self.model_envs), initial=0))
-        return [slice(*bounds) for bounds in pairwise(number * n_tasks // n_models[-1] for number in n_models)]
-
     def adapt(
         self,
         meta: MetaParameters,
@@ -306,9 +343,13 @@ class MetaTrainer(NamedTuple):
         :param n_tasks: number of tasks, divided among the models; by default that of the settings
         :param adapts: which tasks adapt, see ``MetaParameters.step_size``
         :param critic_learns: train the critic on the meta-policy's rollouts
-        :return: the adapted parameters and the data they were adapted to
+        :return: the adapted parameters and the data they were adapted to, of this process's tasks
         """
-        parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        n_models = sum(model_env.n_models for model_env in self.model_envs)
+        all_models = n_models if self.members is None else self.members[-1].stop
+        parameters = meta.theta.expand((n_tasks or self.settings.n_tasks) * n_models // all_models, -1)
+        if adapts is not None:
+            adapts = adapts[self._own_tasks(len(parameters))]
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
@@ -319,7 +360,8 @@ class MetaTrainer(NamedTuple):
                 first_rollouts = rollouts
                 if self.critic is not None and critic_learns:
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
-                    report = self.critic.fit(rollouts, estimate)
+                    of_all = ImaginedRollouts(*map(self.gather, rollouts))
+                    report = self.critic.fit(of_all, AdvantageEstimate(*map(self.gather, estimate)))
             batches.append(batch)
             adapted, usable = self._one_inner_step(parameters, batch, meta, adapts)
             fails = ~usable
@@ -362,10 +404,21 @@ class MetaTrainer(NamedTuple):
             chunk_size=s.chunk_size,
             groups=self.groups(s.n_tasks),
             n_threads=self.n_threads,
-            adapts=adapts,
+            adapts=None if adapts is None else adapts[self._own_tasks(len(adaptation.parameters))],
+            gather=self.gather,
         )
         meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
-        return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
+        return MetaStep(
+            meta,
+            pre=self._outcome(adaptation.rollouts),
+            post=self._outcome(post_rollouts),
+            report=report,
+            critic=adaptation.critic,
+        )
+
+    def _outcome(self, rollouts: ImaginedRollouts) -> Outcome:
+        """Return the outcome of all processes' rollouts."""
+        return Outcome(self.gather(rollouts.rewards), self.gather(rollouts.alive))
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""
@@ -377,7 +430,7 @@ class MetaTrainer(NamedTuple):
             after = self.actor(parameters)(batch.policy_input)
             return (batch.weight * before.kl_divergence(after)).sum(1)
 
-        return float(th.cat(self._by_task(adaptation.batches[0].advantages, of_tasks)).mean())
+        return float(self.gather(th.cat(self._by_task(adaptation.batches[0].advantages, of_tasks))).mean())
 
 
 class ReturnDrop:
@@ -395,15 +448,15 @@ class ReturnDrop:
     def __init__(self) -> None:
         self._best_return = self._average = -math.inf
 
-    def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
+    def fell(self, meta: MetaParameters, outcome: Outcome) -> bool:
         """
         Compare an imagined return with the rolling average so far, and update it.
 
         :param meta: meta-parameters
-        :param rollouts: rollouts of their meta-policy
+        :param outcome: what their meta-policy imagined
         :return: whether to stop, and return to ``best``
         """
-        imagined = float(rollouts.returns().mean())
+        imagined = float(outcome.returns().mean())
         if imagined > self._best_return:
             self.best, self._best_return = meta, imagined
         before = self._average
