@@ -253,7 +253,9 @@ class MBMPO(RealRolloutAlgorithm):
         self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:
-            super()._setup_model()
+            # The last digits of an orthogonal matrix depend on the number of PyTorch's threads
+            with single_threaded_operations():
+                super()._setup_model()
         except TypeError as error:
             raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} cannot build a policy: {error}.") from error
         self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
@@ -418,8 +420,9 @@ class MBMPO(RealRolloutAlgorithm):
         if world.size > 1:
             world.broadcast(self._sent(data))
         fit, training = self._improve(data, world)
-        self._record_fit(fit, data)
-        self._record_meta_training(training)
+        with single_threaded_operations():
+            self._record_fit(fit, data)
+            self._record_meta_training(training)
         self._n_new_steps = 0
         # For a model that is loaded without its buffer
         self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().copy()
