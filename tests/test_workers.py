@@ -28,12 +28,19 @@ def threads_for_small_networks(monkeypatch):
     monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.MIN_FLOPS_TO_HAND_OVER", 0)
 
 
+def state(model):
+    """Return all that training changes."""
+    moments = model.dynamics.optimizer.state_dict()["state"]
+    averages = {f"{number}.{name}": value for number, state in moments.items() for name, value in state.items()}
+    random = {name: generator.get_state() for name, generator in model._generators.items()}
+    return {**parameters(model), **averages, **random, "adapted": model._adapted}
+
+
 def learned(case, n_threads, monkeypatch):
     env, options = CASES[case]
     monkeypatch.setattr("sb3_mbmpo.mbmpo.worker_threads", lambda device: n_threads)
     env.action_space.seed(0)
-    model = tiny_model(env, **options).learn(60)
-    return parameters(model) | {"adapted": model._adapted} | {name: g.get_state() for name, g in model._generators.items()}
+    return state(tiny_model(env, **options).learn(60))
 
 
 @pytest.mark.usefixtures("threads_for_small_networks")

@@ -57,12 +57,24 @@ class World:
         """
         if self.size == 1:
             return rows
-        # All processes must send equally much, and booleans are not sent by every backend
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]), dtype=th.uint8 if rows.dtype == th.bool else rows.dtype)
-        padded[: len(rows)] = rows.detach()
-        parts = [th.empty_like(padded) for _ in counts]
-        _talk(lambda: dist.all_gather(parts, padded))
-        return th.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.dtype)
+        return self.gather_all([rows], counts)[0]
+
+    def gather_all(self, tensors: Sequence[th.Tensor], counts: Sequence[int]) -> list[th.Tensor]:
+        """Return ``gather`` of several tensors with the same number of rows, in one message."""
+        if self.size == 1:
+            return list(tensors)
+        own = [x.detach().contiguous().reshape(len(x), -1).view(th.uint8) for x in tensors]
+        widths = [x.shape[1] for x in own]
+        # All processes must send equally much
+        message = own[0].new_zeros((max(counts), sum(widths)))
+        th.cat(own, dim=1, out=message[: counts[self.rank]])
+        parts = [th.empty_like(message) for _ in counts]
+        _talk(lambda: dist.all_gather(parts, message))
+        columns = th.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).split(widths, dim=1)
+        return [
+            column.clone(memory_format=th.contiguous_format).view(x.dtype).reshape(-1, *x.shape[1:])
+            for column, x in zip(columns, tensors, strict=True)
+        ]
 
     def largest(self, number: int) -> int:
         """Return the largest number of all processes."""

@@ -295,7 +295,11 @@ class MetaTrainer(NamedTuple):
 
     def gather(self, rows: th.Tensor) -> th.Tensor:
         """Add the rows of the other processes' tasks, (T, ...) -> (all tasks, ...)."""
-        return self.world.gather(rows, [share.stop - share.start for share in self._shares(len(rows))])
+        return self.gather_all([rows])[0]
+
+    def gather_all(self, tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
+        """Add the rows of the other processes' tasks to several tensors, in one message."""
+        return self.world.gather_all(tensors, [share.stop - share.start for share in self._shares(len(tensors[0]))])
 
     # ---------------------------------------------------------------- the parts of a meta-step
 
@@ -360,8 +364,10 @@ class MetaTrainer(NamedTuple):
                 first_rollouts = rollouts
                 if self.critic is not None and critic_learns:
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
-                    of_all = ImaginedRollouts(*map(self.gather, rollouts))
-                    report = self.critic.fit(of_all, AdvantageEstimate(*map(self.gather, estimate)))
+                    everything = self.gather_all([*rollouts, *estimate])
+                    n_fields = len(rollouts)
+                    of_all = ImaginedRollouts(*everything[:n_fields])
+                    report = self.critic.fit(of_all, AdvantageEstimate(*everything[n_fields:]))
             batches.append(batch)
             adapted, usable = self._one_inner_step(parameters, batch, meta, adapts)
             fails = ~usable
@@ -418,7 +424,7 @@ class MetaTrainer(NamedTuple):
 
     def _outcome(self, rollouts: ImaginedRollouts) -> Outcome:
         """Return the outcome of all processes' rollouts."""
-        return Outcome(self.gather(rollouts.rewards), self.gather(rollouts.alive))
+        return Outcome(*self.gather_all([rollouts.rewards, rollouts.alive]))
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""
