@@ -572,7 +572,7 @@ class MBMPO(RealRolloutAlgorithm):
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         pool = self._start_pool(data)
-        shares = self.dynamics.shares(world)
+        groups = [group for share in self.dynamics.shares(world) for group in share]
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
         is_trpo = self.outer_optimizer == "trpo"
@@ -593,7 +593,7 @@ class MBMPO(RealRolloutAlgorithm):
             chunk_size=self.chunk_size,
         )
         return MetaTrainer(
-            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in shares[world.rank]],
+            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
             to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
             sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
@@ -604,7 +604,6 @@ class MBMPO(RealRolloutAlgorithm):
             critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
             n_threads=n_threads,
             world=world,
-            members=[slice(share[0].start, share[-1].stop) for share in shares],
         )
 
     def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
@@ -732,8 +731,8 @@ class MBMPO(RealRolloutAlgorithm):
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(meta, n_tasks=self.n_models)
+            settings = trainer.settings._replace(n_tasks=self.n_models, n_inner_steps=n_inner_steps, baseline=baseline)
+            adaptation = trainer._replace(settings=settings).adapt(meta)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 

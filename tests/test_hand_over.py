@@ -18,12 +18,12 @@ def copied(value):
 
 
 def imagined(trainer, parameters):
-    acts = [trainer.actor(parameters[tasks]) for tasks in trainer.groups(2)]
-    jobs = trainer.model_envs, acts, trainer.sample_starts(2, 3), trainer.to_policy_input, trainer.generator
+    acts = [trainer.actor(parameters[tasks]) for tasks in trainer.task_slices]
+    jobs = trainer.groups, acts, trainer.sample_starts(2, 3), trainer.to_policy_input, trainer.generator
     here, there = jobs, copied(jobs)
     return [
-        imagine(envs, acts, starts, to_policy_input=to_policy_input, horizon=4, generators=spawned(generator, 2))
-        for envs, acts, starts, to_policy_input, generator in (there, here)
+        imagine(groups, acts, starts, to_policy_input=to_policy_input, horizon=4, generators=spawned(generator, 2))
+        for groups, acts, starts, to_policy_input, generator in (there, here)
     ]
 
 

@@ -12,7 +12,14 @@ from sb3_mbmpo.common.distributions import Bernoullis, Categoricals, DiagGaussia
 from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.dynamics import Prediction
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, imagine
+from sb3_mbmpo.imagination.rollouts import (
+    ALIVE_CHECK_INTERVAL,
+    FLOPS_PER_THREAD,
+    TaskGroup,
+    halved_in_the_middle,
+    imagine,
+    task_groups,
+)
 from sb3_mbmpo.rewards.functions import never_terminates
 
 M, T, N = 2, 4, 3
@@ -46,8 +53,8 @@ def model_env(step, reward_fn=None, termination_fn=None, action_space=ACT, n_mod
 
 
 def imagined(model_env, act, start, to_policy_input=lambda obs: (obs - 3) / 2, *, generator, **kwargs):
-    generators = spawned(generator, len(start))
-    return imagine([model_env], [act], start, to_policy_input=to_policy_input, generators=generators, **kwargs)
+    groups, generators = task_groups([model_env], len(start)), spawned(generator, len(start))
+    return imagine(groups, [act], start, to_policy_input=to_policy_input, generators=generators, **kwargs)
 
 
 LINEAR = model_env(linear_step, telling_reward)
@@ -146,7 +153,7 @@ def test_threads_imagine_what_one_would_to_the_last_bit(n_threads, termination_f
     starts = START.repeat(3, 1, 1)[:10]
     options = dict(to_policy_input=lambda obs: (obs - 3) / 2, horizon=37)
     one, several = (
-        imagine(envs, group_policies(5), starts, generators=spawned(seeded(), 10), n_threads=n, **options)
+        imagine(task_groups(envs, 10), group_policies(5), starts, generators=spawned(seeded(), 10), n_threads=n, **options)
         for n in (1, n_threads)
     )
     assert all(th.equal(ours, theirs) for ours, theirs in zip(several, one, strict=True))
@@ -160,7 +167,7 @@ def test_threads_imagine_what_one_would_to_the_last_bit(n_threads, termination_f
 def test_groups_imagine_what_all_models_together_would():
     together = imagined(LINEAR, linear_policies, START, horizon=7, generator=seeded())
     options = dict(to_policy_input=lambda obs: (obs - 3) / 2, horizon=7, generators=spawned(seeded(), T))
-    in_groups = imagine(group_envs(2), group_policies(2), START, **options)
+    in_groups = imagine(task_groups(group_envs(2), T), group_policies(2), START, **options)
     for ours, theirs in zip(in_groups, together, strict=True):
         th.testing.assert_close(ours, theirs)
 
@@ -180,7 +187,7 @@ def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
     envs = [model_env(noting, telling_reward, n_models=1)._replace(flops=flops)] * 7
     policies = [lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(1, 1, 1))] * 7
     options = dict(to_policy_input=lambda obs: obs, horizon=8, generators=spawned(seeded(), 7), n_threads=7)
-    imagine(envs, policies, th.zeros(7, 100, 2), **options)
+    imagine(task_groups(envs, 7), policies, th.zeros(7, 100, 2), **options)
     assert len(callers) == n_threads
 
 
@@ -196,7 +203,26 @@ def test_an_error_in_any_group_reaches_the_caller(bad, n_threads):
     envs[bad] = envs[bad]._replace(step=failing)
     options = dict(to_policy_input=lambda obs: obs, horizon=4, generators=spawned(seeded(), 6), n_threads=n_threads)
     with pytest.raises(ArithmeticError, match="step"):
-        imagine(envs, group_policies(3), START.repeat(2, 1, 1)[:6], **options)
+        imagine(task_groups(envs, 6), group_policies(3), START.repeat(2, 1, 1)[:6], **options)
+
+
+@pytest.mark.parametrize(
+    ("models", "n_tasks", "bounds"),
+    [
+        ([2, 1, 2], 20, [0, 8, 10, 12, 20]),  # two processes take 10 each
+        ([2, 1, 2], 15, [0, 6, 7, 9, 15]),
+        ([2, 1, 2], 5, [0, 2, 3, 5]),
+        ([2, 2], 8, [0, 4, 8]),
+        ([1, 1], 2, [0, 1, 2]),
+        ([5], 20, [0, 20]),
+    ],
+)
+def test_a_model_in_the_middle_is_shared_by_two_processes(models, n_tasks, bounds):
+    envs = [LINEAR._replace(n_models=n) for n in models]
+    groups = halved_in_the_middle(task_groups(envs, n_tasks))
+    assert [0, *(group.tasks.stop for group in groups)] == bounds
+    assert [group.tasks.start for group in groups] == bounds[:-1]
+    assert all(isinstance(group, TaskGroup) for group in groups)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])

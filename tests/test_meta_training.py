@@ -94,6 +94,9 @@ class Scripted(MetaTrainer):
     def inner_kl(self, meta, adaptation):
         return 0.0
 
+    def gather_all(self, tensors):
+        return tensors
+
 
 def scripted(returns, adopt=lambda meta: meta):
     found = itertools.chain(returns, itertools.repeat(returns[-1]))

@@ -17,7 +17,7 @@ from sb3_mbmpo import DynamicsEnsemble, ModelVecEnv
 from sb3_mbmpo.common.distributions import DiagGaussian
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import imagine
+from sb3_mbmpo.imagination.rollouts import imagine, task_groups
 
 OBS_DIM, N_MODELS = 3, 3
 BOX_ACTIONS = spaces.Box(np.float32([-2, 0]), np.float32([2, 1]))
@@ -259,7 +259,7 @@ def test_episodes_are_those_of_imagine(learned):
 
     obs = env.reset()
     options = dict(to_policy_input=lambda obs: obs, horizon=12, generators=[th.Generator().manual_seed(0)])
-    imagined = imagine([model_env], [act], th.as_tensor(obs)[None], **options)
+    imagined = imagine(task_groups([model_env], 1), [act], th.as_tensor(obs)[None], **options)
     alive = np.ones(30, dtype=bool)
     n_terminated = 0
     for t in range(imagined.alive.shape[1]):

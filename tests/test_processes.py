@@ -14,7 +14,7 @@ from tiny import assert_same
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.world import World
-from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, member_shares
+from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
 
 TESTS = Path(__file__).parent
 
@@ -125,17 +125,18 @@ def test_groups_are_all_members_once_and_do_not_depend_on_few_processes(n_models
     groups = member_groups(n_models, flops)
     assert [member for group in groups for member in range(n_models)[group]] == list(range(n_models))
     assert len(groups) >= min(n_models, MIN_GROUPS)
-    assert max(g.stop - g.start for g in groups) - min(g.stop - g.start for g in groups) <= 1
+    sizes = [group.stop - group.start for group in groups]
+    assert sizes == sizes[::-1]
     for n_processes in range(1, len(groups) + 1):
-        shares = member_shares(groups, n_processes)
+        shares = shares_of_processes(groups, n_processes)
         assert [group for share in shares for group in share] == groups
         assert len(shares) == n_processes
         assert all(shares)
 
 
-def test_five_models_on_two_processes_are_three_and_two():
-    shares = member_shares(member_groups(5, 164_000), 2)
-    assert [sum(group.stop - group.start for group in share) for share in shares] == [3, 2]
+def test_five_models_on_two_processes_are_two_and_three():
+    shares = shares_of_processes(member_groups(5, 164_000), 2)
+    assert [sum(group.stop - group.start for group in share) for share in shares] == [2, 3]
 
 
 def test_a_single_process_communicates_with_nobody():

@@ -32,7 +32,7 @@ from sb3_mbmpo.common.save_util import (
 )
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
 from sb3_mbmpo.common.world import ALONE, World
-from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, member_shares
+from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
 from sb3_mbmpo.dynamics.parallel import is_stacked
@@ -200,8 +200,10 @@ class DynamicsEnsemble(nn.Module):
         if world.size > self.n_models:
             raise ValueError(f"{world.size} processes cannot share {self.n_models} models: start fewer, or raise `n_models`.")
         at_least = max(MIN_GROUPS, world.size) if self.device.type == "cpu" else world.size
+        if self.device.type != "cpu" and world.size == 1:
+            return [[slice(0, self.n_models)]]
         flops = self.flops if self.device.type == "cpu" else 0
-        return member_shares(member_groups(self.n_models, flops, at_least), world.size)
+        return shares_of_processes(member_groups(self.n_models, flops, at_least), world.size)
 
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:

@@ -6,6 +6,7 @@ numbers.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from sb3_mbmpo.common.threads import even_shares
 
@@ -18,27 +19,31 @@ MIN_GROUPS = 3
 
 def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list[slice]:
     """
-    Divide the members into neighbouring groups.
+    Divide the members into neighbouring groups, symmetrically, so that two processes have equally many.
 
-    :param n_models: number of members
+    :param n_models: number of members; if it is odd, the middle one is a group by itself
     :param flops: floating-point operations of one member's prediction for one row
     :param at_least: minimum number of groups, if there are as many members
-    :return: the members of each group; their numbers differ by at most one
+    :return: the members of each group
     """
-    return even_shares(n_models, min(n_models, max(at_least, n_models * flops // FLOPS_PER_GROUP)))
+    half, is_odd = divmod(n_models, 2)
+    number = max(at_least, n_models * flops // FLOPS_PER_GROUP)
+    sizes = [share.stop - share.start for share in even_shares(half, min(half, -(-(number - is_odd) // 2)))] if half else []
+    bounds = [0, *accumulate([*sizes, *[1] * is_odd, *reversed(sizes)])]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
-def member_shares(groups: Sequence[slice], n_processes: int) -> list[list[slice]]:
+def shares_of_processes(groups: Sequence[slice], n_processes: int) -> list[list[slice]]:
     """
-    Share out groups of members over processes, as evenly as whole groups allow.
+    Share out groups over processes, as evenly as whole groups allow.
 
-    :param groups: neighbouring members
+    :param groups: neighbouring members or tasks
     :param n_processes: number of processes, at most that of groups
     :return: the groups of each process, in order, at least one
     """
-    n_members, shares, first = groups[-1].stop, [], 0
+    shares, first = [], 0
     for process in range(n_processes):
-        bound = (process + 1) * n_members / n_processes
+        bound = (process + 1) * groups[-1].stop / n_processes
         later = n_processes - process - 1  # each of them needs a group, too
         last = min(range(first + 1, len(groups) - later + 1), key=lambda i: abs(groups[i - 1].stop - bound))
         shares.append(list(groups[first:last]))

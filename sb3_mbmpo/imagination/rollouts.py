@@ -7,6 +7,7 @@ Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts per task, ``H`` hori
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from threading import Event
 from typing import NamedTuple
 
@@ -81,6 +82,45 @@ class Outcome(NamedTuple):
         return self.alive.sum(1)
 
 
+class TaskGroup(NamedTuple):
+    """
+    Tasks that are imagined together.
+
+    :param model_env: their models
+    :param tasks: numbers of the tasks, the same number for each of the models
+    """
+
+    model_env: ModelEnv
+    tasks: slice
+
+
+def task_groups(model_envs: Sequence[ModelEnv], n_tasks: int) -> list[TaskGroup]:
+    """
+    Divide the tasks by their models: task ``i`` uses model ``i // (T / M)``.
+
+    :param model_envs: models, reward and termination of each group of models
+    :param n_tasks: number of tasks
+    :return: the tasks of each group of models
+    :raises ValueError: if the number of tasks is not a multiple of that of models
+    """
+    n_models = sum(model_env.n_models for model_env in model_envs)
+    if n_tasks % n_models != 0:
+        raise ValueError(f"{n_tasks} tasks cannot be divided evenly among {n_models} models: use a multiple.")
+    bounds = [0, *accumulate(model_env.n_models * n_tasks // n_models for model_env in model_envs)]
+    return [TaskGroup(model_env, slice(*pair)) for model_env, pair in zip(model_envs, pairwise(bounds), strict=True)]
+
+
+def halved_in_the_middle(groups: Sequence[TaskGroup]) -> list[TaskGroup]:
+    """Divide a group of one model that has the middle task, so that two processes can share all tasks evenly."""
+    halved, middle = [], groups[-1].tasks.stop // 2
+    for group in groups:
+        cuts = [group.tasks.start, group.tasks.stop]
+        if group.model_env.n_models == 1 and group.tasks.start < middle < group.tasks.stop:
+            cuts.insert(1, middle)
+        halved += [group._replace(tasks=slice(*pair)) for pair in pairwise(cuts)]
+    return halved
+
+
 class Noise(NamedTuple):
     """
     The random numbers of imagined rollouts, drawn ahead; each task has its own.
@@ -115,7 +155,7 @@ class Noise(NamedTuple):
 
 @th.no_grad()
 def imagine(
-    model_envs: Sequence[ModelEnv],
+    groups: Sequence[TaskGroup],
     acts: Sequence[Act],
     start_obs: th.Tensor,
     *,
@@ -126,12 +166,12 @@ def imagine(
     longest: Callable[[int], int] = int,
 ) -> ImaginedRollouts:
     """
-    Imagine rollouts of each task's policy in the task's model, group by group. Task ``i`` uses model ``i // (T / M)``.
+    Imagine rollouts of each task's policy in the task's model, group by group.
 
     The threads share the groups: a group is imagined as a whole, with random numbers that belong to its tasks, so the rollouts
     are the same with any number of threads.
 
-    :param model_envs: models, reward and termination of each group of models
+    :param groups: all tasks, in order
     :param acts: the policies of each group's tasks
     :param start_obs: raw first observations of all tasks (T, N, O)
     :param to_policy_input: standardises observations
@@ -140,16 +180,13 @@ def imagine(
     :param n_threads: maximum number of threads
     :param longest: makes several processes agree on a number of steps, the largest
     :return: the rollouts
-    :raises ValueError: if the number of tasks is not a multiple of that of models, or a reward is not finite
+    :raises ValueError: if a reward is not finite
     """
     n_tasks, n_rollouts, observation_dim = start_obs.shape
-    n_models = sum(model_env.n_models for model_env in model_envs)
-    if n_tasks % n_models != 0:
-        raise ValueError(f"{n_tasks} tasks cannot be divided evenly among {n_models} models: use a multiple.")
 
     # Observations may be in double precision, but the policies' input is not
     dtype = to_policy_input(start_obs[:1, :1]).dtype
-    codec = model_envs[0].codec
+    codec = groups[0].model_env.codec
 
     # Zeros mean not alive, for steps that no group reaches because every rollout has terminated
     def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
@@ -163,24 +200,21 @@ def imagine(
         terminated=history(dtype=th.bool),
         final_input=history(observation_dim)[:, :1].clone(),
     )
-    groups: list[_GroupImagination] = []
-    first = 0
-    for model_env, act in zip(model_envs, acts, strict=True):
-        tasks = slice(first, first + model_env.n_models * n_tasks // n_models)
+    jobs: list[_GroupImagination] = []
+    for (model_env, tasks), act in zip(groups, acts, strict=True):
         draw = partial(Noise.draw, model_env, generators[tasks], horizon=horizon, n_rollouts=n_rollouts, dtype=dtype)
-        groups.append(_GroupImagination(model_env, act, start_obs[tasks], draw, to_policy_input, rollouts.of_tasks(tasks)))
-        first = tasks.stop
+        jobs.append(_GroupImagination(model_env, act, start_obs[tasks], draw, to_policy_input, rollouts.of_tasks(tasks)))
 
-    worthwhile = worthwhile_threads(n_tasks * n_rollouts * model_envs[0].flops, FLOPS_PER_THREAD)
-    n_threads = min(n_threads, len(groups), worthwhile)
+    worthwhile = worthwhile_threads(n_tasks * n_rollouts * groups[0].model_env.flops, FLOPS_PER_THREAD)
+    n_threads = min(n_threads, len(jobs), worthwhile)
 
     def work(pieces: Sequence[Piece]) -> None:
         for piece in pieces:
-            for group in groups[piece.first : piece.last]:
-                group.run(round(piece.begin * horizon), round(piece.end * horizon))
+            for job in jobs[piece.first : piece.last]:
+                job.run(round(piece.begin * horizon), round(piece.end * horizon))
 
-    in_parallel([partial(work, pieces) for pieces in timetable(len(groups), n_threads)], n_threads)
-    length = longest(max(group.length for group in groups))
+    in_parallel([partial(work, pieces) for pieces in timetable(len(jobs), n_threads)], n_threads)
+    length = longest(max(job.length for job in jobs))
     return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
 
 

@@ -6,7 +6,7 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,8 +15,17 @@ import torch as th
 from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.common.threads import in_parallel
 from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics.groups import shares_of_processes
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, Outcome, ToPolicyInput, imagine
+from sb3_mbmpo.imagination.rollouts import (
+    ImaginedRollouts,
+    Outcome,
+    TaskGroup,
+    ToPolicyInput,
+    halved_in_the_middle,
+    imagine,
+    task_groups,
+)
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic, CriticReport
@@ -168,7 +177,7 @@ class MetaTrainer(NamedTuple):
     """
     The meta-training of an iteration: everything that is constant over its meta-steps.
 
-    :param model_envs: the learned environment, in groups of models
+    :param model_envs: the learned environment, in groups of models; a process uses those of its tasks
     :param to_policy_input: standardises observations
     :param actor: the policy as a function of its parameters
     :param sample_starts: draws first observations
@@ -179,7 +188,6 @@ class MetaTrainer(NamedTuple):
     :param critic: the value function of the baseline "critic"; None with other baselines
     :param n_threads: how many threads imagine and differentiate
     :param world: the processes that share the tasks; all of them train the same meta-parameters
-    :param members: the models of each process, whose tasks it has; None: one process has all of them
     """
 
     model_envs: Sequence[ModelEnv]
@@ -193,7 +201,6 @@ class MetaTrainer(NamedTuple):
     critic: Critic | None = None
     n_threads: int = 1
     world: World = ALONE
-    members: Sequence[slice] | None = None
 
     def train(
         self,
@@ -257,41 +264,48 @@ class MetaTrainer(NamedTuple):
         return rollouts, self.judge(rollouts)
 
     def imagined(self, parameters: th.Tensor) -> ImaginedRollouts:
-        """Imagine rollouts of each task's policy in the task's model; ``parameters`` are (T, P)."""
+        """Imagine rollouts of each of this process's tasks with the task's policy; its parameters are (T, P)."""
         s = self.settings
-        n_tasks, own = self._all_tasks(len(parameters)), self._own_tasks(len(parameters))
         return imagine(
-            self.model_envs,
-            [self.actor(parameters[tasks]) for tasks in self.groups(len(parameters))],
-            self.sample_starts(n_tasks, s.n_imagined_rollouts)[own],
+            self.groups,
+            [self.actor(parameters[tasks]) for _, tasks in self.groups],
+            self.sample_starts(s.n_tasks, s.n_imagined_rollouts)[self.own_tasks],
             to_policy_input=self.to_policy_input,
             horizon=s.horizon,
-            generators=spawned(self.generator, n_tasks)[own],
+            generators=spawned(self.generator, s.n_tasks)[self.own_tasks],
             n_threads=self.n_threads,
             longest=self.world.largest,
         )
 
     # ---------------------------------------------------------------- which tasks are this process's
 
-    def groups(self, n_tasks: int) -> list[slice]:
-        """Return the tasks of each of this process's groups of models, among its ``n_tasks`` tasks."""
-        n_models = list(accumulate((model_env.n_models for model_env in self.model_envs), initial=0))
-        return [slice(*bounds) for bounds in pairwise(number * n_tasks // n_models[-1] for number in n_models)]
+    @property
+    def task_slices(self) -> list[slice]:
+        """The tasks of each of this process's groups, counted from its first task."""
+        return [tasks for _, tasks in self.groups]
 
-    def _shares(self, n_own: int) -> list[slice]:
-        """Return the tasks of each process, if this one has ``n_own``."""
-        if self.members is None:
-            return [slice(0, n_own)]
-        own = self.members[self.world.rank]
-        tasks_per_model = n_own // (own.stop - own.start)
-        return [slice(share.start * tasks_per_model, share.stop * tasks_per_model) for share in self.members]
+    @property
+    def groups(self) -> list[TaskGroup]:
+        """This process's groups of tasks, counted from its first task."""
+        own = self.own_tasks
+        return [
+            TaskGroup(model_env, slice(tasks.start - own.start, tasks.stop - own.start))
+            for model_env, tasks in self._all_groups()
+            if own.start <= tasks.start < own.stop
+        ]
 
-    def _all_tasks(self, n_own: int) -> int:
-        n_tasks: int = self._shares(n_own)[-1].stop
-        return n_tasks
+    @property
+    def own_tasks(self) -> slice:
+        """This process's tasks, among all tasks."""
+        return self._shares()[self.world.rank]
 
-    def _own_tasks(self, n_own: int) -> slice:
-        return self._shares(n_own)[self.world.rank]
+    def _all_groups(self) -> list[TaskGroup]:
+        return halved_in_the_middle(task_groups(self.model_envs, self.settings.n_tasks))
+
+    def _shares(self) -> list[slice]:
+        """Return the tasks of each process."""
+        shares = shares_of_processes([tasks for _, tasks in self._all_groups()], self.world.size)
+        return [slice(share[0].start, share[-1].stop) for share in shares]
 
     def gather(self, rows: th.Tensor) -> th.Tensor:
         """Add the rows of the other processes' tasks, (T, ...) -> (all tasks, ...)."""
@@ -299,7 +313,7 @@ class MetaTrainer(NamedTuple):
 
     def gather_all(self, tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
         """Add the rows of the other processes' tasks to several tensors, in one message."""
-        return self.world.gather_all(tensors, [share.stop - share.start for share in self._shares(len(tensors[0]))])
+        return self.world.gather_all(tensors, [share.stop - share.start for share in self._shares()])
 
     # ---------------------------------------------------------------- the parts of a meta-step
 
@@ -329,14 +343,13 @@ class MetaTrainer(NamedTuple):
         :param function: some of the tasks -> their results
         :return: results of the chunks, in order
         """
-        chunks = task_chunks(self.groups(len(rewards)), rewards[0].numel(), self.settings.chunk_size)
+        chunks = task_chunks(self.task_slices, rewards[0].numel(), self.settings.chunk_size)
         return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
 
     def adapt(
         self,
         meta: MetaParameters,
         *,
-        n_tasks: int | None = None,
         adapts: th.Tensor | None = None,
         critic_learns: bool = False,
     ) -> Adaptation:
@@ -344,16 +357,11 @@ class MetaTrainer(NamedTuple):
         Adapt the meta-policy to every task, by one or several inner steps.
 
         :param meta: meta-parameters
-        :param n_tasks: number of tasks, divided among the models; by default that of the settings
-        :param adapts: which tasks adapt, see ``MetaParameters.step_size``
+        :param adapts: which of this process's tasks adapt, see ``MetaParameters.step_size``
         :param critic_learns: train the critic on the meta-policy's rollouts
         :return: the adapted parameters and the data they were adapted to, of this process's tasks
         """
-        n_models = sum(model_env.n_models for model_env in self.model_envs)
-        all_models = n_models if self.members is None else self.members[-1].stop
-        parameters = meta.theta.expand((n_tasks or self.settings.n_tasks) * n_models // all_models, -1)
-        if adapts is not None:
-            adapts = adapts[self._own_tasks(len(parameters))]
+        parameters = meta.theta.expand(self.own_tasks.stop - self.own_tasks.start, -1)
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
@@ -399,6 +407,7 @@ class MetaTrainer(NamedTuple):
         """
         s = self.settings
         adapts = adapting_tasks(s.n_tasks, s.unadapted_share, like=meta.theta)
+        adapts = None if adapts is None else adapts[self.own_tasks]
         adaptation = self.adapt(meta, adapts=adapts, critic_learns=True)
         post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
@@ -408,9 +417,9 @@ class MetaTrainer(NamedTuple):
             first_order=s.first_order,
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
-            groups=self.groups(s.n_tasks),
+            groups=self.task_slices,
             n_threads=self.n_threads,
-            adapts=None if adapts is None else adapts[self._own_tasks(len(adaptation.parameters))],
+            adapts=adapts,
             gather=self.gather,
         )
         meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)

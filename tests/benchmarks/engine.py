@@ -189,7 +189,7 @@ class Bench:
         adapted_rollouts, adapted_estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
         post = TaskBatch.from_rollouts(adapted_rollouts, adapted_estimate.advantages)
         problem = MetaProblem(
-            trainer.actor, (pre,), post, chunk_size=s.chunk_size, groups=trainer.groups(s.n_tasks), n_threads=self.n_threads
+            trainer.actor, (pre,), post, chunk_size=s.chunk_size, groups=trainer.task_slices, n_threads=self.n_threads
         )
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, meta)
