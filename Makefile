@@ -28,6 +28,11 @@ train: $(STAMP) ## Train on Pendulum-v1, or resume; ENV=... for another environm
 test: $(STAMP) ## Run the tests; ARGS="-k imagine" or ARGS="-m slow" to select, WORKERS=2 for two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
 
+# -W: a broken link or a docstring that does not parse is an error. It needs no network.
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation site, docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W -E --keep-going -q docs docs/_build/html
+
 .PHONY: bench
 bench: $(STAMP) ## Compare the engine with bare matmuls; ARGS="--sizes half-cheetah --threads 1 2" to select
 	$(BIN)/python -m tests.benchmarks.engine $(ARGS)
@@ -49,7 +54,7 @@ format: $(STAMP) ## Sort imports, apply ruff's fixes, reformat
 
 .PHONY: clean
 clean: ## Remove .venv, caches and builds; keep models and logs
-	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .benchmarks docs/_build
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help

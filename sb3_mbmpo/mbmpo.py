@@ -74,7 +74,7 @@ class MBMPO(RealRolloutAlgorithm):
     policy-gradient step adapts to any of the models, so that model errors do less harm.
 
     Paper: https://arxiv.org/abs/1809.05214
-    Code: https://github.com/jonasrothfuss/model_ensemble_meta_learning (the authors'; the README lists the differences)
+    Code: https://github.com/jonasrothfuss/model_ensemble_meta_learning (the authors'; the guide lists the differences)
 
     :param policy: the policy, "MlpPolicy" or a subclass of it
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
@@ -84,11 +84,11 @@ class MBMPO(RealRolloutAlgorithm):
     :param buffer_size: number of real transitions that are kept, first in first out
     :param exploration: which policy acts in the real environment: the "adapted" ones, one per episode, or the "meta" policy
     :param n_models: members of the ensemble
-    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, probabilistic,
-        weight_decay, precision) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size, validation_fraction,
-        rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never), ``clip_margin``
-        (imagined observations stay within the range of the data plus this many standard deviations; None: no clipping),
-        and, to study wrong models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
+    :param dynamics_kwargs: arguments of ``DynamicsEnsemble`` (net_arch, activation_fn, weight_norm, weight_decay, precision,
+        and probabilistic, which is True here by default) and of its ``fit`` (max_epochs, max_gradient_steps, batch_size,
+        validation_fraction, rolling_average_persistency), and ``reinit_every`` (draw new weights at every k-th fit; 0: never),
+        ``clip_margin`` (imagined observations stay within the range of the data plus this many standard deviations; None: no
+        clipping), and, to study wrong models, ``output_bias`` and ``output_noise`` as in ``ModelVecEnv``
     :param reward_fn: "auto" (the environment's own ``reward(obs, action, next_obs)``, else the known one of its id, else
         learned), "learned", a function of torch tensors, or its path "pkg.module:function"
     :param termination_fn: "auto", "learned", None (episodes never terminate), a function of ``next_obs``, or its path
@@ -249,7 +249,7 @@ class MBMPO(RealRolloutAlgorithm):
     def _setup_model(self) -> None:
         # Here, not in the constructor, because `load` may have changed some arguments
         arguments = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys()
-        vars(self).update(plain({name: getattr(self, name) for name in arguments}))
+        vars(self).update(plain({name: getattr(self, name) for name in (*arguments, "_stats_window_size")}))
         self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:

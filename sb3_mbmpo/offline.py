@@ -12,6 +12,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbmpo.common.actions import ActionCodec, check_spaces
+from sb3_mbmpo.common.finite import check_counts, in_float32
 from sb3_mbmpo.common.save_util import read_npz
 from sb3_mbmpo.dynamics import Transitions
 
@@ -151,12 +152,14 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         array = arrays[name]
         if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
             raise ValueError(f"`{name}` must hold numbers, not {array.dtype}.")
-        bad = np.flatnonzero(~np.isfinite(array.reshape(len(obs), -1)).all(axis=1))
+        # In single precision, in which models are fitted
+        bad = np.flatnonzero(~in_float32(array.reshape(len(obs), -1)).all(axis=1))
         if len(bad) > 0:
             raise ValueError(
                 f"`{name}` has NaN or infinite numbers in {len(bad)} of {len(obs)} rows, first in row {bad[0]}: "
                 f"{array[bad[0]]}. Leave these transitions out."
             )
+        check_counts(f"`{name}`", array)
     for name in flags:
         if not np.isin(arrays[name], (0, 1)).all():
             raise ValueError(f"`{name}` must be True or False, 1 or 0.")

@@ -32,6 +32,7 @@ ACTOR_MODULES = ("features_extractor.", "pi_features_extractor.", "mlp_extractor
 NET_ARCH = {"pi": [64, 64], "vf": [128, 128]}
 # For actions in [-1, 1]. With less noise, real steps would bring little new data, and likelihoods would be too peaked
 LOG_STD_MIN = -1.2
+NO_FINITE_ACTION = "The policy's parameters, or the outputs of its features extractor, are NaN or infinite: it has no action"
 
 
 class ValueHead(nn.Linear):
@@ -235,11 +236,25 @@ class MetaPolicy(ActorCriticPolicy):
         """
         See ``BasePolicy``.
 
-        :raises ValueError: if an observation is NaN, or infinite in single precision
+        :raises ValueError: if an observation is NaN, or infinite in single precision, or has no finite action
         """
-        if isinstance(observation, np.ndarray) and not in_float32(observation).all():
-            raise ValueError(f"There is no action for an observation that is NaN or infinite: {observation}.")
+        if not isinstance(observation, dict):
+            observation = np.asarray(observation)
+            if not in_float32(observation).all():
+                raise ValueError(f"There is no action for an observation that is NaN or infinite: {observation}.")
         return super().predict(observation, state, episode_start, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        try:
+            actions = super()._predict(observation, deterministic)
+        except ValueError as error:
+            if "constraint" not in str(error):
+                raise
+            # PyTorch checks the parameters of distributions, though not with `python -O`
+            raise ValueError(f"{NO_FINITE_ACTION} for one of the observations {observation}: {error}") from error
+        if not th.isfinite(actions).all():
+            raise ValueError(f"{NO_FINITE_ACTION} for one of the observations {observation}.")
+        return actions
 
     # ---------------------------------------------------------------- the critic
 

@@ -1,3 +1,5 @@
+"""Actions between policy, environment and models, and spaces that are refused with the wrapper that helps."""
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -61,6 +63,17 @@ def test_observations_that_are_no_vector_are_refused_and_flattening_helps(space)
     with pytest.raises(ValueError, match=r"flat vector.*`gymnasium.wrappers.FlattenObservation`"):
         check(env)
     check(FlattenObservation(env))
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="this machine has no longer numbers")
+def test_numbers_that_tensors_cannot_have_are_refused_and_the_wrapper_helps():
+    long = spaces.Box(-1, 1, (2,), np.longdouble)
+    with pytest.raises(ValueError, match=r"`gymnasium.wrappers.DtypeObservation\(env, np.float64\)`"):
+        check_spaces(long, UNIT)
+    with pytest.raises(ValueError, match=r"`gymnasium.wrappers.TransformAction\(env, .*dtype=np.float64"):
+        check_spaces(FLAT, long)
+    check(gym.wrappers.DtypeObservation(Env(observation_space=long), np.float64))
 
 
 @pytest.mark.parametrize(("low", "high"), [([-np.inf] * 2, [np.inf] * 2), ([0, 0], [1, np.inf]), ([-np.inf, 0], [0, 1])])

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tiny import Drift, Unknown, tiny_model, vec_drift
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.progress import StageProgressBar
 
-README = Path(__file__).parent.parent / "README.md"
+LOG_KEYS = Path(__file__).parent.parent / "docs" / "guide" / "log-keys.md"
 
 
 class Recorder(BaseCallback):
@@ -221,8 +222,8 @@ def test_new_real_returns_are_those_since_the_last_fit(tmp_path, log_to):
     }
 
 
-def test_table_of_keys_in_the_readme_is_what_an_iteration_logs():
-    table = re.search(r"<!-- keys:begin -->(.*)<!-- keys:end -->", README.read_text(), re.DOTALL)
+def test_documented_table_of_keys_is_what_an_iteration_logs():
+    table = re.search(r"<!-- keys:begin -->(.*)<!-- keys:end -->", LOG_KEYS.read_text(), re.DOTALL)
     documented = re.findall(r"^\| *`([a-z_]+/[a-z_]+)` *\|", table.group(1), re.MULTILINE)
     assert len(documented) == len(set(documented))
     assert logged_keys(tiny_model(Drift(length=5))) == set(documented)
@@ -275,11 +276,12 @@ def test_progress_bar_says_what_the_silent_stages_do(monkeypatch):
         assert (first.completed, first.total) == (self.model.num_timesteps, 40)
 
     monkeypatch.setattr(StageProgressBar, "show", watched)
-    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=io.StringIO(), force_terminal=True, width=200))
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr("sb3_mbmpo.common.progress.get_console", lambda: console)
     recorder = Recorder()
     tiny_model(n_meta_steps=3).learn(40, callback=recorder, progress_bar=True)
     iteration = [
-        ("real rollout:", 0, None),
+        ("real rollout", 0, None),
         *[("dynamics fit, passes: val_loss #", k, 2) for k in (1, 2)],
         *[("meta-steps: return # adapted #", k, 3) for k in (1, 2, 3)],
     ]
@@ -287,8 +289,52 @@ def test_progress_bar_says_what_the_silent_stages_do(monkeypatch):
     assert recorder.names()[-1] == "training_end"
 
 
+class ShownBar(StageProgressBar):
+    """A progress bar without an algorithm, which shows what a terminal of some width would."""
+
+    training_env = SimpleNamespace(num_envs=1)
+
+    def __init__(self, total, width, monkeypatch):
+        super().__init__()
+        self.console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+        monkeypatch.setattr("sb3_mbmpo.common.progress.get_console", lambda: self.console)
+        self.model, self.locals = SimpleNamespace(num_timesteps=0), {"total_timesteps": total}
+        self._on_training_start()
+
+    def lines(self):
+        self._lines.refresh()
+        text = re.sub(r"\x1b\[[0-9?]*[a-zA-Z]", "", self.console.file.getvalue())
+        return re.split(r"[\r\n]+", text)
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_progress_bar_fits_in_a_line_and_no_number_is_cut(width, monkeypatch):
+    bar = ShownBar(40_000, width, monkeypatch)
+    bar.pbar.update(12_000)
+    bar._lines.tasks[0].start_time -= 7000
+    bar.pbar.refresh()
+    bar.show("meta-steps", 12, 20, {"return": -1034.2, "adapted": -1012.1})
+    lines = bar.lines()
+    bar.close()
+    assert max(map(len, lines)) <= width
+    # 7,000 s for 12,000 of 40,000 steps, so 16,333 s for the others
+    assert any(re.fullmatch(r"real steps +━+╸? +12,000/40,000 1:56:40<4:32:\d\d *", line) for line in lines)
+    last = next(line for line in reversed(lines) if line.startswith("meta-steps"))
+    assert re.search(r" 12/20 +0:00<0:00 *$", last)
+    assert width < 80 or "return -1034 adapted -1012 " in last
+
+
+def test_progress_bar_does_not_guess_when_it_knows_nothing(monkeypatch):
+    bar = ShownBar(500, 80, monkeypatch)
+    bar._on_rollout_start()
+    lines = [line.rstrip() for line in bar.lines()]
+    bar.close()
+    assert any(re.fullmatch(r"real steps +0/500 0:00<-:--", line) for line in lines)
+    assert any(re.fullmatch(r"real rollout +━+ +0:00", line) for line in lines)
+
+
 def test_progress_bar_takes_every_kind_of_callback_and_can_be_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=io.StringIO()))
+    monkeypatch.setattr("sb3_mbmpo.common.progress.get_console", lambda: Console(file=io.StringIO()))
     for callback in (None, Recorder(), [Recorder()], lambda *_: True):
         model = tiny_model().learn(5, callback=callback, progress_bar=True)
     model.save(tmp_path / "model")

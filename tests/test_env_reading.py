@@ -1,13 +1,16 @@
 """The environment is queried at set-up only, whatever it answers: later, it may be closed, dead or hanging."""
 
+import os
 import time
 from functools import partial
 from threading import Lock
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from tiny import Drift, Unknown, tiny_model, vec_drift
 
@@ -52,12 +55,48 @@ class AfterReset(Drift):
     spec = done
 
 
+def own_attributes():
+    env = Drift()
+    env.reset(seed=0)
+    return {*vars(env)}
+
+
+OWN = own_attributes()
+
+
 class Guarded(Drift):
-    """An environment that refuses unknown attributes."""
+    """An environment that ignores attributes other than its own."""
 
     def __setattr__(self, name, value):
-        if not name.startswith("_sb3"):
+        if name in OWN:
             super().__setattr__(name, value)
+
+
+class Strict(Drift):
+    """An environment that refuses attributes other than its own."""
+
+    def __setattr__(self, name, value):
+        if name not in OWN:
+            raise AttributeError(f"no room for {name}")
+        super().__setattr__(name, value)
+
+
+class Exiting(Drift):
+    """An environment whose attributes end the process when they are read."""
+
+    @property
+    def reward(self):
+        raise SystemExit(1)
+
+    spec = reward
+
+
+class Fatal(Drift):
+    """An environment that is gone once it is asked."""
+
+    @property
+    def spec(self):
+        os._exit(1)
 
 
 class Hanging(Drift):
@@ -120,6 +159,29 @@ def test_everything_but_real_steps_works_when_the_environment_is_gone(end, tmp_p
     kill(env)
 
 
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [(close, "is closed"), (kill, "has lost a worker process"), (leave_in_a_step, "is in the middle of a step")],
+)
+def test_steps_in_an_environment_that_is_gone_are_refused_with_the_way_out(end, named):
+    env = VecNormalize(in_workers(Drift))
+    model = tiny_model(env).learn(20)
+    end(env)
+    another = VecNormalize(vec_drift())
+    for steps in (
+        lambda: model.learn(20),
+        lambda: model.learn(20, reset_num_timesteps=False),
+        lambda: model.adapt(n_episodes=2),
+        lambda: tiny_model(another).adapt(env, n_episodes=2),
+    ):
+        with pytest.raises(ValueError, match=f"The environment {named}.*`set_env` or `adapt`"):
+            steps()
+    model.adapt(another, n_episodes=2)
+    model.set_env(another)
+    model.learn(20)
+    kill(env)
+
+
 @pytest.mark.parametrize("env_class", [Raising, Dying])
 def test_a_worker_that_ends_costs_no_model(env_class, tmp_path):
     env = in_workers(env_class, Drift)
@@ -173,25 +235,55 @@ def test_what_does_not_pickle_is_read_where_it_is(vec_env, tmp_path):
     env.close()
 
 
+class Holding(gym.Wrapper, RecordConstructorArgs):
+    """A wrapper with an argument that cannot be copied, so that Gymnasium has no spec of the wrappers around it."""
+
+    def __init__(self, env):
+        RecordConstructorArgs.__init__(self, lock=Lock(), _disable_deepcopy=True)
+        super().__init__(env)
+
+
+@pytest.mark.filterwarnings("ignore:.*An exception occurred")
+@pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
+def test_an_environment_is_known_within_wrappers_that_have_no_spec(vec_env):
+    env = vec_env(lambda: gym.wrappers.ClipAction(Holding(gym.make("Pendulum-v1"))))
+    assert ask(env, partial(attribute, "spec")) is None
+    assert ask(env, env_id) == "Pendulum-v1"
+    assert known_functions(env).reward_fn is pendulum_reward
+    env.close()
+
+
 @pytest.mark.parametrize(
-    "spec", [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock], ids=["dictionary", "lock", "number", "name", "class"]
+    "spec",
+    # The namesake has the number of observations that the known environment has
+    [{"id": "Pendulum-v1"}, Lock(), 3, "Pendulum-v1", Lock, SimpleNamespace(id="MountainCar-v0")],
+    ids=["dictionary", "lock", "number", "name", "class", "namesake"],
 )
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_a_spec_that_is_none(spec, vec_env, tmp_path):
     env = vec_env(lambda: Spec(spec))
+    assert ask(env, env_id) is None
     model = tiny_model(env)
     assert (model._functions.reward.source, model.env_spec) == ("learned", None)
     model.learn(10).save(tmp_path / "model")
     env.close()
 
 
-@pytest.mark.parametrize("env_class", [AfterReset, Guarded])
+@pytest.mark.parametrize("env_class", [AfterReset, Guarded, Strict, Exiting])
 @pytest.mark.parametrize("vec_env", [in_workers, lambda make: DummyVecEnv([make])], ids=["workers", "here"])
 def test_attributes_that_cannot_be_read_or_written(env_class, vec_env):
     env = vec_env(env_class)
     model = tiny_model(env)
-    assert (model._functions.reward.source == "learned") == (env_class is AfterReset or isinstance(env, SubprocVecEnv))
+    is_readable = env_class in (Guarded, Strict) and isinstance(env, DummyVecEnv)
+    assert model._functions.reward.source == ("env.reward" if is_readable else "learned")
     model.learn(10)
+    env.close()
+
+
+def test_a_method_of_an_environment_in_another_process_is_not_fetched():
+    env = in_workers(Drift)
+    model = tiny_model(env)
+    assert (model._functions.reward.source, model._functions.termination.source) == ("learned", "learned")
     env.close()
 
 
@@ -214,6 +306,7 @@ def test_an_answer_that_does_not_pickle_is_none():
     env = in_workers(Drift)
     kill(env)
     assert ask(env, length) is None
+    assert ask(in_workers(Fatal), env_id) is None
 
 
 class Foreign(Drift):

@@ -14,12 +14,13 @@ ENDED = th.tensor([[0.0, 1.0]], dtype=th.float64)
 WIDE = (th.full((1, 1, 2), -50.0, dtype=th.float64), th.full((1, 1, 2), 50.0, dtype=th.float64))
 
 
-def test_squared_errors_are_averaged_over_rows_and_dimensions():
-    assert float(member_losses((MEAN, None, None), TARGETS, ENDED, 2)) == pytest.approx((1 + 0 + 4 + 9) / 4)
-
-
-def test_the_reward_counts_as_much_as_all_of_the_observation():
-    assert float(member_losses((MEAN, None, None), TARGETS, ENDED, 1)) == pytest.approx((1 + 4) / 2 + (0 + 9) / 2)
+@pytest.mark.parametrize(
+    ("observation_dim", "expected"),
+    [(2, (1 + 0 + 4 + 9) / 4), (1, (1 + 4) / 2 + (0 + 9) / 2)],
+    ids=["averaged over rows and dimensions", "the reward counts as much as all of the observation"],
+)
+def test_squared_errors(observation_dim, expected):
+    assert float(member_losses((MEAN, None, None), TARGETS, ENDED, observation_dim)) == pytest.approx(expected)
 
 
 def test_a_learned_termination_adds_its_cross_entropy():

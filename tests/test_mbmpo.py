@@ -1,15 +1,11 @@
-"""MBMPO as a whole: supported settings, acting policies, absence of side effects, and errors during training."""
+"""MBMPO as a whole: supported settings, seeds, and the functions that it was given."""
 
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, push, tiny_model, vec_drift
+from tiny import ACTION_SPACES, Drift, Unknown, assert_same, parameters, tiny_model
 
-from sb3_mbmpo import MBMPO, MlpPolicy
 from sb3_mbmpo.meta.adaptation import adapt
 
 
@@ -24,19 +20,6 @@ class FlakyExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations):
         return self.layers(observations)
-
-
-class Stop(BaseCallback):
-    def __init__(self, at, error=None):
-        super().__init__()
-        self.at, self.error = at, error
-
-    def _on_step(self):
-        if self.num_timesteps < self.at:
-            return True
-        if self.error is not None:
-            raise self.error
-        return False
 
 
 # ---------------------------------------------------------------- runs
@@ -142,141 +125,6 @@ def test_predict_on_one_or_many_observations():
     assert (samples <= model.action_space.high).all()
 
 
-# ---------------------------------------------------------------- real steps
-
-
-@pytest.mark.parametrize(("total", "n_envs", "expected"), [(1, 1, 1), (33, 1, 33), (60, 3, 60), (61, 3, 63), (50, 4, 52)])
-def test_no_more_real_steps_than_asked_for(total, n_envs, expected):
-    model = tiny_model(vec_drift(n_envs)).learn(total)
-    assert model.num_timesteps == expected
-    assert sum(env.unwrapped.n_steps for env in model.env.envs) == expected
-    assert model.replay_buffer.size() * n_envs == expected
-
-
-class Rollouts(BaseCallback):
-    """A callback that records the rows of each real rollout, and what the meta-policy would have done there."""
-
-    def __init__(self):
-        super().__init__()
-        self.ends, self.greedy, self.n_updates = [], [], []
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.ends.append(self.num_timesteps)
-        self.n_updates.append(self.model._n_updates)
-        buffer = self.model.replay_buffer
-        self.greedy.append(self.model.predict(buffer.observations[: buffer.size(), 0], deterministic=True)[0])
-
-
-@pytest.mark.parametrize("chunks", [[70], [10, 10, 30, 20], [25, 45]])
-def test_first_fit_waits_for_the_random_steps_and_there_are_no_others(chunks):
-    rollouts = Rollouts()
-    model = tiny_model(learning_starts=30, policy_kwargs=dict(net_arch=[8], log_std_init=-10.0), exploration="meta")
-    for chunk in chunks:
-        model.learn(chunk, reset_num_timesteps=False, callback=rollouts)
-    first = rollouts.ends.index(30)
-    assert rollouts.n_updates[: first + 2] == [0] * (first + 1) + [1]
-    actions = model.replay_buffer.actions[: model.replay_buffer.size(), 0]
-    end = 30
-    assert np.abs(actions[:end] - rollouts.greedy[first]).max() > 0.3, "random"
-    for k in range(first + 1, len(rollouts.ends)):
-        start, end = end, rollouts.ends[k]
-        np.testing.assert_allclose(actions[start:end], rollouts.greedy[k][start:end], atol=1e-2)
-
-
-def test_adapted_policies_act_in_turn():
-    """As in the authors' code, every episode uses another model's policy, until all tasks have had their turn."""
-    model = tiny_model(Drift(length=5), n_tasks=4, policy_kwargs=dict(net_arch=[8], log_std_init=-10.0)).learn(20)
-    constant = th.zeros(4, len(model.policy.actor_vector()))
-    constant[:, :2] = -10.0  # log_std
-    constant[:, -2:] = th.tensor([[-0.75], [-0.25], [0.25], [0.75]])  # the bias of the mean, in [-1, 1]
-    model._adapted.copy_(constant)
-    model.learn(40, reset_num_timesteps=False, callback=Stop(60))  # before they are adapted anew
-    actions = model.replay_buffer.actions[20 : model.replay_buffer.size() - 1, 0, 0]  # in [-1, 2]
-    who = np.rint((actions - 0.5) / 1.5 * 2 + 1.5).astype(int)
-    episodes = who[[0, 5, 10, 15]]
-    np.testing.assert_array_equal(who[:15], episodes[:3].repeat(5))
-    assert sorted(episodes) == [0, 1, 2, 3]
-    assert [task // 2 for task in episodes] in ([0, 1, 0, 1], [1, 0, 1, 0])
-
-
-def test_a_stopped_iteration_leaves_no_torn_transition():
-    """The step at which a callback stops is not stored; continuing from the observation before it would invent dynamics."""
-    model = tiny_model(Drift(ACTION_SPACES["discrete"]))
-    for at in (7, 31):
-        model.learn(40, reset_num_timesteps=False, callback=Stop(at))
-    with pytest.raises(KeyboardInterrupt):
-        model.learn(40, reset_num_timesteps=False, callback=Stop(60, KeyboardInterrupt()))
-    model.learn(20, reset_num_timesteps=False)
-    buffer = model.replay_buffer
-    for obs, action, next_obs in zip(
-        buffer.observations[: buffer.pos, 0],
-        buffer.actions[: buffer.pos, 0],
-        buffer.next_observations[: buffer.pos, 0],
-        strict=True,
-    ):
-        np.testing.assert_array_equal(push(obs, action), next_obs)
-
-
-def test_interrupted_model_can_be_saved_and_go_on(tmp_path):
-    model = tiny_model()
-    with pytest.raises(KeyboardInterrupt):
-        model.learn(60, callback=Stop(33, KeyboardInterrupt()))
-    model.save(tmp_path / "model")
-    model.save_replay_buffer(tmp_path / "buffer")
-    loaded = type(model).load(tmp_path / "model", env=Drift())
-    loaded.load_replay_buffer(tmp_path / "buffer")
-    assert loaded.num_timesteps == 33
-    assert loaded.replay_buffer.size() == 32
-    loaded.learn(20, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 53
-
-
-@pytest.mark.parametrize("where", ["fit", "imagination"])
-def test_interrupted_training_can_be_saved_and_goes_on(where, tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    model = tiny_model(n_meta_steps=3).learn(20)
-    targets = {"fit": "dynamics.training.ParallelTraining.mean_loss", "imagination": "meta.training.estimate_advantages"}
-    with monkeypatch.context() as patched:
-        patched.setattr(f"sb3_mbmpo.{targets[where]}", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            model.learn(20, reset_num_timesteps=False)
-    model.save(tmp_path / "model")
-    loaded = type(model).load(tmp_path / "model", env=Drift())
-    assert_same(parameters(loaded), parameters(model))
-    assert model.learn(20, reset_num_timesteps=False).num_timesteps == 60
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    ("where", "name"),
-    [
-        (("reset", "obs"), "observation"),
-        ((27, "obs"), "observation"),
-        ((27, "reward"), "reward"),
-        ((24, "obs"), "terminal observation"),
-    ],
-)
-def test_numbers_that_are_not_finite_stop_training(where, name, value, tmp_path):
-    model = tiny_model(Drift(ACTION_SPACES["discrete"], random_start=False, bad={where: value}))
-    steps = 0 if where[0] == "reset" else where[0]
-    with pytest.raises(ValueError, match=f"NaN or infinite {name} at real step {steps}, environment 0"):
-        model.learn(60)
-    buffer = model.replay_buffer
-    assert buffer.size() == max(0, steps - 1)
-    for array in (buffer.observations, buffer.next_observations, buffer.rewards):
-        assert np.isfinite(array[: buffer.size()]).all()
-    model.save(tmp_path / "model")
-    model.save_replay_buffer(tmp_path / "buffer")
-    loaded = type(model).load(tmp_path / "model", env=Drift(ACTION_SPACES["discrete"]))
-    loaded.load_replay_buffer(tmp_path / "buffer")
-    loaded.learn(20, reset_num_timesteps=False)
-
-
 # ---------------------------------------------------------------- seeds
 
 
@@ -310,214 +158,26 @@ def test_training_neither_uses_nor_moves_global_generators():
     assert_same(*map(parameters, models))
 
 
-# ---------------------------------------------------------------- adapt
-
-
-@pytest.mark.parametrize("how", [dict(env=Drift(), n_episodes=3), dict(model_index=1)], ids=["env", "model"])
-@pytest.mark.parametrize("action_space", [ACTION_SPACES["box"], ACTION_SPACES["multi_discrete"]])
-@pytest.mark.parametrize("options", [{}, dict(learn_inner_lr=True, n_inner_steps=2)], ids=["one-step", "two-steps"])
-def test_adapt_returns_a_policy_and_leaves_the_model_alone(how, action_space, options, tmp_path):
-    if "env" in how:
-        how = {**how, "env": Drift(action_space)}
-    model, untouched = (tiny_model(Drift(action_space), **options).learn(40) for _ in range(2))
-    before = parameters(model)
-    policy = model.adapt(**how)
-    assert not th.equal(policy.actor_vector(), model.policy.actor_vector())
-    np.testing.assert_array_equal(policy.actor_vector(), model.adapt(**how).actor_vector()) if "model_index" in how else None
-    assert_same(before, parameters(model))
-    for both in (model, untouched):
-        both.learn(20, reset_num_timesteps=False)
-    assert_same(parameters(model), parameters(untouched))
-
-    mean_reward, _ = evaluate_policy(policy, vec_drift(action_space=action_space), n_eval_episodes=2)
-    assert np.isfinite(mean_reward)
-    policy.save(tmp_path / "policy")
-    loaded = MlpPolicy.load(tmp_path / "policy")
-    obs = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
-    np.testing.assert_array_equal(*(p.predict(obs, deterministic=True)[0] for p in (policy, loaded)))
-
-
-def test_adapt_to_each_model_differs_and_a_step_size_of_zero_does_nothing():
-    model = tiny_model().learn(20)
-    assert not th.equal(model.adapt(model_index=0).actor_vector(), model.adapt(model_index=1).actor_vector())
-    still = tiny_model(inner_lr=0.0).learn(20)
-    for how in (dict(model_index=0), dict(n_episodes=2)):
-        assert th.equal(still.adapt(**how).actor_vector(), still.policy.actor_vector())
-
-
-@pytest.mark.parametrize("how", [dict(n_episodes=4), dict(model_index=1)], ids=["env", "model"])
-@pytest.mark.parametrize("learned", [False, True])
-def test_adapt_takes_the_step_size_and_the_steps_it_is_given(how, learned):
-    # Every reset of this environment is the same, so that adaptations differ only in their arguments
-    env = vec_drift(random_start=False)
-    model = tiny_model(env, learn_inner_lr=learned).learn(20)
-    trained = model._meta_parameters()
-
-    def step(**kwargs):
-        model._adopt(trained)
-        return model.adapt(**how, **kwargs).actor_vector() - model.policy.actor_vector()
-
-    th.testing.assert_close(step(inner_lr=0.02), 2 * step(inner_lr=0.01), rtol=1e-4, atol=1e-6)
-    assert step(inner_lr=0.0).abs().max() == 0
-    if not learned:
-        assert th.equal(step(inner_lr=model.inner_lr, n_inner_steps=1), step())
-        assert th.equal(step(n_inner_steps=2), tiny_step_twice(model, how))
-    assert not th.equal(step(inner_lr=0.1, n_inner_steps=2), step(inner_lr=0.1))
-    assert th.equal(step(baseline="critic"), step())
-    assert not th.equal(step(baseline="linear"), step())
-    assert not th.equal(step(baseline="zero"), step())
-
-
-def tiny_step_twice(model, how):
-    """Return the change of the parameters in an adaptation with two inner steps."""
-    model.n_inner_steps = 2
-    try:
-        return model.adapt(**how).actor_vector() - model.policy.actor_vector()
-    finally:
-        model.n_inner_steps = 1
-
-
-@pytest.mark.parametrize(("n_envs", "n_episodes", "n_inner_steps"), [(1, 3, 1), (2, 5, 2), (3, 2, 1)])
-def test_adapt_does_the_episodes_it_was_asked_for(n_envs, n_episodes, n_inner_steps):
-    model = tiny_model(n_inner_steps=n_inner_steps).learn(20)
-    finished = []
-
-    class Counting(Drift):
-        def step(self, action):
-            result = super().step(action)
-            finished.append(result[2] or result[3])
-            return result
-
-    model.adapt(vec_drift(n_envs, Counting), n_episodes=n_episodes)
-    # Environments that have finished their episodes continue while the others finish theirs
-    assert n_episodes <= sum(finished) <= n_episodes + n_envs * n_inner_steps
-
-
-def test_adapt_on_the_training_environment_begins_a_new_episode_afterwards():
-    model = tiny_model().learn(25)
-    env = model.env.envs[0].unwrapped
-    model.adapt(n_episodes=1)
-    resets = env.n_resets
-    model.learn(1, reset_num_timesteps=False)
-    assert env.n_resets == resets + 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (dict(env=Drift(), model_index=0), "not to both"),
-        (dict(model_index=2), "`model_index`.*at most 1"),
-        (dict(model_index=-1), "`model_index`"),
-        (dict(n_episodes=0), "`n_episodes`.*at least 1"),
-        (dict(n_episodes=2, n_inner_steps=3), "`n_episodes`.*at least 3"),
-        (dict(n_inner_steps=0), "`n_inner_steps`.*at least 1"),
-        (dict(inner_lr=-0.1), "`inner_lr`.*at least 0"),
-        (dict(baseline="square"), "`baseline` must be one of"),
-        (dict(env=Drift(size=3)), "Observation spaces do not match"),
-        (dict(env=Drift(spaces.Discrete(2))), "Action spaces do not match"),
-    ],
-)
-def test_adapt_refuses(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        tiny_model().adapt(**arguments)
-
-
-def starts_of(model, n_rows=2_000):
-    """Return the indices in the buffer of the real steps from which imagined rollouts start; all observations differ."""
-    trainer = model._meta_trainer(model._generators, n_threads=1)
-    starts = trainer.sample_starts(4, n_rows // 4).flatten(0, 1)
-    obs = model._transitions().obs
-    is_there = (starts.unsqueeze(1) == obs.unsqueeze(0)).all(2)
-    assert is_there.any(1).all(), "a start that is not a real state"
-    return is_there.float().argmax(1)
-
-
-def test_every_real_state_is_equally_likely_as_a_start():
-    model = tiny_model(imagined_start="buffer", recent_starts=0.0).learn(60)
-    counts = th.bincount(starts_of(model), minlength=60).double()
-    assert len(counts) == 60
-    # Pearson's chi-squared with 59 degrees of freedom is above 110 in one of 10,000 draws
-    assert ((counts - 2_000 / 60).square() / (2_000 / 60)).sum() < 110
-
-
-def test_a_share_of_the_starts_is_recent():
-    model = tiny_model(imagined_start="buffer", recent_starts=0.7).learn(60)
-    model._n_new_steps = 20  # as during the training that follows 20 real steps
-    recent = float((starts_of(model) >= 40).double().mean())
-    # 0.7 by choice, and a third of the others by chance: 0.8, with a standard deviation of 0.009
-    assert 0.76 < recent < 0.84
-    model.recent_starts = 1.0
-    assert (starts_of(model) >= 40).all()
-
-
-def test_the_newest_steps_are_the_last_rows_even_of_a_buffer_that_is_full():
-    model = tiny_model(vec_drift(2), buffer_size=40, imagined_start="buffer").learn(100)
-    assert model.replay_buffer.full
-    assert model.replay_buffer.pos == 10
-    rows = model._transitions()
-    newest = (model.replay_buffer.pos - 1) % model.replay_buffer.buffer_size
-    np.testing.assert_array_equal(rows.next_obs[-2:], model.replay_buffer.next_observations[newest])
-    oldest = model.replay_buffer.pos
-    np.testing.assert_array_equal(rows.obs[:2], model.replay_buffer.observations[oldest])
-
-
-def test_what_was_met_since_the_last_fit_is_new_to_the_next(monkeypatch):
-    seen = []
-    model = tiny_model(vec_drift(2), n_steps=20, learning_starts=40)
-    original = model.dynamics.fit
-
-    def fit(data, **kwargs):
-        seen.append((len(data.obs), kwargs["n_new_rows"]))
-        return original(data, **kwargs)
-
-    monkeypatch.setattr(model.dynamics, "fit", fit)
-    model.learn(80)
-    assert seen == [(40, 40), (60, 20), (80, 20)]
-
-
-def test_a_model_without_its_buffer_imagines_from_a_sample_of_it(tmp_path):
-    model = tiny_model(imagined_start="buffer").learn(40)
-    known = {tuple(row) for row in model._transitions().obs.tolist()}
-    model.save(tmp_path / "model")
-    loaded = MBMPO.load(tmp_path / "model", env=Drift())
-    first = loaded.imagined_env(n_envs=30, seed=0).reset()
-    assert {tuple(row) for row in first.tolist()} <= known
-    assert loaded.adapt(model_index=0).predict(first)[0].shape == (30, 2)
-
-
-@pytest.mark.parametrize("imagined_start", ["initial", "buffer"])
-def test_imagining_before_any_real_step_is_refused(imagined_start):
-    model = tiny_model(imagined_start=imagined_start)
-    for imagine in (lambda: model.adapt(model_index=0), model.imagined_env):
-        with pytest.raises(ValueError, match="call `learn` first"):
-            imagine()
-
-
 # ---------------------------------------------------------------- reward and termination
 
-
-BAD_REWARDS = {
-    "column": (lambda o, a, n: n[:, :1], r"shape \(5,\).*shape \(5, 1\)"),
-    "one number": (lambda o, a, n: n.mean(), r"shape \(5,\).*shape \(\)"),
-    "wrong axis": (lambda o, a, n: n.sum(0), r"shape \(5,\).*shape \(2,\)"),
-    "integers": (lambda o, a, n: n.sum(1).long(), r"floating.*torch.int64"),
-    "numpy": (lambda o, a, n: n.sum(1).numpy(), "returned a ndarray: use torch"),
-    "other device": (lambda o, a, n: n.sum(1).to("meta"), "on cpu.*on meta"),
+BAD_FUNCTIONS = {
+    "column": (dict(reward_fn=lambda o, a, n: n[:, :1]), r"shape \(5,\).*shape \(5, 1\)"),
+    "one number": (dict(reward_fn=lambda o, a, n: n.mean()), r"shape \(5,\).*shape \(\)"),
+    "wrong axis": (dict(reward_fn=lambda o, a, n: n.sum(0)), r"shape \(5,\).*shape \(2,\)"),
+    "integers": (dict(reward_fn=lambda o, a, n: n.sum(1).long()), r"floating.*torch.int64"),
+    "numpy": (dict(reward_fn=lambda o, a, n: n.sum(1).numpy()), "returned a ndarray: use torch"),
+    "other device": (dict(reward_fn=lambda o, a, n: n.sum(1).to("meta")), "on cpu.*on meta"),
+    **{
+        name: (dict(termination_fn=fn), r"termination_fn must return a torch.bool tensor of shape \(5,\)")
+        for name, fn in {"float": lambda n: n[:, 0], "shape": lambda n: n > 1}.items()
+    },
 }
 
 
-@pytest.mark.parametrize(("reward_fn", "match"), BAD_REWARDS.values(), ids=BAD_REWARDS)
-def test_bad_reward_function_is_refused_before_any_real_step(reward_fn, match):
-    model = tiny_model(reward_fn=reward_fn)
+@pytest.mark.parametrize(("arguments", "match"), BAD_FUNCTIONS.values(), ids=BAD_FUNCTIONS)
+def test_a_bad_function_is_refused_before_any_real_step(arguments, match):
+    model = tiny_model(**arguments)
     with pytest.raises(ValueError, match=match):
-        model.learn(40)
-    assert model.env.envs[0].unwrapped.n_steps == 0
-
-
-@pytest.mark.parametrize("termination_fn", [lambda n: n[:, 0], lambda n: n > 1], ids=["float", "shape"])
-def test_bad_termination_function_is_refused_before_any_real_step(termination_fn):
-    model = tiny_model(termination_fn=termination_fn)
-    with pytest.raises(ValueError, match=r"termination_fn must return a torch.bool tensor of shape \(5,\)"):
         model.learn(40)
     assert model.env.envs[0].unwrapped.n_steps == 0
 

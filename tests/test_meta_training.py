@@ -1,4 +1,4 @@
-"""The authors' early stopping of the meta-steps. The steps themselves are tested in test_meta and test_imagination."""
+"""The authors' early stopping of the meta-steps. The steps themselves are tested in test_outer_step and test_imagination."""
 
 import itertools
 

@@ -1,3 +1,5 @@
+"""Recorded transitions: files of several origins, what is refused, and learning without an environment."""
+
 import sys
 from types import SimpleNamespace
 
@@ -96,6 +98,14 @@ BAD = {
     "fewer actions": (dict(actions=np.zeros((N - 1, 2))), "`actions` must have a row for each of the 12"),
     "nan reward": (dict(rewards=NAN), r"`rewards` has NaN or infinite numbers in 1 of 12 rows, first in row 7"),
     "nan observation": (dict(observations=np.tile(NAN[:, None], D)), "`observations` has NaN"),
+    "observation beyond single precision": (
+        dict(observations=np.full((N, D), 1e39)),
+        "`observations` has NaN or infinite numbers in 12 of 12 rows",
+    ),
+    "counts beyond double precision": (
+        dict(next_observations=np.full((N, D), 2**55)),
+        "`next_observations` has whole numbers beyond 2..53",
+    ),
     "infinite action": (dict(actions=np.full((N, 2), np.inf)), "`actions` has NaN or infinite"),
     "odd termination": (dict(terminations=np.full(N, 0.5)), "`terminations` must be True or False"),
     "text": (dict(rewards=np.full(N, "a")), "`rewards` must hold numbers"),

@@ -295,8 +295,19 @@ def test_densities_are_of_the_environments_units():
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e60])
 def test_predict_refuses_what_has_no_finite_answer(value):
     obs = np.full((1, 3), value)
-    with pytest.raises(ValueError, match="no action for an observation"):
-        make_policy(RANGES[0]).predict(obs)
+    for given in (obs, obs[0], obs.tolist()):
+        with pytest.raises(ValueError, match="no action for an observation"):
+            make_policy(RANGES[0]).predict(given)
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["PyTorch looks", "python -O"])
+@pytest.mark.parametrize("name", ["action_net.weight", "log_std"])
+def test_predict_gives_no_action_of_parameters_that_are_not_finite(name, looks, monkeypatch):
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", looks)
+    policy = make_policy(RANGES[0])
+    dict(policy.named_parameters())[name].data.fill_(np.nan)
+    with pytest.raises(ValueError, match="parameters, or the outputs of its features extractor, are NaN or infinite"):
+        policy.predict(np.zeros((1, 3), np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

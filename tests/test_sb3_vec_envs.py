@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import (
 from tiny import Drift, assert_same, parameters, push, tiny_model, vec_drift
 
 from sb3_mbmpo import MBMPO
+from sb3_mbmpo.real.returns import DiscountedReturns
 
 fork = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # other methods are slow
 
@@ -161,6 +162,20 @@ def test_numbers_that_are_not_finite_do_not_hide_behind_the_clipping(where, valu
         model.learn(20)
     buffer = model.replay_buffer
     assert np.isfinite(buffer.next_observations[: buffer.size()]).all()
+
+
+def test_where_episodes_end_is_valued_in_raw_units(monkeypatch):
+    seen, step = [], DiscountedReturns.step
+
+    def noted(self, obs, reward, next_obs, *ends):
+        seen.append(next_obs.copy())
+        step(self, obs, reward, next_obs, *ends)
+
+    monkeypatch.setattr(DiscountedReturns, "step", noted)
+    model = tiny_model(VecNormalize(vec_drift(2))).learn(40)
+    buffer = model.replay_buffer
+    assert buffer.dones[: buffer.size()].any()
+    np.testing.assert_allclose(np.stack(seen), buffer.next_observations[: buffer.size()], rtol=0, atol=1e-5)
 
 
 def test_a_wrapper_round_vecnormalize_that_changes_the_observations_is_refused():

@@ -9,7 +9,7 @@ from tiny import Drift, tiny_model
 
 from sb3_mbmpo import DynamicsEnsemble
 from sb3_mbmpo.common.actions import check_spaces
-from sb3_mbmpo.common.finite import resolution
+from sb3_mbmpo.common.finite import as_floating, resolution
 from sb3_mbmpo.dynamics import Transitions
 from sb3_mbmpo.policies import MlpPolicy
 
@@ -61,6 +61,13 @@ def test_what_is_learned_does_not_depend_on_the_unit(scale, plain):
     np.testing.assert_allclose(ensemble.target_std / np.float32(scale), plain[1].target_std, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6])
+def test_what_is_learned_does_not_depend_on_the_unit_of_the_actions(scale, plain):
+    data = transitions()
+    data = data._replace(action=scale * data.action)
+    np.testing.assert_allclose(changes(fitted(data), data), plain[0], rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_steps_of_less_than_a_micrometre_are_learned(dtype):
     data = transitions(step=0.4e-6, dtype=dtype)
@@ -100,13 +107,15 @@ def test_resolution_by_hand():
 OFFSET = 5e6  # metres of a map
 
 
-def test_an_offset_in_double_precision_changes_nothing(plain):
-    data = transitions(offset=OFFSET, dtype=np.float64)
+# Single precision rounds the mean, by less than the spread at the first offset and by far more at the second one
+@pytest.mark.parametrize("offset", [OFFSET, 1000 * OFFSET + 200.3])
+def test_an_offset_in_double_precision_changes_nothing(offset, plain):
+    data = transitions(offset=offset, dtype=np.float64)
     ensemble = fitted(data)
     assert ensemble.observation_dtype == th.float64
     np.testing.assert_allclose(changes(ensemble, data), plain[0], rtol=0, atol=2e-3)
     low, high = ensemble.observation_range(0.0)
-    np.testing.assert_allclose([low.numpy(), high.numpy()], [both(data).min(0), both(data).max(0)], rtol=1e-15)
+    np.testing.assert_allclose([low.numpy(), high.numpy()], [both(data).min(0), both(data).max(0)], rtol=1e-14)
     assert fitted(transitions(dtype=np.float64)).observation_dtype == th.float32, "double precision would waste memory"
 
 
@@ -114,14 +123,26 @@ def both(data):
     return np.concatenate([data.obs.numpy(), data.next_obs.numpy()])
 
 
-def test_a_policy_sees_small_changes_of_large_numbers():
+@pytest.mark.parametrize("offset", [OFFSET, 1000 * OFFSET + 200.3])
+def test_a_policy_sees_small_changes_of_large_numbers(offset):
     policy = MlpPolicy(box(np.float64), ACTIONS, lambda _: 1e-3)
-    obs = OFFSET + th.linspace(0, 1, 50, dtype=th.float64).unsqueeze(1).expand(-1, 2)
+    obs = offset + th.linspace(0, 1, 50, dtype=th.float64).unsqueeze(1).expand(-1, 2)
     policy.set_observation_statistics(obs)
     expected = (obs - obs.mean(0)) / obs.std(0, correction=0)
     seen = policy.standardize(obs)
     assert seen.dtype == th.float32
     th.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_policy_sees_does_not_depend_on_the_unit(dtype, scale):
+    policy = MlpPolicy(box(dtype), ACTIONS, lambda _: 1e-3)
+    obs = th.as_tensor((scale * np.random.default_rng(0).uniform(-1, 1, (50, 2))).astype(dtype))
+    policy.set_observation_statistics(obs)
+    seen = policy.standardize(obs)
+    th.testing.assert_close(seen.std(0, correction=0), th.ones(2), rtol=1e-4, atol=0)
+    th.testing.assert_close(seen.mean(0), th.zeros(2), rtol=0, atol=1e-4)
 
 
 class Far(Drift):
@@ -202,6 +223,31 @@ def test_observations_that_are_whole_numbers(dtype):
     assert obs.dtype == dtype
     assert model.predict(obs)[0].shape == (2, 2)
     assert tiny_model(Counts(dtype)).learn(40).dynamics.learned_reward
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_large_whole_numbers_keep_their_last_digit(dtype):
+    # In single precision, all of these are the same number
+    counts = np.arange(2 * 10**9, 2 * 10**9 + 50, dtype=dtype)
+    np.testing.assert_array_equal(as_floating(counts), counts)
+    policy = MlpPolicy(spaces.Box(0, 2**31 - 1, (2,), dtype), ACTIONS, lambda _: 1e-3)
+    obs = np.stack([counts, counts[::-1]], axis=1)
+    policy.set_observation_statistics(th.as_tensor(as_floating(obs)))
+    seen = policy.standardize(th.as_tensor(obs))
+    expected = (np.arange(50) - 24.5) / np.sqrt((50**2 - 1) / 12)
+    np.testing.assert_allclose(seen, np.stack([expected, -expected], axis=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [2**55, -(2**55)])
+def test_counts_that_double_precision_cannot_hold_are_refused_with_the_way_out(offset):
+    near = Counts(np.int64)
+    far = gym.wrappers.TransformObservation(near, lambda obs: obs + offset, near.observation_space)
+    with pytest.raises(
+        ValueError, match=r"The environment's observation has .* beyond 2\*\*53.*`gymnasium.wrappers.TransformObservation`"
+    ):
+        tiny_model(far).learn(20)
+    near_again = gym.wrappers.TransformObservation(far, lambda obs: obs - offset, near.observation_space)
+    assert tiny_model(near_again).learn(40).dynamics.target_std.min() > 0
 
 
 class Corridor(gym.Env):

@@ -17,10 +17,15 @@ import optuna
 import pytest
 import yaml
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from tiny import tiny_model
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from tiny import Drift, tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
+from sb3_mbmpo.cli.environments import listing
+from sb3_mbmpo.report.plots import why_not_comparable
+from sb3_mbmpo.report.run_log import find_run, read_run
 from sb3_mbmpo.zoo import extension
 from sb3_mbmpo.zoo.search_space import SPACE, convert, suggest
 
@@ -122,7 +127,9 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
     ) as process:
         output = ""
         while "n_updates" not in output:  # of an iteration
-            output += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, f"it ended too early:\n{output}"
+            output += line
         os.killpg(process.pid, signal.SIGINT)
         output += process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
@@ -134,12 +141,40 @@ def test_ctrl_c_leaves_a_model(wheel_bin, tmp_path):
     assert model.replay_buffer.size() >= 40
 
 
+class CtrlC(BaseCallback):
+    """A callback that acts like Ctrl-C in a terminal, where the workers have certainly ended before anything is closed."""
+
+    def _on_step(self):
+        for process in self.training_env.processes:
+            process.kill()
+            process.join()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_workers_that_end_before_rl_zoo3_closes_them_cost_no_model(tmp_path):
+    zoo.register()
+    env = SubprocVecEnv([Drift, Drift], start_method="fork")
+    model = tiny_model(env)
+    manager = object.__new__(exp_manager.ExperimentManager)
+    manager.algo, manager.log_interval, manager.n_timesteps, manager.callbacks = "mbmpo", -1, 40, [CtrlC()]
+    manager.learn(model)
+    assert env.closed
+    model.save(tmp_path / "model")
+    assert MBMPO.load(tmp_path / "model").num_timesteps == 2
+
+
 def test_the_wheel_is_what_runs(wheel_bin, tmp_path):
     code = "import sb3_mbmpo.zoo as z; print(z.__file__, z.config_file())"
     (tmp_path / "code.py").write_text(code)
     module, config = run("python code.py", tmp_path, wheel_bin).split()
     assert Path(module).is_relative_to(wheel_bin.parent)
     assert Path(config).is_relative_to(wheel_bin.parent)
+
+
+def test_the_wheel_lists_the_same_environments_and_returns(wheel_bin, tmp_path):
+    *listed, _ = listing().splitlines()  # the last line has the path of the configuration
+    assert run("python -m sb3_mbmpo --list", tmp_path, wheel_bin).splitlines()[:-1] == listed
 
 
 def test_hook_costs_less_than_a_millisecond(wheel_bin, tmp_path):
@@ -240,6 +275,34 @@ def test_a_checkpoint_goes_on_with_its_real_steps_or_says_that_they_are_gone(kee
         with pytest.warns(UserWarning, match="replay buffer is empty.*--save-replay-buffer"):
             model = second._load_pretrained_agent({"policy": "MlpPolicy"}, env)
     assert model.replay_buffer.size() == (59 if keeps else 0)  # callbacks run before the last step is stored
+
+
+def test_a_run_of_the_zoo_has_a_log_whose_imagined_curves_the_report_shows(tmp_path):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(None, "mbmpo", "Pendulum-v1", str(tmp_path), verbose=0, log_interval=-1)
+    manager.create_log_folder()
+    manager.create_callbacks()
+    model = tiny_model(make_vec_env("Pendulum-v1", seed=0), baseline="linear", horizon=200)
+    manager.n_timesteps = 220
+    manager.learn(model)
+    manager.save_trained_model(model)
+    assert len(model.logger.output_formats) == 0
+    files = find_run(Path(manager.save_path))
+    assert (files.model.name, files.progress.name) == ("Pendulum-v1.zip", "progress.csv")
+    run = read_run(files, MBMPO.load(files.model))
+    steps, returns = run.column("imagined/ep_rew_mean")
+    assert steps.tolist() == list(range(20, 221, 20))
+    assert len(returns) == 11
+    assert why_not_comparable(run) == ""
+
+
+def test_a_search_of_the_zoo_writes_no_log(tmp_path):
+    zoo.register()
+    manager = exp_manager.ExperimentManager(
+        None, "mbmpo", "Pendulum-v1", str(tmp_path), verbose=0, optimize_hyperparameters=True
+    )
+    manager.create_callbacks()
+    assert not [callback for callback in manager.callbacks if type(callback).__name__ == "ProgressLog"]
 
 
 def test_another_version_of_rl_zoo3_is_warned_of_once(monkeypatch):

@@ -20,13 +20,11 @@ from typing import Any
 
 import gymnasium as gym
 import optuna
-import yaml
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
-from sb3_mbmpo.common.checks import check_integer, check_mapping
-from sb3_mbmpo.zoo import read_config
+from sb3_mbmpo.zoo import check_entry, merge, read_config, yaml_mapping
 from sb3_mbmpo.zoo.search_space import SPACE, is_given
 from tuning.studies import (
     OBJECTIVES,
@@ -39,7 +37,6 @@ from tuning.studies import (
     damage_named,
     finished,
     mend_journal,
-    merge,
     open_storage,
     open_study,
     search_space,
@@ -50,8 +47,10 @@ def work(*arguments: Any) -> None:
     """Run one worker of the search; only workers import PyTorch, which is slow to import."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(KeyboardInterrupt):
+        from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
         from tuning import trials
 
+        tidy_mujoco_messages()
         try:
             trials.work(*arguments)
         except SearchError as error:
@@ -91,17 +90,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def yaml_mapping(text: str) -> dict[str, Any]:
-    """Parse a YAML dictionary."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"must be YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a dictionary such as '{{horizon: 100}}', not {text!r}")
-    return value
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tuning.optimize", description=__doc__)
@@ -128,23 +116,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--heartbeat", type=positive, default=30, help="seconds between two heartbeats of a trial")
     parser.add_argument("--device", default="cpu", help="device of the networks: cpu, cuda, ...")
     return complete(parser.parse_args(argv))
-
-
-def check_entry(config: dict[str, Any]) -> None:
-    """
-    Check what of a configuration is read before there is a model, whose constructor checks the rest.
-
-    :param config: an entry of the configuration file, with --set over it
-    :raises ValueError: for the first value that cannot be
-    """
-    for name in ("n_timesteps", "learning_starts", "n_envs"):
-        if name in config:
-            check_integer(name, config[name], 1)
-    for name in ("policy_kwargs", "dynamics_kwargs", "env_kwargs"):
-        if config.get(name) is not None:
-            check_mapping(name, config[name])
-    if not isinstance(config.get("env_id", ""), str):
-        raise ValueError(f"`env_id` must be the id of an environment, not {config['env_id']!r}.")
 
 
 def check_model(settings: dict[str, Any], device: str) -> None:

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_mbmpo.zoo import ENV_ENTRIES
+from sb3_mbmpo.zoo import ENV_ENTRIES, merge
 from sb3_mbmpo.zoo.search_space import DEFAULTS, convert, nearest_point, part_of_space
 from tuning.lost_trials import queue_again
 
@@ -323,15 +323,6 @@ def evaluation_steps(settings: Mapping[str, Any]) -> list[int]:
     """Return the real steps at which a training is evaluated, all after the first fit: before, the policy is random."""
     first, n_evaluations = learning_starts(settings), settings["n_evaluations"]
     return [first + policy_steps(settings) * (i + 1) // n_evaluations for i in range(n_evaluations)]
-
-
-def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` updated with the entries of ``update``; nested dictionaries are merged recursively."""
-    merged = dict(base)
-    for key, value in update.items():
-        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both_nested else value
-    return merged
 
 
 def trial_entry(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:

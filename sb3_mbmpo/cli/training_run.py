@@ -5,6 +5,9 @@ the previous one; then the previous buffer is removed. However the process ends,
 """
 
 import argparse
+import difflib
+import importlib.util
+import inspect
 import sys
 import time
 import warnings
@@ -16,17 +19,18 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
+from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.common.world import ALONE, ProcessLostError, World, process_group
 from sb3_mbmpo.mbmpo import MBMPO
-from sb3_mbmpo.report.episodes import RandomPolicy
+from sb3_mbmpo.report.episodes import RandomPolicy, evaluation_seed
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
-from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
+from sb3_mbmpo.zoo import ENV_ENTRIES, check_entry, merge, read_config
 
 # The attribute of a model that describes the run of the command line
 RUN = "command_line_run"
@@ -41,6 +45,8 @@ class Checkpoints(BaseCallback):
     :param every: minimum number of real steps between two checkpoints; 0: every iteration
     """
 
+    log: RunLogFile
+
     def __init__(self, path: Path, task: dict[str, Any], every: int = 0) -> None:
         super().__init__()
         self.path, self.task, self.every = path, task, every
@@ -48,17 +54,21 @@ class Checkpoints(BaseCallback):
         self.start, self.seconds_before = time.perf_counter(), 0.0
 
     def _on_rollout_start(self) -> None:
-        # The first model has learned nothing, so it must not replace an older one
-        if self.path.exists() if self.saved_steps is None else self.num_timesteps - self.saved_steps < max(self.every, 1):
-            return
-        self.save()
+        if self._is_due(max(self.every, 1)):
+            self.save()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        if self.num_timesteps != self.saved_steps:
+        if self._is_due(1):
             self.save()
+
+    def _is_due(self, every: int) -> bool:
+        assert isinstance(self.model, MBMPO)
+        if self.saved_steps is None:  # a model that has learned nothing must not replace an older one
+            return self.model._n_fits > 0 or not self.path.exists()
+        return self.num_timesteps - self.saved_steps >= every
 
     def seconds(self) -> float:
         """Return the seconds of training, summed over all processes of the run."""
@@ -66,7 +76,7 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """
-        Save the model and its buffer, and remove the previous buffer.
+        Save the model and its buffer, remove the previous buffer, and release the log.
 
         :raises OSError: if they cannot be written; the previous ones are kept
         """
@@ -79,6 +89,7 @@ class Checkpoints(BaseCallback):
         run = {**self.task, "buffer": buffer.name, "seconds": self.seconds(), "episodes": episodes}
         vars(self.model)[RUN] = run
         self.model.save(self.path)
+        self.log.release()
         self.saved_steps = self.num_timesteps
         for other in folder.glob("replay_buffer-*.pkl"):
             if other != buffer:
@@ -91,19 +102,25 @@ class TrainingRun:
 
     :param arguments: the command line's arguments
     :param world: the processes that learn together
-    :raises ValueError: if the model's file exists already, and the arguments do not say what to do about it
+    :raises ValueError: if a setting cannot be, or the model's file exists already, and the arguments do not say what to do
+    :raises ImportError: if TensorBoard is asked for, but not installed
     """
 
     def __init__(self, arguments: argparse.Namespace, world: World = ALONE) -> None:
         self.arguments, self.world = arguments, world
-        config = read_config(arguments.env)
-        self.env_id, self.n_envs = config.get("env_id", arguments.env), int(config.get("n_envs", 1))
-        self.env_kwargs = config.get("env_kwargs", {})
+        config = merge(read_config(arguments.env), arguments.set)
+        check_entry(config)
+        check_names(config)
+        if arguments.tensorboard_log is not None and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError("--tensorboard-log needs TensorBoard: pip install 'sb3-mbmpo[tensorboard]'.")
+        self.env_id, self.n_envs = config.get("env_id", arguments.env), config.get("n_envs", 1)
+        self.env_kwargs = config.get("env_kwargs") or {}
         self.hyperparams = {key: value for key, value in config.items() if key not in ENV_ENTRIES}
         self.total = arguments.total_timesteps or int(config["n_timesteps"])
         self.path = model_path(arguments)
         self.model: MBMPO | None = None
         task = {"env": arguments.env, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "seed": arguments.seed}
+        task["set"] = {name: value for name, value in arguments.set.items() if name not in ENV_ENTRIES}
         self.checkpoints = Checkpoints(self.path, task, arguments.save_every)
         # The other processes may be on another machine, and have no files
         if world.rank == 0 and self.path.exists() and not (arguments.resume or arguments.overwrite):
@@ -129,8 +146,15 @@ class TrainingRun:
         model = self.model = self._resumed(env) if resumes else self._new(env)
         self.world.broadcast(model.shared_arguments())
         run_folder(self.path).mkdir(parents=True, exist_ok=True)
-        log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps)
-        model.set_logger(Logger(str(log.path.parent), [log, *([HumanOutputFormat(sys.stdout)] if arguments.verbose else [])]))
+        replaces = self.path.exists() and not resumes
+        self.checkpoints.log = log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps, held=replaces)
+        writers: list[KVWriter] = [log]
+        if arguments.verbose:
+            writers.append(HumanOutputFormat(sys.stdout))
+        if arguments.tensorboard_log is not None:
+            # A resumed run goes on in the same folder, as the same curve
+            writers.append(TensorBoardOutputFormat(str(arguments.tensorboard_log / run_folder(self.path).name)))
+        model.set_logger(Logger(str(log.path.parent), writers))
         print(
             f"{self.env_id} {self.env_kwargs or ''} seed {arguments.seed}: "
             f"mean return of {arguments.eval_episodes} deterministic episodes"
@@ -185,8 +209,8 @@ class TrainingRun:
         run: dict[str, Any] | None = getattr(model, RUN, None)
         if run is None:
             raise ValueError(f"{self.path} is no run of this command line: it cannot be resumed, only replaced (--overwrite).")
-        task = self.checkpoints.task
-        differences = {name: (run.get(name), value) for name, value in task.items() if run.get(name) != value}
+        task, its = self.checkpoints.task, {"set": {}, **run}  # older runs have no "set"
+        differences = {name: (its.get(name), value) for name, value in task.items() if its.get(name) != value}
         if differences:
             raise ValueError(
                 f"The run in {self.path} is another one, (its, yours): {differences}. Pass the same arguments to resume it, "
@@ -206,8 +230,7 @@ class TrainingRun:
         return model
 
     def _report(self, name: str, steps: int, seconds: float, policy: PolicyPredictor) -> None:
-        # A different seed than that of the training episodes
-        env = self.make_env(1, self.arguments.seed + 10_000)
+        env = self.make_env(1, evaluation_seed(self.arguments.seed))
         mean, std = evaluate_policy(policy, env, n_eval_episodes=self.arguments.eval_episodes, deterministic=True)
         env.close()
         print(f"{name:<14}{steps:>12}{seconds:>10.0f} s{np.mean(mean):>12.1f}{np.mean(std):>10.1f}", flush=True)
@@ -226,6 +249,23 @@ class TrainingRun:
         )
 
 
+def check_names(config: dict[str, Any]) -> None:
+    """
+    Check that the arguments of MBMPO in a configuration exist.
+
+    :param config: an entry of the configuration file, with --set over it
+    :raises ValueError: for the first name that MBMPO does not have
+    """
+    # What options of the command line set, and objects
+    others = {"env", "seed", "verbose", "device", "tensorboard_log", "_init_setup_model"}
+    known = {*ENV_ENTRIES, *inspect.signature(MBMPO).parameters} - others
+    for name in config:
+        if name not in known:
+            similar = difflib.get_close_matches(str(name), sorted(known), n=1)
+            advice = f": do you mean `{similar[0]}`?" if similar else "."
+            raise ValueError(f"`{name}` is no setting of MBMPO that --set or zoo_configs/mbmpo.yml can change{advice}")
+
+
 def model_path(arguments: argparse.Namespace) -> Path:
     """Return the path of the model, which ends in ".zip" even if there are other dots in its name."""
     path: Path = arguments.save or Path("runs") / f"mbmpo-{arguments.env.rpartition(':')[2]}-seed{arguments.seed}"
@@ -237,6 +277,7 @@ def train(arguments: argparse.Namespace) -> None:
     Train with the hyperparameters of the configuration file, and report the return at each milestone. The model FILE.zip is
     saved after every iteration, with its replay buffer and its log FILE/progress.csv.
     """
+    tidy_mujoco_messages()
     run: TrainingRun | None = None
     with interrupts_raise(), process_group() as world:
         try:

@@ -33,6 +33,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
             "(images first need an encoder that turns them into a vector)."
         )
+    _check_dtype(observation_space, "DtypeObservation(env, np.float64)")
     if isinstance(action_space, spaces.Box):
         if not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(
@@ -40,6 +41,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
                 "choices by a `MultiDiscrete` space, or round: `gymnasium.wrappers.TransformAction(env, lambda a: "
                 "np.rint(a).astype(int), Box(low, high, dtype=np.float32))`."
             )
+        _check_dtype(action_space, "TransformAction(env, lambda a: a, Box(low, high, dtype=np.float64))")
         if not in_float32(np.stack([action_space.low, action_space.high])).all():
             raise ValueError(
                 f"The action space must have finite bounds, not {action_space}. "
@@ -61,6 +63,16 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             f"The action space must count from 0, not from {action_space.start}, because SB3's policies do. "
             "Shift the action in a `gymnasium.ActionWrapper`."
         )
+
+
+def _check_dtype(space: spaces.Box, wrapper: str) -> None:
+    try:
+        th.as_tensor(np.empty(0, space.dtype))
+    except TypeError as error:
+        raise ValueError(
+            f"PyTorch has no numbers like those of {space}, which are {space.dtype}. "
+            f"Wrap the environment in `gymnasium.wrappers.{wrapper}`."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A process that is killed while writing leaves the old file as it was, and a temp
 dot. The next process that writes the same file removes the part.
 """
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ try:
     import fcntl
 except ImportError:  # Windows: abandoned parts are not removed
     fcntl = None  # type: ignore[assignment]
+
+# Bytes of a file's name up to which the name of its part contains it
+MAX_NAME = 200
 
 
 @contextmanager
@@ -69,11 +73,17 @@ def remove_abandoned_parts(target: Path) -> None:
     """Remove the parts of ``target`` that killed processes left behind; a living process holds a lock on its part."""
     if fcntl is None:
         return
-    for part in target.parent.glob(f".{_escaped(target.name)}.*.part"):
+    for part in target.parent.glob(f".{_escaped(_short_name(target))}.*.part"):
         # An OSError means: already gone, in use, or on a file system without locks
         with suppress(OSError), part.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
+
+
+def _short_name(target: Path) -> str:
+    """Return the name of a file, shortened if that of its part would be longer than the 255 bytes that systems allow."""
+    name = os.fsencode(target.name)
+    return target.name if len(name) <= MAX_NAME else f"{target.name[:40]}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def _escaped(name: str) -> str:
@@ -83,7 +93,7 @@ def _escaped(name: str) -> str:
 def _new_part(target: Path) -> tuple[Path, BinaryIO]:
     """Create and lock a new file beside ``target``, with the permissions that ``target`` has or would get."""
     while True:
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        part = target.with_name(f".{_short_name(target)}.{secrets.token_hex(4)}.part")
         file = part.open("xb")
         try:
             if target.exists():

@@ -8,7 +8,9 @@ back.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 from typing import Any, TypeVar
 
 from gymnasium.envs.registration import EnvSpec
@@ -17,9 +19,6 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 # Name of an attribute of the environment, through its wrappers -> its value; may raise anything
 Get = Callable[[str], Any]
 Answer = TypeVar("Answer")
-
-# The attribute of a worker's environment that holds our question
-_ATTRIBUTE = "_sb3_mbmpo_question"
 
 
 def ask(env: VecEnv, question: Callable[[Get], Answer | None]) -> Answer | None:
@@ -33,40 +32,76 @@ def ask(env: VecEnv, question: Callable[[Get], Answer | None]) -> Answer | None:
     vec_env = env.unwrapped
     if not isinstance(vec_env, SubprocVecEnv):
         return _attempt(question, lambda name: env.get_attr(name, 0)[0])
-    if vec_env.closed or vec_env.waiting:  # a worker that is in a step would answer the step first, if at all
+    if vec_env.waiting:  # a worker that is in a step would answer the step first, if at all
         return None
+    remote = vec_env.remotes[0]
     try:
-        vec_env.set_attr(_ATTRIBUTE, _Beside(question))
-        # An environment may store its attributes elsewhere, and asking for a missing one would end the worker
-        answers = vec_env.env_method(_ATTRIBUTE, indices=0) if vec_env.has_attr(_ATTRIBUTE) else [None]
-        vec_env.set_attr(_ATTRIBUTE, None)
-    except (OSError, EOFError):  # a worker has ended
+        # The one command that may ask for a missing attribute. Nothing is stored in the environment, which might not allow it
+        remote.send(("has_attr", _Beside(question)))
+        reply = remote.recv()
+        if isinstance(reply, _Answer):
+            remote.recv()  # whether it has the attribute
+    except (OSError, EOFError):  # the worker has ended, perhaps because of the question
         return None
-    answer: Answer | None = answers[0]
-    return answer
+    return reply.value if isinstance(reply, _Answer) else None
+
+
+def check_running(env: VecEnv) -> None:
+    """
+    Reject an environment in which no step can be taken.
+
+    :param env: any vectorised environment, in this process or in others
+    :raises ValueError: if it is closed, a worker process has ended, or it is in the middle of a step
+    """
+    vec_env = env.unwrapped
+    if getattr(vec_env, "closed", False):
+        what = "is closed"
+    elif isinstance(vec_env, SubprocVecEnv) and not all(process.is_alive() for process in vec_env.processes):
+        what = "has lost a worker process"
+    elif getattr(vec_env, "waiting", False):
+        what = "is in the middle of a step, as after an interrupt"
+    else:
+        return
+    raise ValueError(f"The environment {what}, so no step can be taken: pass another one to `set_env` or `adapt`.")
+
+
+@dataclass
+class _Answer:
+    value: Any
 
 
 @dataclass
 class _Beside:
-    """A question for a worker process of SB3's, whose loop calls it like a method of the environment."""
+    """A question for a worker process of SB3's, which answers it as soon as it unpickles it."""
 
     question: Callable[[Get], Any]
 
-    def __call__(self) -> Any:
-        # SB3 has no command that passes the environment to a function, so it is read from the local variables of the loop
-        env = sys._getframe(1).f_locals.get("env")
-        return _attempt(self._picklable_answer, lambda name: env.get_wrapper_attr(name))  # type: ignore[union-attr]
+    def __reduce__(self) -> tuple[Callable[..., str], tuple[Any, ...]]:
+        return _answer_beside, (self.question,)
 
-    def _picklable_answer(self, get: Get) -> Any:
-        answer = self.question(get)
-        ForkingPickler.dumps(answer)
-        return answer
+
+def _answer_beside(question: Callable[[Get], Any]) -> str:
+    """Send the answer to a question from within a worker, and return the name of some attribute."""
+    # SB3 has no command that passes the environment to a function, so it is read from the local variables of the loop
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not {"env", "remote"} <= frame.f_locals.keys():
+        frame = frame.f_back
+    if frame is not None:
+        env, remote = frame.f_locals["env"], frame.f_locals["remote"]
+        remote.send(_Answer(_attempt(partial(_picklable, question), lambda name: env.get_wrapper_attr(name))))
+    return "unwrapped"
+
+
+def _picklable(question: Callable[[Get], Any], get: Get) -> Any:
+    answer = question(get)
+    ForkingPickler.dumps(answer)
+    return answer
 
 
 def _attempt(question: Callable[[Get], Answer | None], get: Get) -> Answer | None:
     try:
         return question(get)
-    except Exception:  # noqa: BLE001 - foreign code: any failure counts as no answer
+    except (Exception, SystemExit):  # noqa: BLE001 - foreign code: any failure counts as no answer
         return None
 
 

@@ -4,6 +4,7 @@ Legend of shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 
 
@@ -48,14 +49,39 @@ def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
         )
 
 
+def check_answers(obs: th.Tensor, answers: th.Tensor) -> None:
+    """
+    Reject answers of a policy to finite observations that are NaN or infinite.
+
+    :param obs: raw (..., O)
+    :param answers: actions, or their logits (..., A)
+    :raises ValueError: if one is NaN or infinite; the message shows its observation
+    """
+    bad = (th.isfinite(obs).all(-1) & ~th.isfinite(answers).all(-1)).flatten()
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f"A policy has no finite action for the imagined observation {_shown(obs.reshape(-1, obs.shape[-1])[row])}: lower "
+            "`inner_lr`, or, if the policy has a features extractor of your own, make it finite everywhere (clamp the "
+            "argument of a root, a logarithm or a division)."
+        )
+
+
 def _shown(values: th.Tensor) -> str:
     return np.array2string(values.detach().cpu().numpy(), precision=6, threshold=20)
 
 
-def in_float32(values: np.ndarray) -> np.ndarray:
-    """Tell which numbers are finite in single precision, too, in which the models are fitted."""
+def in_float32(values: np.ndarray, stored_as: npt.DTypeLike = np.float32) -> np.ndarray:
+    """
+    Tell which numbers are finite in single precision, in which the models are fitted, and as they are stored.
+
+    :param values: numbers of any shape
+    :param stored_as: the dtype that they are stored in, which may be half precision
+    :return: bool, of the same shape
+    """
+    values = np.asarray(values)
     with np.errstate(over="ignore", invalid="ignore"):
-        finite: np.ndarray = np.isfinite(values) & np.isfinite(np.asarray(values).astype(np.float32))
+        finite: np.ndarray = np.isfinite(values.astype(np.float32)) & np.isfinite(values.astype(stored_as))
     return finite
 
 
@@ -77,6 +103,25 @@ def mean_tail(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
 def as_floating(values: np.ndarray) -> np.ndarray:
     """Convert integers to a floating-point type that can hold them; return other numbers as they are."""
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
+
+
+# Double precision holds all whole numbers up to here
+LARGEST_COUNT = 2**53
+
+
+def check_counts(name: str, values: np.ndarray) -> None:
+    """
+    Reject whole numbers that ``as_floating`` would round.
+
+    :param name: name of the values in the message
+    :param values: numbers of any shape and dtype; only integers are checked
+    :raises ValueError: if one is too large
+    """
+    if np.issubdtype(values.dtype, np.integer) and ((values > LARGEST_COUNT) | (values < -LARGEST_COUNT)).any():
+        raise ValueError(
+            f"{name} has whole numbers beyond 2**53, which double precision cannot tell from their neighbours: subtract an "
+            f"offset, for example in `gymnasium.wrappers.TransformObservation`. They go from {values.min()} to {values.max()}."
+        )
 
 
 def resolution(values: th.Tensor) -> th.Tensor:

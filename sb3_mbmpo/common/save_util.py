@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import operator
 import pathlib
 import warnings
 import zipfile
@@ -51,8 +52,11 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, np.generic):
         return value.item()
-    if type(value) is dict:
-        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, dict):
+        items = {plain(key): plain(item) for key, item in value.items()}
+        # PyTorch's state dictionaries carry more than their items, so they are returned as they are
+        unchanged = all(map(operator.is_, items.values(), value.values()))
+        return value if unchanged and type(value) is not dict else items
     return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 

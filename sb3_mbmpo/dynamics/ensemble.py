@@ -108,6 +108,9 @@ class DynamicsEnsemble(nn.Module):
         n_models, net_arch, learning_rate, weight_decay, seed = plain(
             (n_models, list(net_arch), learning_rate, weight_decay, seed)
         )
+        weight_norm, probabilistic, learned_reward, learned_termination = map(
+            bool, (weight_norm, probabilistic, learned_reward, learned_termination)
+        )
         self._check(n_models, net_arch, activation_fn, precision)
         self.observation_space, self.action_space = observation_space, action_space
         self.codec = ActionCodec(action_space)

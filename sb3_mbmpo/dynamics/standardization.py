@@ -33,7 +33,7 @@ def standardise(
     target = th.cat([next_obs - obs, reward.unsqueeze(1)], dim=1) if learned_reward else next_obs - obs
     columns = {"observation": obs, "action": action.double(), "target": target}
     for name, value in columns.items():
-        if not th.isfinite(value).all():
+        if not th.isfinite(value.float()).all():  # in single precision, numbers beyond 3.4e38 are infinite
             raise ValueError(f"The transitions contain a {name} that is NaN or infinite: the dynamics cannot be fitted.")
     rounding = resolution(th.cat([data.obs, data.next_obs]))
     floors = {"observation": rounding, "action": resolution(action.float()), "target": rounding}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_mbmpo.common.distributions import ActionDistribution, action_noise
-from sb3_mbmpo.common.finite import check_observations
+from sb3_mbmpo.common.finite import check_answers, check_observations
 from sb3_mbmpo.common.threads import in_parallel, worthwhile_threads
 from sb3_mbmpo.dynamics.parallel import Piece, timetable
 from sb3_mbmpo.imagination.model_env import ModelEnv
@@ -288,9 +288,10 @@ class _GroupImagination:
             action = act(policy_input).sample_from(action_noise[t])
             try:
                 encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
-            except RuntimeError as error:  # discrete actions that were drawn with probability NaN have no encoding
+            except RuntimeError:  # discrete actions that were drawn with probability NaN have no encoding
                 check_observations(of_tasks[max(t - 1, 0)], obs)
-                raise ValueError(f"A policy gives a probability that is NaN ({error}): lower `inner_lr`.") from error
+                check_answers(obs, act(policy_input).parameters[0])
+                raise
             prediction = step(obs_of_models, encoded.view(per_model), *noise_of_models[t])
 
             policy_inputs[t].copy_(policy_input)
@@ -335,9 +336,12 @@ class _GroupImagination:
             rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
         # Rewards after the termination are meaningless, and may be NaN
         rollouts.rewards.masked_fill_(~rollouts.alive, 0)
-        if not th.isfinite(rollouts.rewards).all():
+        # Discrete choices are -1 where a probability is NaN
+        actions = rollouts.actions[:, :length]
+        drawn = actions if model_env.codec.is_continuous else actions.double().log1p()
+        if not (th.isfinite(rollouts.rewards).all() & th.isfinite(drawn).all()):
+            for t in range(length):
+                check_answers(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
             from_obs, env_actions, to_obs = transitions()
             earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
             model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)
-        if not model_env.codec.is_continuous and (rollouts.actions < 0).any():
-            raise ValueError("A policy gives a probability that is NaN: lower `inner_lr`.")

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch.nn.utils.rnn import pad_sequence
 
 from sb3_mbmpo.common.actions import ActionCodec
+from sb3_mbmpo.common.env_reading import check_running
 from sb3_mbmpo.common.finite import in_float32
 from sb3_mbmpo.imagination.rollouts import Act, ImaginedRollouts
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt, is_usable
@@ -75,10 +76,11 @@ def check_env(
     :param action_space: that of the training environment
     :param is_normalized: whether VecNormalize scaled the policy's observations in training
     :return: the environment
-    :raises ValueError: if it is None, or has other spaces or no VecNormalize
+    :raises ValueError: if it is None or closed, or has other spaces or no VecNormalize
     """
     if env is None:
         raise ValueError("There is no environment to adapt to: pass `env`, or `model_index` to adapt to a learned model.")
+    check_running(env)
     check_for_correct_spaces(env, observation_space, action_space)
     if is_normalized and unwrap_vec_normalize(env) is None:
         raise ValueError(
@@ -148,6 +150,7 @@ def collect_episodes(
                         is_unknown = True
                         final_inputs.append(policy_input[i])
                     else:
+                        _check_numbers("terminal observation", final_obs)
                         final_inputs.append(policy.standardize(th.as_tensor(np.asarray(final_obs), device=policy.device)))
                     episodes.append(running[i])
                     running[i] = []

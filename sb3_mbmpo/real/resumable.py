@@ -6,6 +6,7 @@ saved as their states, and tensors as SB3's "pytorch variables".
 
 import inspect
 import io
+import warnings
 import zlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import data_to_json
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -89,7 +91,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     def save(self, path: Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
         See ``BaseAlgorithm``. The file also records the version of this package and the environment. It replaces an older file
-        only when it is complete.
+        only when it is complete. A warning names the attributes that cannot be pickled, which it then lacks.
 
         :raises OSError: if the file cannot be written; an older file is left as it was
         """
@@ -97,9 +99,35 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         self._random_states = {purpose: generator.get_state() for purpose, generator in self._generators.items()}
         self._random_states["action_space"] = self.action_space.np_random.bit_generator.state
         archive = io.BytesIO()
-        super().save(archive, exclude, include)
+        try:
+            super().save(archive, exclude, include)
+        except Exception as error:
+            left_out = self._unpicklable()
+            if not left_out:
+                raise
+            warnings.warn(
+                f"{file_name(path)} lacks {left_out}, which cannot be pickled ({type(error).__name__}: {error}): pass the "
+                "arguments among them to `load` again. Functions of a module can always be saved, as can paths of them."
+            )
+            archive = io.BytesIO()
+            included = [name for name in include or () if name not in left_out]
+            super().save(archive, [*(exclude or ()), *left_out], included)
         with output(path, "zip") as file:
             file.write(sealed(archive.getvalue()))
+
+    def _unpicklable(self) -> list[str]:
+        """Return names of attributes that a file cannot hold, such as functions that refer to a lock or a window."""
+
+        def fails(value: Any) -> bool:
+            try:
+                data_to_json({"": value})
+            except Exception:  # noqa: BLE001 - foreign code may raise anything
+                return True
+            return False
+
+        state_dicts, tensors = self._get_torch_save_params()
+        not_pickled = {*self._excluded_save_params(), *(name.split(".")[0] for name in [*state_dicts, *tensors])}
+        return sorted(name for name, value in vars(self).items() if name not in not_pickled and fails(value))
 
     @classmethod
     def load(
@@ -123,11 +151,15 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :raises TypeError: if ``kwargs`` has a name that is neither an argument of the constructor nor in the file
         """
         data = check_file(path, "algorithm")
+        # Given as custom objects, these mean the same as given as arguments
+        custom_objects = dict(custom_objects or {})
+        for name in custom_objects.keys() & {"seed", *cls._optional_tensors}:
+            kwargs.setdefault(name, custom_objects.pop(name))
         check_keywords("load", kwargs, {*inspect.signature(cls.__init__).parameters, *data, "replay_buffer"})
         if kwargs.get("seed") is not None:
             kwargs["_random_states"] = None
         if env is None:
-            for name in {"reward_fn", "termination_fn"} - {*kwargs, *(custom_objects or {})}:
+            for name in {"reward_fn", "termination_fn"} - {*kwargs, *custom_objects}:
                 if isinstance(data.get(name), str):
                     kwargs[name] = PathInFile(data[name])
         turned_off = [name for name in cls._optional_tensors if not kwargs.get(name, True)]

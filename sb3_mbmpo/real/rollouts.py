@@ -20,7 +20,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_mbmpo.common.actions import ActionCodec
-from sb3_mbmpo.common.finite import as_floating, in_float32
+from sb3_mbmpo.common.env_reading import check_running
+from sb3_mbmpo.common.finite import as_floating, check_counts, in_float32
 from sb3_mbmpo.common.observations import VecNormalizeScaling, unscaled
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.policies import MetaPolicy
@@ -115,12 +116,14 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         assert self.replay_buffer is not None
         if not reset_num_timesteps and self._n_fits > 0 and self.replay_buffer.size() == 0:
             warnings.warn(NO_REAL_STEPS)
+        assert self.env is not None
+        check_running(self.env)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if resets:
             self._is_start = np.ones(self.n_envs, dtype=bool)
             self._discounted_returns = DiscountedReturns(self.n_envs, self.gamma)
             self._episode_steps = np.zeros(self.n_envs, dtype=int)
-            self._check_finite("observation", self._raw_last_obs())
+            self._check_finite("observation", self._raw_last_obs(), self.replay_buffer.observations.dtype)
             assert isinstance(self._last_obs, np.ndarray)
             self._handed_out, self._last_obs = self._last_obs, self._last_obs.copy()
         return result
@@ -204,7 +207,8 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
                 raise ValueError(
                     f"The policy has no finite action for the observation {self._last_obs[bad[0]]} at real step "
                     f"{self.num_timesteps}, environment {bad[0]}, so none was sent: it is far from all data so far, or "
-                    f"`inner_lr` is too high. {self._what_is_intact()}"
+                    "`inner_lr` is too high, or a features extractor of your own is not finite there. "
+                    f"{self._what_is_intact()}"
                 )
 
     def _store_transition(
@@ -221,14 +225,14 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         if normalizer is not None:
             raw_obs, raw_reward = normalizer.get_original_obs(), normalizer.get_original_reward()
         assert isinstance(raw_obs, np.ndarray)
-        self._check_finite("observation", raw_obs)
-        self._check_finite("reward", raw_reward[:, None])
+        self._check_finite("observation", raw_obs, replay_buffer.observations.dtype)
+        self._check_finite("reward", raw_reward[:, None], replay_buffer.rewards.dtype)
         next_obs = raw_obs.copy()
         for i, info in enumerate(infos):
             if info.get("terminal_observation") is not None:
                 next_obs[i] = info["terminal_observation"]  # what SB3 will store in the buffer
                 next_obs[i] = next_obs[i] if normalizer is None else normalizer.unnormalize_obs(next_obs[i])
-        self._check_finite("terminal observation", next_obs)
+        self._check_finite("terminal observation", next_obs, replay_buffer.observations.dtype)
         assert isinstance(new_obs, np.ndarray)
         raw_before = self._raw_last_obs()  # SB3 replaces it
         self._env_faults.reused(new_obs, self._handed_out)
@@ -252,21 +256,23 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         if dones.any():
             self._acting_tasks[dones] = self._next_tasks(int(dones.sum()))
 
-    def _check_finite(self, name: str, values: np.ndarray) -> None:
+    def _check_finite(self, name: str, values: np.ndarray, stored_as: np.dtype) -> None:
         """
         Reject numbers from the environment that are not finite, before they enter the buffer.
 
         :param name: name of the values in the message
         :param values: from the environment (n_envs, .)
-        :raises ValueError: if one is NaN or infinite
+        :param stored_as: the dtype that they have in the buffer
+        :raises ValueError: if one is NaN, infinite or too large a whole number
         """
-        bad = np.flatnonzero(~in_float32(values).all(axis=1))
+        bad = np.flatnonzero(~in_float32(values, stored_as).all(axis=1))
         if len(bad) > 0:
-            # Models are fitted in single precision, in which numbers beyond 3.4e38 are infinite
+            # Numbers beyond 3.4e38 are infinite in single precision, and those beyond 65,504 in half precision
             raise ValueError(
                 f"The environment returned a NaN or infinite {name} at real step {self.num_timesteps}, "
                 f"environment {bad[0]}: {values[bad[0]]}. {self._what_is_intact()}"
             )
+        check_counts(f"The environment's {name}", values)
 
     def _what_is_intact(self) -> str:
         """Describe what can still be used after a number that is not finite, and what cannot."""

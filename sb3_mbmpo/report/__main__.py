@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.report.loading import load_run
 from sb3_mbmpo.report.page import write_report
 from sb3_mbmpo.report.run_log import find_run, read_run, run_folder
@@ -25,14 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--trust", action="store_true", help="import and call the environment and the functions that the file names"
     )
     parser.add_argument("--output", type=Path, help="folder; by default `report` in the folder of the model's name")
-    parser.add_argument("--episodes", type=int, default=5, help="real episodes of the meta-policy, and of random actions")
-    parser.add_argument("--seed", type=int, default=0, help="seed of these episodes")
+    parser.add_argument("--episodes", type=int, default=20, help="real episodes of the meta-policy, and of random actions")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the run whose evaluation episodes these are; by default this run's own"
+    )
     parser.add_argument("--no-video", action="store_true", help="leave out the video of MuJoCo environments")
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1:
         parser.error(f"--episodes must be at least 1, not {arguments.episodes}")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
+    tidy_mujoco_messages()
     try:
         import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError before the work, not after it
 

@@ -69,13 +69,13 @@ class DiagnosticsCallback(BaseCallback):
             self._log()
 
     def _log(self) -> None:
-        from sb3_mbmpo.report.plots import model_pictures
+        from sb3_mbmpo.report.plots import WIDE, model_pictures
 
         assert isinstance(self.model, MBMPO)
         study = study_model(self.model, self.eval_env, self.n_episodes, self.seed)
         for picture in model_pictures(study):
-            if picture.figure is not None:
-                figure = Figure(picture.figure, close=True)
+            if picture.draw is not None:
+                figure = Figure(picture.draw(WIDE), close=True)
                 self.logger.record(f"diagnostics/{picture.name}", figure, exclude=("stdout", "log", "json", "csv"))
         for key, value in study.metrics().items():
             self.logger.record(f"diagnostics/{key}", value)

@@ -14,8 +14,6 @@ import torch as th
 from sb3_mbmpo.common.finite import as_floating
 from sb3_mbmpo.mbmpo import MBMPO
 
-# Training and evaluation use small seeds, so that the report's episodes differ from theirs
-FIRST_SEED = 30_000
 # Raw observations (B, O) -> actions as an environment takes them (B, ...)
 Act = Callable[[np.ndarray], np.ndarray]
 
@@ -41,14 +39,23 @@ def to_policy_input(model: MBMPO, obs: np.ndarray) -> th.Tensor:
 
 def meta_actor(model: MBMPO) -> Act:
     """Return a function that takes the meta-policy's most likely action."""
-    actor = model.policy.actor(model.policy.actor_vector().unsqueeze(0))
 
-    @th.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
-        mode = actor(to_policy_input(model, obs).unsqueeze(0)).mode().squeeze(0)
-        return model._codec.to_numpy(model._codec.to_env(mode))
+        # What an evaluation computes, to the last bit, so that the same episodes have the same returns
+        given = model._to_policy_units(th.as_tensor(as_floating(obs), device=model.device)).cpu().numpy()
+        actions, _ = model.predict(given, deterministic=True)
+        return actions
 
     return act
+
+
+def evaluation_seed(seed: int) -> int:
+    """
+    Return the seed of a run's evaluation episodes, on the command line and in the report: other episodes than in training.
+
+    :param seed: seed of the run
+    """
+    return seed + 10_000
 
 
 class RandomPolicy:
@@ -74,24 +81,24 @@ class RandomPolicy:
 
 def play_episodes(env: gym.Env[Any, Any], act: Act, n_episodes: int, seed: int) -> list[Episode]:
     """
-    Play complete episodes.
+    Play complete episodes, those of SB3's ``evaluate_policy`` with the same seed.
 
     :param env: the environment, which is reset
     :param act: the policy
     :param n_episodes: number of episodes
-    :param seed: the same seed gives the same first observations
+    :param seed: seed of the first reset; the same seed gives the same first observations
     :return: the episodes
     """
-    return [play_episode(env, act, FIRST_SEED + seed * n_episodes + i) for i in range(n_episodes)]
+    return [play_episode(env, act, seed if i == 0 else None) for i in range(n_episodes)]
 
 
-def play_episode(env: gym.Env[Any, Any], act: Act, seed: int, on_step: Callable[[], None] = lambda: None) -> Episode:
+def play_episode(env: gym.Env[Any, Any], act: Act, seed: int | None, on_step: Callable[[], None] = lambda: None) -> Episode:
     """
     Play one complete episode.
 
     :param env: the environment, which is reset
     :param act: the policy
-    :param seed: seed of the reset
+    :param seed: seed of the reset; None: the environment's random numbers go on
     :param on_step: called after the reset and after each step
     :return: the episode
     """

@@ -182,11 +182,12 @@ class RunLogFile(KVWriter):
 
     :param path: the file
     :param last_step: real steps of the resumed run, 0 for a new one; rows of later steps are dropped, as they will be repeated
+    :param held: write nothing before ``release``, so that the log of an older run stays as long as its model
     :raises ValueError: if the log of the resumed run is damaged
     """
 
-    def __init__(self, path: Path, last_step: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, last_step: int = 0, *, held: bool = False) -> None:
+        self.path, self.held = path, held
         known = _read_rows(path) if last_step > 0 and path.exists() else []
         self.rows = [row for row in known if float(row.get(STEPS) or 0) <= last_step]
 
@@ -196,6 +197,16 @@ class RunLogFile(KVWriter):
         if any(isinstance(value, (Video, Figure, Image, HParam)) for value in values.values()):
             raise FormatUnsupportedError(["csv"], "video, figure, image or hparam")
         self.rows.append({key: str(value) for key, value in values.items()})
+        if not self.held:
+            self._write_file()
+
+    def release(self) -> None:
+        """Write the rows that were held back, if they were."""
+        if self.held:
+            self.held = False
+            self._write_file()
+
+    def _write_file(self) -> None:
         text = io.StringIO()
         columns = dict.fromkeys(key for row in self.rows for key in row)
         writer = csv.DictWriter(text, [*columns, CHECKSUM], lineterminator="\n")

@@ -16,7 +16,16 @@ import torch as th
 from sb3_mbmpo.dynamics import DynamicsEnsemble
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.mbmpo import MBMPO
-from sb3_mbmpo.report.episodes import Act, Episode, RandomPolicy, meta_actor, play_episodes, to_policy_input
+from sb3_mbmpo.report.episodes import (
+    Act,
+    Episode,
+    RandomPolicy,
+    evaluation_seed,
+    meta_actor,
+    play_episodes,
+    to_policy_input,
+)
+from sb3_mbmpo.report.observation_names import Quantity, quantities
 
 # Errors are measured up to this many steps ahead: further ahead, no model of a chaotic environment predicts anything
 MAX_STEPS_AHEAD = 100
@@ -98,16 +107,18 @@ class ModelStudy(NamedTuple):
     :param replayed: an episode of the meta-policy, which the members predict from its actions
     :param played: the same episode, but in the members the meta-policy acts on imagined observations
     :param plasticity: see ``Plasticity``
+    :param quantities: what the numbers of an observation are (O,)
     """
 
     actors: dict[str, ActorStudy]
     replayed: Trajectory
     played: Trajectory
     plasticity: Plasticity
+    quantities: list[Quantity]
 
-    def returns(self) -> np.ndarray:
-        """Return the returns of the meta-policy's real episodes."""
-        return np.array([episode.rewards.sum() for episode in self.actors["meta-policy"].episodes])
+    def returns(self, actor: str = "meta-policy") -> np.ndarray:
+        """Return the returns of an actor's real episodes."""
+        return np.array([episode.rewards.sum() for episode in self.actors[actor].episodes])
 
     def metrics(self) -> dict[str, float]:
         """Return root mean square errors over members and dimensions on the meta-policy's real episodes, for a log."""
@@ -118,14 +129,16 @@ class ModelStudy(NamedTuple):
         }
 
 
-def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed: int = 0) -> ModelStudy:
+def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 20, seed: int = 0) -> ModelStudy:
     """
     Play fresh real episodes, and compare the model with them. The model is unchanged, including its random numbers.
+
+    The episodes are those with which ``python -m sb3_mbmpo train`` evaluates a run of the same seed.
 
     :param model: a trained model
     :param env: its real environment, without VecNormalize; it is reset
     :param n_episodes: number of episodes of the meta-policy, and also of random actions
-    :param seed: seed of the episodes and of the random actions
+    :param seed: seed of the run whose evaluation episodes are played, and of the random actions
     :return: the comparisons
     :raises ValueError: if the model has not been trained, or the environment is of other spaces
     """
@@ -138,7 +151,7 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
     actors: dict[str, Act] = {"meta-policy": meta_actor(model), "random actions": RandomPolicy(model.action_space, seed)}
     studies, model_env, scale = {}, model._model_env(None), model.dynamics.observation_std.cpu().numpy()
     for name, act in actors.items():
-        episodes = play_episodes(env, act, n_episodes, seed)
+        episodes = play_episodes(env, act, n_episodes, evaluation_seed(seed))
         horizon = horizon_errors(model_env, episodes, horizon=model.horizon, scale=scale)
         one_step = one_step_errors(model.dynamics, episodes)
         studies[name] = ActorStudy(episodes, horizon_errors=horizon, one_step=one_step)
@@ -148,6 +161,7 @@ def study_model(model: MBMPO, env: gym.Env[Any, Any], n_episodes: int = 5, seed:
         replayed=replay(model, episodes[0]),
         played=play(model, episodes[0]),
         plasticity=plasticity(model, episodes),
+        quantities=quantities(env),
     )
 
 

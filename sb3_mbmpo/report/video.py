@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sb3_mbmpo.mbmpo import MBMPO
+from sb3_mbmpo.report.colours import REAL, member_colours
 from sb3_mbmpo.report.episodes import meta_actor, play_episode
 from sb3_mbmpo.report.study import open_loop
 
@@ -104,14 +105,15 @@ def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, me
         episode = play_episode(env, meta_actor(model), seed, record)
         actions = episode.actions[None, :MAX_STEPS]
         predicted = open_loop(model._model_env(None), episode.obs[:1], actions)[member, 0]
-        skipped, images = states[0], [_side_by_side(frames[0], frames[0], 0, member)]
+        skipped, colour = states[0], member_colours(model.n_models)[member]
+        images = [_side_by_side(frames[0], frames[0], 0, member, colour)]
         for step, obs in enumerate(predicted, start=1):
             positions, velocities = layout.split(obs.astype(float), skipped)
             skipped = skipped + simulator.dt * velocities[: layout.n_skipped]
             if step % FRAME_STEPS == 0:
                 simulator.set_state(np.concatenate([skipped, positions[layout.n_skipped :]]), velocities)
                 guess = np.asarray(env.render())
-                images.append(_side_by_side(frames[step // FRAME_STEPS], guess, step, member))
+                images.append(_side_by_side(frames[step // FRAME_STEPS], guess, step, member, colour))
         return _webp(images, milliseconds=round(1000 * simulator.dt * FRAME_STEPS))
 
 
@@ -122,13 +124,14 @@ def _follow(simulator: Any) -> None:
         simulator.mujoco_renderer.camera_id = cameras.index("track")
 
 
-def _side_by_side(real: np.ndarray, guess: np.ndarray, step: int, member: int) -> Image.Image:
+def _side_by_side(real: np.ndarray, guess: np.ndarray, step: int, member: int, colour: str) -> Image.Image:
     canvas = Image.new("RGB", (2 * SIZE + 4, SIZE), "white")
     draw = ImageDraw.Draw(canvas)
-    for x, image, text in ((0, real, f"real, step {step}"), (SIZE + 4, guess, f"member {member}, {step} steps ahead")):
+    texts = (f"real, step {step}", f"member {member}, {step} steps ahead")
+    for x, image, text, fill in zip((0, SIZE + 4), (real, guess), texts, (REAL, colour), strict=True):
         canvas.paste(Image.fromarray(image), (x, 0))
         draw.rectangle((x, 0, x + SIZE, 14), fill="white")
-        draw.text((x + 4, 2), text, fill="black")
+        draw.text((x + 4, 2), text, fill=fill)
     return canvas
 
 

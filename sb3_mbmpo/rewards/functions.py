@@ -31,11 +31,13 @@ class EnvFunctions(NamedTuple):
     :param reward_fn: (obs [B, O], action, next_obs [B, O]) -> float [B]
     :param termination_fn: next_obs [B, O] -> bool [B]
     :param approximation: what is not exact, and the error; "" if both are exact up to rounding
+    :param is_termination_exact: whether ``approximation`` is about the reward only
     """
 
     reward_fn: RewardFn
     termination_fn: TerminationFn
     approximation: str = ""
+    is_termination_exact: bool = True
 
 
 # -- Termination ----------------------------------------------------------------------------------------------------------

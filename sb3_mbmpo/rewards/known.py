@@ -95,9 +95,8 @@ def _inverted_double_pendulum(given: Parameters, *, version: int) -> EnvFunction
     bonus = given.number("healthy_reward", 10.0)
     reward = partial(double_pendulum_reward, healthy_reward=bonus, fallen_reward=bonus if version == 4 else 0.0)
     # MuJoCo leaves the tip where the last Runge-Kutta stage put it, and the observation clips the velocities at 10
-    return EnvFunctions(
-        reward, fallen, "tip off by up to a Runge-Kutta stage, clipped velocities: mean absolute error below 0.01"
-    )
+    approximation = "tip off by up to a Runge-Kutta stage, clipped velocities: mean absolute error below 0.01"
+    return EnvFunctions(reward, fallen, approximation, is_termination_exact=False)
 
 
 def _distance(given: Parameters, distance: Feature, version: int, ctrl_cost_weight: float) -> EnvFunctions:

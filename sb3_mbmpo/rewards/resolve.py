@@ -221,10 +221,12 @@ def _from_table(env: VecEnv, kind: str) -> Resolved | None:
     if found is None:
         return None
     name, task = found
-    source = f"known: {name}"
-    if task.approximation:
-        source += f" (approximation: {task.approximation})"
-    return Resolved(task.reward_fn if kind == "reward" else task.termination_fn, source)
+    approximation = f" (approximation: {task.approximation})" if task.approximation else ""
+    if kind == "termination":
+        if task.termination_fn is never_terminates:
+            return Resolved(task.termination_fn, f"episodes of {name} never terminate")
+        return Resolved(task.termination_fn, f"known: {name}{'' if task.is_termination_exact else approximation}")
+    return Resolved(task.reward_fn, f"known: {name}{approximation}")
 
 
 def _import(path: str, name: str) -> Callable[..., th.Tensor]:

@@ -1,9 +1,13 @@
 """The hyperparameters that are part of the package, with one entry per environment: `zoo_configs/mbmpo.yml`."""
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sb3_mbmpo.common.checks import check_integer, check_mapping
 
 # Keys of a configuration that are not arguments of MBMPO
 ENV_ENTRIES = ("env_id", "n_envs", "n_timesteps", "env_kwargs")
@@ -16,12 +20,11 @@ def config_file() -> Path:
     return in_source_tree if in_source_tree.exists() else package / "zoo_configs" / "mbmpo.yml"
 
 
-def read_config(name: str) -> dict[str, Any]:
+def entries() -> dict[str, dict[str, Any]]:
     """
-    Read the hyperparameters of an environment from a configuration file.
+    Read all entries of the configuration file.
 
-    :param name: an entry of the configuration file, usually an environment id
-    :return: its hyperparameters, or those of ``default``
+    :return: hyperparameters by name of the entry, usually an environment id; "default" has those of all others
     :raises ValueError: if the file is damaged
     """
     path = config_file()
@@ -29,7 +32,58 @@ def read_config(name: str) -> dict[str, Any]:
         configs = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
-    entry = configs.get(name, configs.get("default")) if isinstance(configs, dict) else None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path} has no entry for {name!r}, and none named 'default'.")
+    if not isinstance(configs, dict) or not all(isinstance(entry, dict) for entry in configs.values()):
+        raise ValueError(f"{path} must have a dictionary of hyperparameters for each environment.")
+    return configs
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """
+    Read the hyperparameters of an environment from the configuration file.
+
+    :param name: an entry of the configuration file, usually an environment id
+    :return: its hyperparameters, or those of ``default``
+    :raises ValueError: if the file is damaged
+    """
+    configs = entries()
+    entry = configs.get(name, configs.get("default"))
+    if entry is None:
+        raise ValueError(f"{config_file()} has no entry for {name!r}, and none named 'default'.")
     return dict(entry)
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` updated with the entries of ``update``; nested dictionaries are merged recursively."""
+    merged = dict(base)
+    for key, value in update.items():
+        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both_nested else value
+    return merged
+
+
+def yaml_mapping(text: str) -> dict[str, Any]:
+    """Parse a YAML dictionary."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"must be YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a dictionary such as '{{horizon: 100}}', not {text!r}")
+    return value
+
+
+def check_entry(config: dict[str, Any]) -> None:
+    """
+    Check what of a configuration is read before there is a model, whose constructor checks the rest.
+
+    :param config: an entry of the configuration file, with --set over it
+    :raises ValueError: for the first value that cannot be
+    """
+    for name in ("n_timesteps", "learning_starts", "n_envs"):
+        if name in config:
+            check_integer(name, config[name], 1)
+    for name in ("policy_kwargs", "dynamics_kwargs", "env_kwargs"):
+        if config.get(name) is not None:
+            check_mapping(name, config[name])
+    if not isinstance(config.get("env_id", ""), str):
+        raise ValueError(f"`env_id` must be the id of an environment, not {config['env_id']!r}.")

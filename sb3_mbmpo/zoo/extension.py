@@ -115,17 +115,27 @@ def _extend_manager(exp_manager: ModuleType) -> None:
         learn(self, model)
 
     manager.read_hyperparameters, manager.learn = read_ours, learn_ours
-    _add_checkpoint_buffers(manager)
+    _extend_callbacks(manager)
 
 
-def _add_checkpoint_buffers(manager: Any) -> None:
-    """Make ``--save-replay-buffer`` work with ``--save-freq``, too: without its real steps, a checkpoint cannot be resumed."""
+def _extend_callbacks(manager: Any) -> None:
+    """
+    Write the log that the report shows, and make ``--save-replay-buffer`` work with ``--save-freq``, too.
+
+    Without its real steps, a checkpoint cannot be resumed.
+
+    :param manager: rl_zoo3's class
+    """
     create: Callable[[Any], None] = manager.create_callbacks
     load: Callable[..., Any] = manager._load_pretrained_agent
 
     @wraps(create)
     def create_ours(self: Any) -> None:
         create(self)
+        if self.algo == ALGO and not self.optimize_hyperparameters:
+            from sb3_mbmpo.zoo.progress_log import ProgressLog
+
+            self.callbacks.append(ProgressLog(Path(self.save_path) / "progress.csv"))
         for callback in self.callbacks:
             if self.algo == ALGO and type(callback).__name__ == "CheckpointCallback":
                 callback.save_replay_buffer = self.save_replay_buffer

@@ -12,9 +12,9 @@ import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_mbmpo import MBMPO
-from sb3_mbmpo.zoo import read_config
+from sb3_mbmpo.zoo import merge, read_config
 from tuning.results.runs import OURS, Run
-from tuning.studies import merge, split_entry
+from tuning.studies import split_entry
 
 
 class Recipe(NamedTuple):
