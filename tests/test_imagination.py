@@ -280,7 +280,7 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
 )
 def test_a_probability_that_is_nan_is_reported(space, family):
     world = model_env(lambda obs, action: Prediction(obs, None, None), lambda obs, action, next_obs: obs[:, 0], None, space)
-    with pytest.raises(ValueError, match=r"probability that is NaN.*lower `inner_lr`"):
+    with pytest.raises(ValueError, match=r"no finite action.*lower `inner_lr`"):
         imagined(world, lambda policy_input: family(policy_input * np.nan), START, horizon=2, generator=seeded())
 
 
