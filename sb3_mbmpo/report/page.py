@@ -141,14 +141,14 @@ def figure_html(draw: "Drawing", title: str, path: Path) -> str:
     """
     from sb3_mbmpo.report import plots
 
-    wide, narrow = io.BytesIO(), io.BytesIO()
+    png_wide, png_narrow = io.BytesIO(), io.BytesIO()
     # Sharp on screens with two pixels for each of CSS
-    draw(plots.WIDE).savefig(wide, format="png", dpi=150)
-    draw(plots.NARROW).savefig(narrow, format="png", dpi=170)
-    write_whole(path, wide.getvalue())
-    url = _data_url(narrow.getvalue(), "image/png")
+    draw(plots.WIDE).savefig(png_wide, format="png", dpi=150)
+    draw(plots.NARROW).savefig(png_narrow, format="png", dpi=170)
+    write_whole(path, png_wide.getvalue())
+    url = _data_url(png_narrow.getvalue(), "image/png")
     source = f"<source media='(max-width: {NARROW}px)' srcset='{url}'>"
-    return f"<picture>{source}{embedded(wide.getvalue(), 'image/png', title)}</picture>"
+    return f"<picture>{source}{embedded(png_wide.getvalue(), 'image/png', title)}</picture>"
 
 
 def film_section(model: MBMPO, make_env: MakeEnv, seed: int, folder: Path) -> str:
