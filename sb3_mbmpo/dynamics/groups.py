@@ -28,6 +28,8 @@ def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list
     """
     half, is_odd = divmod(n_models, 2)
     number = max(at_least, n_models * flops // FLOPS_PER_GROUP)
+    if number == 1:
+        return [slice(0, n_models)]
     sizes = [share.stop - share.start for share in even_shares(half, min(half, -(-(number - is_odd) // 2)))] if half else []
     bounds = [0, *accumulate([*sizes, *[1] * is_odd, *reversed(sizes)])]
     return [slice(*pair) for pair in pairwise(bounds)]
