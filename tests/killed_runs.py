@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch as th
 from test_resume import state
-from tiny import tiny_model
+from tiny import ENTRY, tiny_model
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.__main__ import main
@@ -25,20 +25,13 @@ from sb3_mbmpo.report.run_log import read_progress, run_folder
 
 N_RANDOM, N_PRECISE = 18, 12
 TOTAL = 200
-TINY = dict(
+TINY = ENTRY | dict(
     policy="MlpPolicy",
     n_timesteps=TOTAL,
     env_id="sb3_mbmpo.envs:Point2D-v0",  # episodes of 50 steps from random starts: an iteration ends in the middle of one
-    n_steps=20,
-    learning_starts=20,
     buffer_size=1000,
-    n_models=2,
-    n_tasks=2,
     n_imagined_rollouts=3,
     horizon=4,
-    n_meta_steps=1,
-    policy_kwargs=dict(net_arch=[8]),
-    dynamics_kwargs=dict(net_arch=[8], max_epochs=2),
 )
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny_runs import MACHINE, ROOT, SMALL_SAC, TINY, pendulum, write_queue
+from tiny import ENTRY
+from tiny_runs import MACHINE, ROOT, SMALL_SAC, pendulum, write_queue
 
 from tuning.results import checkpoints, records, training
 from tuning.results.files import claim, csv_file, steps_left, work_folder
@@ -186,7 +187,7 @@ def test_two_processes_share_a_queue_and_one_is_killed(tmp_path):
     """Each run is finished and each evaluation done once; a run that fails does not stop the others."""
     environments = {"Pendulum-v1": {"evaluate_at": list(range(20, 181, 20)), "env_kwargs": {"max_episode_steps": 10}}}
     item = {"environment": "Pendulum-v1", "algorithms": ["mbmpo"]}
-    items = [item | {"seeds": [9], "overrides": TINY | {"n_models": 0}}, item | {"seeds": [0, 1], "overrides": TINY}]
+    items = [item | {"seeds": [9], "overrides": ENTRY | {"n_models": 0}}, item | {"seeds": [0, 1], "overrides": ENTRY}]
     queue = write_queue(tmp_path / "queue.yml", environments, items, n_eval_episodes=1)
     options = ["--queue", str(queue), "--commit", "abc", "--checkpoint-minutes", "0"]
     command = [sys.executable, "-m", "tuning.results", "run", *options]

@@ -318,10 +318,11 @@ def test_an_entry_has_the_returns_at_the_end_of_its_budget(tmp_path):
         curve(tmp_path / "2.csv", (1000, 12, -700, ours)),
         curve(tmp_path / "3.csv", (2000, 1, 0, f"{ours}; horizon=50"), (2000, 1, 0, "zoo_configs/mbmpo.yml: Pendulum-v11")),
     ]
-    assert environments.measured("Pendulum-v1", 2000, files[:2]) == (2000, [-450, -150], 30)
+    assert environments.measured("Pendulum-v1", 2000, environments.read_curves(files[:2])) == (2000, [-450, -150], 30)
+    curves = environments.read_curves(files)
     # Most seeds have not got so far yet
-    assert environments.measured("Pendulum-v1", 2000, files) == (1000, [-900, -800, -700], 12)
-    assert environments.measured("Pendulum-v1", 500, files) is None
+    assert environments.measured("Pendulum-v1", 2000, curves) == (1000, [-900, -800, -700], 12)
+    assert environments.measured("Pendulum-v1", 500, curves) is None
 
 
 def test_the_list_has_budgets_and_measured_returns(tmp_path, monkeypatch, capsys):
@@ -345,7 +346,7 @@ def test_the_list_has_budgets_and_measured_returns(tmp_path, monkeypatch, capsys
 def test_the_list_knows_what_the_results_page_knows():
     assert environments.results_folder() == TESTS.parent / "docs" / "results" / "runs"
     files = list(environments.results_folder().glob("mbmpo-*.csv"))
-    found = environments.measured("Pendulum-v1", 2000, files)
+    found = environments.measured("Pendulum-v1", 2000, environments.read_curves(files))
     assert len(found.returns) == len([path for path in files if path.name.startswith("mbmpo-Pendulum-v1-seed")])
 
 

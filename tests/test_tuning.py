@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
+from tiny import ENTRY
 
 from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.zoo.search_space import DEFAULTS, SPACE, convert, nearest_point, suggest
@@ -27,20 +28,7 @@ from tuning import optimize, report, studies, trials
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 ROOT = Path(__file__).parent.parent
-CONFIG = dict(
-    policy="MlpPolicy",
-    n_timesteps=120,
-    learning_starts=60,
-    n_steps=20,
-    n_models=2,
-    n_tasks=2,
-    n_imagined_rollouts=2,
-    horizon=5,
-    n_meta_steps=1,
-    policy_kwargs=dict(net_arch=[8]),
-    dynamics_kwargs=dict(net_arch=[8], max_epochs=2),
-    env_kwargs=dict(max_episode_steps=20),
-)
+CONFIG = ENTRY | dict(policy="MlpPolicy", n_timesteps=120, learning_starts=60, env_kwargs=dict(max_episode_steps=20))
 SETTINGS = dict(
     env="Pendulum-v1",
     config=CONFIG,

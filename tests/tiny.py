@@ -32,6 +32,19 @@ SETTINGS = dict(
     seed=0,
 )
 
+# Hyperparameters as small for an entry of a configuration; all others keep their defaults
+ENTRY = dict(
+    n_steps=20,
+    learning_starts=20,
+    n_models=2,
+    n_tasks=2,
+    n_imagined_rollouts=2,
+    horizon=5,
+    n_meta_steps=1,
+    policy_kwargs=dict(net_arch=[8]),
+    dynamics_kwargs=dict(net_arch=[8], max_epochs=2),
+)
+
 ACTION_SPACES = {
     "box": spaces.Box(-1, 2, (2,), np.float32),
     "discrete": spaces.Discrete(3),

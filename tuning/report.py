@@ -1,7 +1,6 @@
 """Report on a study: ``python -m tuning.report --env Pendulum-v1`` writes report.html, plots as PNG files, and best.yml."""
 
 import argparse
-import base64
 import datetime
 import html
 import io
@@ -30,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_mbmpo.common.atomic import write_whole
-from sb3_mbmpo.common.html_page import NARROW, page
+from sb3_mbmpo.common.html_page import NARROW, data_url, page
 from sb3_mbmpo.zoo.search_space import as_trained
 from tuning.studies import (
     SearchError,
@@ -149,7 +148,7 @@ def section(name: str, heading: str, figure: Figure, interactive: go.Figure, fol
     # The first plot carries the Plotly library for all of them
     content = interactive.to_html(full_html=False, include_plotlyjs=name == "history", config=PLOTLY)
     if narrow:
-        image = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+        image = data_url(png.getvalue(), "image/png")
         content = (
             f"<div class='wide'>{content}</div><div class='narrow'><img alt='{html.escape(heading)}' src='{image}'>"
             "<p class='note'>A line is a trial: the better, the darker; the thick one is the best.</p></div>"

@@ -5,13 +5,13 @@ Nothing is written down twice: the settings are those of zoo_configs/mbmpo.yml, 
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import sb3_mbmpo
-from sb3_mbmpo.zoo import config_file, read_config
+from sb3_mbmpo.zoo import config_file
 from sb3_mbmpo.zoo.config import entries
 
 
@@ -36,22 +36,44 @@ def results_folder() -> Path:
     return in_source_tree if in_source_tree.exists() else package / "results"
 
 
-def measured(entry: str, budget: int, files: Iterable[Path]) -> Measured | None:
+class Evaluation(NamedTuple):
+    """One row of a learning curve: return and processor time after some real steps."""
+
+    real_steps: int
+    mean_return: float
+    cpu_seconds: float
+
+
+def read_curves(files: Iterable[Path]) -> dict[str, list[Evaluation]]:
+    """
+    Read learning curves.
+
+    :param files: one CSV file per run, as ``tuning.results`` writes them
+    :return: the evaluations of all runs with the same settings, by name of the settings
+    """
+    curves: dict[str, list[Evaluation]] = defaultdict(list)
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                steps, value, seconds = int(row["real_steps"]), float(row["mean_return"]), float(row["cpu_seconds"])
+                curves[row["settings"]].append(Evaluation(steps, value, seconds))
+    return curves
+
+
+def measured(entry: str, budget: int, curves: Mapping[str, Sequence[Evaluation]]) -> Measured | None:
     """
     Find the returns of an entry at the end of its budget.
 
     :param entry: name of the entry
     :param budget: its number of real steps
-    :param files: learning curves, one CSV file per run, as ``tuning.results`` writes them
+    :param curves: what ``read_curves`` returns
     :return: the returns at the last evaluation within the budget that most runs have reached; None if there is no run
     """
-    settings = f"zoo_configs/mbmpo.yml: {entry}"  # runs with other settings name what they have changed
     found: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for path in files:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["settings"] == settings and int(row["real_steps"]) <= budget:
-                    found[int(row["real_steps"])].append((float(row["mean_return"]), float(row["cpu_seconds"])))
+    # Runs with other settings name what they have changed
+    for row in curves.get(f"zoo_configs/mbmpo.yml: {entry}", ()):
+        if row.real_steps <= budget:
+            found[row.real_steps].append((row.mean_return, row.cpu_seconds))
     if not found:
         return None
     real_steps = max(found, key=lambda steps: (len(found[steps]), steps))
@@ -61,13 +83,13 @@ def measured(entry: str, budget: int, files: Iterable[Path]) -> Measured | None:
 
 def listing() -> str:
     """Return the list as text, in lines of at most 80 characters."""
-    files = sorted(results_folder().glob("mbmpo-*.csv"))
+    configs, curves = entries(), read_curves(results_folder().glob("mbmpo-*.csv"))
     lines = [f"{'environment':<26}{'real steps':>11}{'return':>10}{'worst, best seed':>18}{'seeds':>7}{'time':>8}"]
-    for entry, settings in entries().items():
+    for entry, settings in configs.items():
         if entry == "default":
             continue
         budget = int(settings["n_timesteps"])
-        line, found = f"{entry:<26}{budget:>11,}", measured(entry, budget, files)
+        line, found = f"{entry:<26}{budget:>11,}", measured(entry, budget, curves)
         if found is None:
             lines.append(f"{line}{'not measured':>14}")
             continue
@@ -84,7 +106,7 @@ def listing() -> str:
             "",
             "Return: mean of deterministic episodes after training, median of the seeds.",
             "Time: of training, on one processor core.",
-            f"Any other environment id gets {int(read_config('default')['n_timesteps']):,} real steps and MBMPO's defaults.",
+            f"Any other environment id gets {int(configs['default']['n_timesteps']):,} real steps and MBMPO's defaults.",
             f"All settings: {config_file()}",
         ]
     )

@@ -5,7 +5,6 @@ the previous one; then the previous buffer is removed. However the process ends,
 """
 
 import argparse
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -25,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
+from sb3_mbmpo.common.checks import nearest_name
 from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
 from sb3_mbmpo.common.world import ALONE, ProcessLostError, World, process_group
 from sb3_mbmpo.mbmpo import MBMPO
@@ -261,8 +261,8 @@ def check_names(config: dict[str, Any]) -> None:
     known = {*ENV_ENTRIES, *inspect.signature(MBMPO).parameters} - others
     for name in config:
         if name not in known:
-            similar = difflib.get_close_matches(str(name), sorted(known), n=1)
-            advice = f": do you mean `{similar[0]}`?" if similar else "."
+            nearest = nearest_name(str(name), known)
+            advice = f": do you mean `{nearest}`?" if nearest else "."
             raise ValueError(f"`{name}` is no setting of MBMPO that --set or zoo_configs/mbmpo.yml can change{advice}")
 
 

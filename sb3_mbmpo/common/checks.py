@@ -60,11 +60,16 @@ def check_mapping(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a dictionary, not {value!r}.")
 
 
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that ``name`` may be a typing error of, or None."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1)), None)
+
+
 def check_keywords(function: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise ``TypeError``, as Python does, if ``kwargs`` has a name that is not ``known``; suggest the nearest known name."""
     for name in sorted(set(kwargs) - set(known)):
-        nearest = difflib.get_close_matches(name, sorted(known), 1)
-        raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest[0]!r}?" if nearest else "."))
+        nearest = nearest_name(name, known)
+        raise TypeError(f"{function}() has no argument {name!r}" + (f": did you mean {nearest!r}?" if nearest else "."))
 
 
 def check_known(name: str, kwargs: Mapping[str, Any], known: Collection[str]) -> None:

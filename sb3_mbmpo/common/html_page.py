@@ -1,5 +1,6 @@
 """What the HTML pages have in common: one file that loads nothing from the network, legible on a phone."""
 
+import base64
 import html
 from collections.abc import Iterable
 
@@ -27,3 +28,8 @@ def page(title: str, style: str, parts: Iterable[str]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}\n{style}</style></head>"
     )
     return f"{head}<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
+
+
+def data_url(data: bytes, mime: str) -> str:
+    """Return a URL that holds the data itself, so that a page needs no other file."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -12,9 +12,9 @@ from sb3_mbmpo.common.threads import even_shares
 
 # Members are grouped until a row of a group takes this many floating-point operations: the calls of smaller groups would cost
 # more than their matmuls
-FLOPS_PER_GROUP = 300_000
+FLOPS_PER_GROUP = 2_000_000
 # But there are this many groups at least (if there are as many members), so that several processes have something to do
-MIN_GROUPS = 3
+MIN_GROUPS = 1
 
 
 def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list[slice]:

@@ -1,6 +1,5 @@
 """The page of a report: one HTML file that needs no network, and the PNGs."""
 
-import base64
 import html
 import inspect
 import io
@@ -13,7 +12,7 @@ import gymnasium as gym
 
 import sb3_mbmpo
 from sb3_mbmpo.common.atomic import write_whole
-from sb3_mbmpo.common.html_page import NARROW, page
+from sb3_mbmpo.common.html_page import NARROW, data_url, page
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import evaluation_seed
 from sb3_mbmpo.report.loading import MakeEnv
@@ -123,11 +122,7 @@ def installed(env: gym.Env[Any, Any]) -> dict[str, str]:
 def embedded(data: bytes, mime: str, alternative: str, **attributes: str) -> str:
     """Return the HTML of an image, with the data embedded."""
     further = "".join(f" {name}='{value}'" for name, value in attributes.items())
-    return f"<img alt='{html.escape(alternative)}'{further} src='{_data_url(data, mime)}'>"
-
-
-def _data_url(data: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    return f"<img alt='{html.escape(alternative)}'{further} src='{data_url(data, mime)}'>"
 
 
 def figure_html(draw: "Drawing", title: str, path: Path) -> str:
@@ -146,7 +141,7 @@ def figure_html(draw: "Drawing", title: str, path: Path) -> str:
     draw(plots.WIDE).savefig(png_wide, format="png", dpi=150)
     draw(plots.NARROW).savefig(png_narrow, format="png", dpi=170)
     write_whole(path, png_wide.getvalue())
-    url = _data_url(png_narrow.getvalue(), "image/png")
+    url = data_url(png_narrow.getvalue(), "image/png")
     source = f"<source media='(max-width: {NARROW}px)' srcset='{url}'>"
     return f"<picture>{source}{embedded(png_wide.getvalue(), 'image/png', title)}</picture>"
 
