@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch as th
 from killed_runs import TINY
@@ -14,7 +15,7 @@ from tiny import assert_same
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.world import World
-from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
+from sb3_mbmpo.dynamics.groups import member_groups, shares_of_processes
 
 TESTS = Path(__file__).parent
 
@@ -36,19 +37,27 @@ def run(*program, **options):
 
 @pytest.fixture(scope="module")
 def learned_by(tmp_path_factory):
-    """Return what 1, 2 and 3 processes learn, by the number of processes."""
+    """Return what some processes learn with a minimum number of groups, by these two numbers."""
     folder, found = tmp_path_factory.mktemp("processes"), {}
-    for n in (1, 2, 3):
-        code, output = run("equal", folder / f"{n}.pt", processes=n)
+    for n, min_groups in [(1, 3), (2, 3), (3, 3), (1, 1), (2, 1)]:
+        path = folder / f"{n}-{min_groups}.pt"
+        code, output = run("equal", path, min_groups, processes=n)
         assert code == 0, output
-        found[n] = th.load(folder / f"{n}.pt")
+        found[n, min_groups] = th.load(path)
     return found
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("case", [*CASES, "VecNormalize"])
-def test_any_number_of_processes_learns_the_same(case, processes, learned_by):
-    assert_same(learned_by[processes][case], learned_by[1][case])
+def test_any_number_of_processes_with_the_same_groups_learns_the_same(case, processes, learned_by):
+    assert_same(learned_by[processes, 3][case], learned_by[1, 3][case])
+
+
+@pytest.mark.parametrize("case", [*CASES, "VecNormalize"])
+def test_other_groups_only_round_differently(case, learned_by):
+    alone, together = learned_by[1, 1][case], learned_by[2, 1][case]
+    for name in alone:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_callback_that_stops_ends_all_processes():
@@ -122,9 +131,9 @@ def test_two_machines(tmp_path):
 @pytest.mark.parametrize("n_models", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("flops", [10, 164_000, 565_000])
 def test_groups_are_all_members_once_and_do_not_depend_on_few_processes(n_models, flops):
-    groups = member_groups(n_models, flops)
+    groups = member_groups(n_models, flops, at_least=3)
     assert [member for group in groups for member in range(n_models)[group]] == list(range(n_models))
-    assert len(groups) >= min(n_models, MIN_GROUPS)
+    assert len(groups) >= min(n_models, 3)
     sizes = [group.stop - group.start for group in groups]
     assert sizes == sizes[::-1]
     for n_processes in range(1, len(groups) + 1):
@@ -134,8 +143,13 @@ def test_groups_are_all_members_once_and_do_not_depend_on_few_processes(n_models
         assert all(shares)
 
 
+def test_a_single_process_computes_small_models_together_and_large_ones_apart():
+    assert member_groups(5, 164_000) == [slice(0, 5)]
+    assert len(member_groups(5, 2_000_000)) == 5
+
+
 def test_five_models_on_two_processes_are_two_and_three():
-    shares = shares_of_processes(member_groups(5, 164_000), 2)
+    shares = shares_of_processes(member_groups(5, 164_000, at_least=2), 2)
     assert [sum(group.stop - group.start for group in share) for share in shares] == [2, 3]
 
 

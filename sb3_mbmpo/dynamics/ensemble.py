@@ -194,8 +194,8 @@ class DynamicsEnsemble(nn.Module):
         """
         Return the groups of members that each process computes, see ``member_groups``.
 
-        On CPUs they do not depend on the number of processes, as long as there are enough groups. On GPUs, which are parallel
-        themselves, a process computes all its members together.
+        On CPUs they depend on the number of processes only if there are fewer groups than processes. On GPUs, which are
+        parallel themselves, a process computes all its members together.
 
         :param world: the processes
         :raises ValueError: if there are more processes than members

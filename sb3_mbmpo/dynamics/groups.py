@@ -1,8 +1,8 @@
-"""Groups of members, the smallest units of work: a group is computed as a whole, whatever the number of workers.
+"""Groups of members, the smallest units of work: a group is computed as a whole, by one thread of one process.
 
-The last bits of a matmul depend on the number of rows and matrices that are multiplied at a time. So what is multiplied
-together must depend on the sizes of the problem only; then any number of workers, who take whole groups, gets the same
-numbers.
+The last bits of a matmul depend on the number of rows and matrices that are multiplied at a time. So the groups depend on the
+sizes of the problem, never on the number of threads; then any number of threads gets the same numbers. Only processes that
+are more than the groups make these smaller.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from sb3_mbmpo.common.threads import even_shares
 # Members are grouped until a row of a group takes this many floating-point operations: the calls of smaller groups would cost
 # more than their matmuls
 FLOPS_PER_GROUP = 2_000_000
-# But there are this many groups at least (if there are as many members), so that several processes have something to do
+# Minimum number of groups (if there are as many members). With 3, one, two and three processes would have the same groups, and
+# get the same numbers to the last bit, but a single process would be up to a sixth slower at the default sizes
 MIN_GROUPS = 1
 
 

@@ -338,8 +338,8 @@ class _GroupImagination:
         rollouts.rewards.masked_fill_(~rollouts.alive, 0)
         # Discrete choices are -1 where a probability is NaN
         actions = rollouts.actions[:, :length]
-        drawn = actions if model_env.codec.is_continuous else actions.double().log1p()
-        if not (th.isfinite(rollouts.rewards).all() & th.isfinite(drawn).all()):
+        valid = th.isfinite(actions) if model_env.codec.is_continuous else actions >= 0
+        if not (th.isfinite(rollouts.rewards).all() & valid.all()):
             for t in range(length):
                 check_answers(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
             from_obs, env_actions, to_obs = transitions()
