@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from sb3_mbmpo.meta.outer_step import MetaParameters
 from sb3_mbmpo.meta.training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.real.rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.real.shared_state import adopt_state, sent_state, shared_arguments
 from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, TerminationFn
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
@@ -48,20 +48,6 @@ TRPO_OPTIONS = (
 )
 # Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
-# Arguments in which processes that learn together may differ
-OWN_TO_A_PROCESS = {"policy", "env", "device", "verbose", "tensorboard_log", "reward_fn", "termination_fn", "learning_rate"}
-# What an iteration depends on besides arguments, parameters, data and random generators
-SENT_ATTRIBUTES = (
-    "num_timesteps",
-    "learned_inner_lr",
-    "_bias_draws",
-    "_current_progress_remaining",
-    "_initial_obs",
-    "_n_fits",
-    "_n_new_steps",
-    "_n_updates",
-)
-SENT_OF_NORMALIZER = ("obs_rms", "norm_obs", "clip_obs", "epsilon")
 # A critic that explains a smaller share of the imagined returns' variance cannot be compared with real returns
 TRUSTED_EXPLAINED_VARIANCE = 0.5
 
@@ -396,7 +382,7 @@ class MBMPO(RealRolloutAlgorithm):
         self._progress, self._logger = None, Logger(None, [])
         try:
             while (state := world.broadcast()) is not None:
-                self._improve(self._received(state), world)
+                self._improve(adopt_state(self, self.shared_arguments(), state), world)
         except BaseException:
             world.leave()
             raise
@@ -418,7 +404,7 @@ class MBMPO(RealRolloutAlgorithm):
         self._judge_functions(data)
         world = World.current()
         if world.size > 1:
-            world.broadcast(self._sent(data))
+            world.broadcast(sent_state(self, self.shared_arguments(), data))
         fit, training = self._improve(data, world)
         with single_threaded_operations():
             self._record_fit(fit, data)
@@ -452,38 +438,9 @@ class MBMPO(RealRolloutAlgorithm):
                 self._adapted = training.adapted
         return fit, training
 
-    # ---------------------------------------------------------------- several processes
-
     def shared_arguments(self) -> dict[str, Any]:
         """Return the arguments on which all processes must agree."""
-        names = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys() - OWN_TO_A_PROCESS
-        return {name: vars(self)[name] for name in sorted(names)}
-
-    def _sent(self, data: Transitions) -> dict[str, Any]:
-        """Return all that the next iteration of another process depends on."""
-        normalizer = self._vec_normalize_env
-        return {
-            "arguments": self.shared_arguments(),
-            "data": data,
-            "attributes": {name: getattr(self, name) for name in SENT_ATTRIBUTES},
-            "parameters": self.get_parameters(),
-            "generators": {purpose: generator.get_state() for purpose, generator in self._generators.items()},
-            "normalizer": {} if normalizer is None else {name: getattr(normalizer, name) for name in SENT_OF_NORMALIZER},
-        }
-
-    def _received(self, state: dict[str, Any]) -> Transitions:
-        """Adopt the state that process 0 has sent, and return its real steps."""
-        theirs, own = state["arguments"], self.shared_arguments()
-        different = sorted(name for name in own if repr(own[name]) != repr(theirs.get(name)))
-        if different:
-            raise ValueError(f"The processes have different arguments, and must have the same: {', '.join(different)}.")
-        vars(self).update(state["attributes"])
-        self.set_parameters(state["parameters"], device=self.device)
-        for purpose, generator in self._generators.items():
-            generator.set_state(state["generators"][purpose])
-        if self._vec_normalize_env is not None:
-            vars(self._vec_normalize_env).update(state["normalizer"])
-        return Transitions(*(x.to(self.device) for x in state["data"]))
+        return shared_arguments(self, inspect.signature(MBMPO.__init__).parameters)
 
     # ---------------------------------------------------------------- metrics and parts of an iteration
 
@@ -499,25 +456,6 @@ class MBMPO(RealRolloutAlgorithm):
         )
         if reward_error is not None:
             self.logger.record("dynamics/reward_error", reward_error)
-
-    def _judge_real_returns(self) -> None:
-        n_episodes, self._n_new_episodes = self._n_new_episodes, 0
-        # Empty without a Monitor
-        episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
-        returns = [float(episode["r"]) for episode in episodes]
-        if returns:
-            self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
-        discounted = self._bootstrapped_returns()
-        if self.baseline == "critic":
-            if discounted:
-                self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
-            self._health.real_episodes(discounted, " in discounted reward")
-        else:
-            # Of episodes longer than the horizon, count the share of the return that imagined rollouts can have
-            shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
-            self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
-        if self.imagined_start == "initial":
-            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int, world: World) -> FitReport:
         reinit_every = self._dynamics_options.reinit_every
