@@ -29,8 +29,9 @@ from sb3_mbmpo.meta.adaptation import TaskBatch
 from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic
 from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
-from sb3_mbmpo.meta.outer_step import MetaParameters
-from sb3_mbmpo.meta.training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
+from sb3_mbmpo.meta.problem import MetaParameters
+from sb3_mbmpo.meta.results import MetaStep, MetaTraining
+from sb3_mbmpo.meta.training import MetaSettings, MetaTrainer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.real.rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.real.shared_state import adopt_state, sent_state, shared_arguments
