@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,10 +23,8 @@ from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.common.world import ALONE, World
 from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, output_bias_array
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
-from sb3_mbmpo.meta.adaptation import TaskBatch
 from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic
 from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
@@ -327,14 +326,12 @@ class MBMPO(RealRolloutAlgorithm):
             check_integer("log_interval", log_interval, 1)
         world = World.current()
         self.dynamics.shares(world)  # raises an error now rather than after the first real steps
-        if world.rank > 0:
-            return self._follow(world)
-        try:
-            self._lead(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-            world.broadcast(None)
-        except BaseException:
-            world.leave()
-            raise
+        with world.left_on_error():
+            if world.rank > 0:
+                self._follow(world)
+            else:
+                self._lead(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+                world.broadcast(None)
         return self
 
     def _lead(
@@ -377,17 +374,12 @@ class MBMPO(RealRolloutAlgorithm):
                 dump_and_keep(self)
         callback.on_training_end()
 
-    def _follow(self: SelfMBMPO, world: World) -> SelfMBMPO:
+    def _follow(self, world: World) -> None:
         """Do this process's share of every iteration until process 0 ends its ``learn``; it has all else."""
         self.policy.set_training_mode(False)
         self._progress, self._logger = None, Logger(None, [])
-        try:
-            while (state := world.broadcast()) is not None:
-                self._improve(adopt_state(self, self.shared_arguments(), state), world)
-        except BaseException:
-            world.leave()
-            raise
-        return self
+        while (state := world.broadcast()) is not None:
+            self._improve(adopt_state(self, self.shared_arguments(), state), world)
 
     # ---------------------------------------------------------------- what an iteration learns
 
@@ -416,8 +408,7 @@ class MBMPO(RealRolloutAlgorithm):
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
-        for stage in seconds:
-            self.logger.record(f"time/{stage}", seconds[stage])
+        self._record({f"time/{stage}": seconds[stage] for stage in seconds})
 
     def _improve(self, data: Transitions, world: World) -> tuple[FitReport, MetaTraining]:
         """Learn from real steps, in all processes alike, each of which computes its share of the members and tasks."""
@@ -481,12 +472,13 @@ class MBMPO(RealRolloutAlgorithm):
         self._n_fits += 1
         return report
 
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self.logger.record(key, value)
+
     def _record_fit(self, report: FitReport, data: Transitions) -> None:
-        self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
-        self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        self._record(report.metrics())
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
-        self.logger.record("dynamics/epochs", float(report.epochs.mean()))
-        self.logger.record("dynamics/gradient_steps", float(report.gradient_steps.mean()))
         some = slice(None, None, 1 + len(data.obs) // 1000)
         action = self._codec.to_numpy(data.action[some])
         disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
@@ -591,8 +583,7 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _record_meta_training(self, training: MetaTraining) -> None:
         self._health.adapted(int(training.failed.sum()), self.n_tasks)
-        for key, value in training.metrics().items():
-            self.logger.record(key, value)
+        self._record(training.metrics())
         imagined: float | None = float(training.outcome.returns().mean())
         if self.baseline == "critic":
             self._join_new_starts()
@@ -685,25 +676,20 @@ class MBMPO(RealRolloutAlgorithm):
         if vec_env is self.env:
             self._last_obs = None  # the training episode is interrupted: the next `learn` must not continue it
 
-        def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            estimate = estimate_advantages(
-                episodes,
+        adapted = adapt_to_episodes(
+            vec_env,
+            self.policy,
+            meta=meta,
+            n_episodes=n_episodes,
+            n_inner_steps=n_inner_steps,
+            estimate=partial(
+                estimate_advantages,
                 gamma=self.gamma,
                 gae_lambda=self.gae_lambda,
                 baseline=baseline,
                 normalize=self.normalize_advantage,
                 critic=self._critic(generators["critic"]),
-            )
-            return TaskBatch.from_rollouts(episodes, estimate.advantages)
-
-        adapted = adapt_to_episodes(
-            vec_env,
-            self.policy,
-            theta=meta.theta,
-            inner_lr=meta.inner_lr,
-            n_episodes=n_episodes,
-            n_inner_steps=n_inner_steps,
-            to_batch=to_batch,
+            ),
             generator=generators["exploration"],
         )
         return self.policy.with_actor_vector(adapted)
