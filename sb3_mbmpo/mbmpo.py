@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,12 +24,13 @@ from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Tra
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
-from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
+from sb3_mbmpo.meta.advantages import BASELINES
 from sb3_mbmpo.meta.critic import Critic
 from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
 from sb3_mbmpo.meta.problem import MetaParameters
 from sb3_mbmpo.meta.results import MetaStep, MetaTraining
-from sb3_mbmpo.meta.training import MetaSettings, MetaTrainer
+from sb3_mbmpo.meta.settings import MetaSettings
+from sb3_mbmpo.meta.training import MetaTrainer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.real.rollouts import RealRolloutAlgorithm
 from sb3_mbmpo.real.shared_state import adopt_state, sent_state, shared_arguments
@@ -506,8 +506,23 @@ class MBMPO(RealRolloutAlgorithm):
         groups = [group for share in self.dynamics.shares(world) for group in share]
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
+        return MetaTrainer(
+            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
+            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
+            actor=self.policy.actor,
+            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
+            settings=self._meta_settings(),
+            generator=generators["imagination"],
+            stopwatch=self._stopwatch,
+            adopt=self._adopt,
+            critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+            n_threads=n_threads,
+            world=world,
+        )
+
+    def _meta_settings(self) -> MetaSettings:
         is_trpo = self.outer_optimizer == "trpo"
-        settings = MetaSettings(
+        return MetaSettings(
             n_tasks=self.n_tasks,
             n_imagined_rollouts=self.n_imagined_rollouts,
             horizon=self.horizon,
@@ -522,19 +537,6 @@ class MBMPO(RealRolloutAlgorithm):
             normalize_advantage=self.normalize_advantage,
             ent_coef=self.ent_coef,
             chunk_size=self.chunk_size,
-        )
-        return MetaTrainer(
-            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
-            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
-            actor=self.policy.actor,
-            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
-            settings=settings,
-            generator=generators["imagination"],
-            stopwatch=self._stopwatch,
-            adopt=self._adopt,
-            critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
-            n_threads=n_threads,
-            world=world,
         )
 
     def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
@@ -655,14 +657,14 @@ class MBMPO(RealRolloutAlgorithm):
             meta = meta._replace(inner_lr=float(inner_lr))
         baseline = self.baseline if baseline is None else baseline
         check_choice("baseline", baseline, BASELINES)
+        settings = self._meta_settings()._replace(n_inner_steps=n_inner_steps, baseline=baseline)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
         if model_index is not None:
             if env is not None:
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(n_tasks=self.n_models, n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(meta)
+            adaptation = trainer._replace(settings=settings._replace(n_tasks=self.n_models)).adapt(meta)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
@@ -680,16 +682,9 @@ class MBMPO(RealRolloutAlgorithm):
             vec_env,
             self.policy,
             meta=meta,
+            settings=settings,
+            critic=self._critic(generators["critic"]),
             n_episodes=n_episodes,
-            n_inner_steps=n_inner_steps,
-            estimate=partial(
-                estimate_advantages,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-                baseline=baseline,
-                normalize=self.normalize_advantage,
-                critic=self._critic(generators["critic"]),
-            ),
             generator=generators["exploration"],
         )
         return self.policy.with_actor_vector(adapted)

@@ -4,7 +4,7 @@ Legend of shapes: ``B`` rows, ``H`` steps, ``N`` episodes, ``O`` observation siz
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from sb3_mbmpo.common.env_reading import check_running
 from sb3_mbmpo.common.finite import in_float32
 from sb3_mbmpo.imagination.rollouts import Act, ImaginedRollouts
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt, is_usable
-from sb3_mbmpo.meta.advantages import AdvantageEstimate
+from sb3_mbmpo.meta.advantages import ValueFn
 from sb3_mbmpo.meta.problem import MetaParameters
+from sb3_mbmpo.meta.settings import MetaSettings
 from sb3_mbmpo.policies import MetaPolicy
 
 
@@ -37,9 +38,9 @@ def adapt_to_episodes(
     policy: MetaPolicy,
     *,
     meta: MetaParameters,
+    settings: MetaSettings,
+    critic: ValueFn,
     n_episodes: int,
-    n_inner_steps: int,
-    estimate: Callable[[ImaginedRollouts], AdvantageEstimate],
     generator: th.Generator,
 ) -> th.Tensor:
     """
@@ -48,18 +49,18 @@ def adapt_to_episodes(
     :param env: the environment; it is reset
     :param policy: the meta-policy
     :param meta: the meta-policy's parameters, and the step size of the adaptation
-    :param n_episodes: number of episodes, divided among the steps
-    :param n_inner_steps: number of policy-gradient steps
-    :param estimate: estimates the advantages of the episodes
+    :param settings: hyperparameters, of which those of advantages and ``n_inner_steps`` are used
+    :param critic: the value function of the baseline "critic"
+    :param n_episodes: number of episodes, divided among the policy-gradient steps
     :param generator: samples the actions
     :return: adapted parameters (P,)
     :raises ValueError: if the adapted policy is not finite, or the environment returns a number that is not finite
     """
     parameters = meta.theta.unsqueeze(0)
-    for step in range(n_inner_steps):
-        share = (n_episodes + step) // n_inner_steps
+    for step in range(settings.n_inner_steps):
+        share = (n_episodes + step) // settings.n_inner_steps
         episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=share, generator=generator)
-        batch = TaskBatch.from_rollouts(episodes, estimate(episodes).advantages)
+        batch = TaskBatch.from_rollouts(episodes, settings.estimate(episodes, critic).advantages)
         parameters = adapt(policy.actor, parameters, [batch], meta.inner_lr)
         check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
     return parameters[0]

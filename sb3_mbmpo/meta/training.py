@@ -4,7 +4,7 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -26,40 +26,18 @@ from sb3_mbmpo.imagination.rollouts import (
     task_groups,
 )
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
-from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
+from sb3_mbmpo.meta.advantages import AdvantageEstimate
 from sb3_mbmpo.meta.critic import Critic, CriticReport
 from sb3_mbmpo.meta.outer_step import StepReport, proximal_step, trust_region_step
 from sb3_mbmpo.meta.problem import MetaParameters, MetaProblem, task_chunks
 from sb3_mbmpo.meta.results import Adaptation, MetaStep, MetaTraining
+from sb3_mbmpo.meta.settings import MetaSettings
 
 Result = TypeVar("Result")
 # (T tasks, number of rows) -> raw first observations (T, rows, O) of imagined rollouts
 SampleStarts = Callable[[int, int], th.Tensor]
 
 OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
-
-
-class MetaSettings(NamedTuple):
-    """
-    The hyperparameters of meta-training, which are documented at ``MBMPO``.
-
-    :param outer_kwargs: keyword arguments of the outer step
-    """
-
-    n_tasks: int
-    n_imagined_rollouts: int
-    horizon: int
-    n_inner_steps: int
-    first_order: bool
-    unadapted_share: float
-    outer_optimizer: str
-    outer_kwargs: Mapping[str, Any]
-    gamma: float
-    gae_lambda: float
-    baseline: str
-    normalize_advantage: bool
-    ent_coef: float
-    chunk_size: int
 
 
 def adapting_tasks(n_tasks: int, unadapted_share: float, *, like: th.Tensor) -> th.Tensor | None:
@@ -226,20 +204,11 @@ class MetaTrainer(NamedTuple):
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
         """Estimate the advantages of all tasks, in several threads."""
-        s = self.settings
 
-        def advantages(tasks: slice) -> AdvantageEstimate:
-            chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(
-                chosen,
-                gamma=s.gamma,
-                gae_lambda=s.gae_lambda,
-                baseline=s.baseline,
-                normalize=s.normalize_advantage,
-                critic=self.critic,
-            )
+        def of_tasks(tasks: slice) -> AdvantageEstimate:
+            return self.settings.estimate(rollouts.of_tasks(tasks), self.critic)
 
-        parts = self._by_task(rollouts.rewards, advantages)
+        parts = self._by_task(rollouts.rewards, of_tasks)
         return AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
 
     def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:
