@@ -3,7 +3,6 @@
 import argparse
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ class ListAction(argparse.Action):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and run the verb."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m sb3_mbmpo", description=__doc__)
     parser.add_argument("--list", action=ListAction)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -66,11 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     verb.add_argument("--device", default="auto")
     verb.add_argument("--verbose", type=int, default=0)
     verb.add_argument("--no-progress-bar", action="store_true")
-    verbs_to_functions: dict[str, Callable[[argparse.Namespace], None]] = {"train": train}
     arguments = parser.parse_args(argv)
     if arguments.resume and arguments.overwrite:
         parser.error("--resume and --overwrite contradict each other")
-    verbs_to_functions[arguments.verb](arguments)
+    train(arguments)
 
 
 if __name__ == "__main__":

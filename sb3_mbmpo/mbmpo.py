@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -23,17 +22,18 @@ from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.common.world import ALONE, World
 from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, output_bias_array
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
-from sb3_mbmpo.meta.adaptation import TaskBatch
-from sb3_mbmpo.meta.advantages import BASELINES, estimate_advantages
+from sb3_mbmpo.meta.advantages import BASELINES
 from sb3_mbmpo.meta.critic import Critic
 from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
-from sb3_mbmpo.meta.outer_step import MetaParameters
-from sb3_mbmpo.meta.training import MetaSettings, MetaStep, MetaTrainer, MetaTraining
+from sb3_mbmpo.meta.problem import MetaParameters
+from sb3_mbmpo.meta.results import MetaStep, MetaTraining
+from sb3_mbmpo.meta.settings import MetaSettings
+from sb3_mbmpo.meta.training import MetaTrainer
 from sb3_mbmpo.policies import MetaPolicy, MlpPolicy
 from sb3_mbmpo.real.rollouts import RealRolloutAlgorithm
+from sb3_mbmpo.real.shared_state import adopt_state, sent_state, shared_arguments
 from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, TerminationFn
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
@@ -48,20 +48,6 @@ TRPO_OPTIONS = (
 )
 # Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
-# Arguments in which processes that learn together may differ
-OWN_TO_A_PROCESS = {"policy", "env", "device", "verbose", "tensorboard_log", "reward_fn", "termination_fn", "learning_rate"}
-# What an iteration depends on besides arguments, parameters, data and random generators
-SENT_ATTRIBUTES = (
-    "num_timesteps",
-    "learned_inner_lr",
-    "_bias_draws",
-    "_current_progress_remaining",
-    "_initial_obs",
-    "_n_fits",
-    "_n_new_steps",
-    "_n_updates",
-)
-SENT_OF_NORMALIZER = ("obs_rms", "norm_obs", "clip_obs", "epsilon")
 # A critic that explains a smaller share of the imagined returns' variance cannot be compared with real returns
 TRUSTED_EXPLAINED_VARIANCE = 0.5
 
@@ -340,14 +326,12 @@ class MBMPO(RealRolloutAlgorithm):
             check_integer("log_interval", log_interval, 1)
         world = World.current()
         self.dynamics.shares(world)  # raises an error now rather than after the first real steps
-        if world.rank > 0:
-            return self._follow(world)
-        try:
-            self._lead(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-            world.broadcast(None)
-        except BaseException:
-            world.leave()
-            raise
+        with world.left_on_error():
+            if world.rank > 0:
+                self._follow(world)
+            else:
+                self._lead(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+                world.broadcast(None)
         return self
 
     def _lead(
@@ -390,17 +374,12 @@ class MBMPO(RealRolloutAlgorithm):
                 dump_and_keep(self)
         callback.on_training_end()
 
-    def _follow(self: SelfMBMPO, world: World) -> SelfMBMPO:
+    def _follow(self, world: World) -> None:
         """Do this process's share of every iteration until process 0 ends its ``learn``; it has all else."""
         self.policy.set_training_mode(False)
         self._progress, self._logger = None, Logger(None, [])
-        try:
-            while (state := world.broadcast()) is not None:
-                self._improve(self._received(state), world)
-        except BaseException:
-            world.leave()
-            raise
-        return self
+        while (state := world.broadcast()) is not None:
+            self._improve(adopt_state(self, self.shared_arguments(), state), world)
 
     # ---------------------------------------------------------------- what an iteration learns
 
@@ -418,7 +397,7 @@ class MBMPO(RealRolloutAlgorithm):
         self._judge_functions(data)
         world = World.current()
         if world.size > 1:
-            world.broadcast(self._sent(data))
+            world.broadcast(sent_state(self, self.shared_arguments(), data))
         fit, training = self._improve(data, world)
         with single_threaded_operations():
             self._record_fit(fit, data)
@@ -429,8 +408,7 @@ class MBMPO(RealRolloutAlgorithm):
         # The imagination runs inside the meta-update
         seconds = self._stopwatch.seconds
         seconds["meta_update"] -= seconds["imagination"]
-        for stage in seconds:
-            self.logger.record(f"time/{stage}", seconds[stage])
+        self._record({f"time/{stage}": seconds[stage] for stage in seconds})
 
     def _improve(self, data: Transitions, world: World) -> tuple[FitReport, MetaTraining]:
         """Learn from real steps, in all processes alike, each of which computes its share of the members and tasks."""
@@ -452,38 +430,9 @@ class MBMPO(RealRolloutAlgorithm):
                 self._adapted = training.adapted
         return fit, training
 
-    # ---------------------------------------------------------------- several processes
-
     def shared_arguments(self) -> dict[str, Any]:
         """Return the arguments on which all processes must agree."""
-        names = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys() - OWN_TO_A_PROCESS
-        return {name: vars(self)[name] for name in sorted(names)}
-
-    def _sent(self, data: Transitions) -> dict[str, Any]:
-        """Return all that the next iteration of another process depends on."""
-        normalizer = self._vec_normalize_env
-        return {
-            "arguments": self.shared_arguments(),
-            "data": data,
-            "attributes": {name: getattr(self, name) for name in SENT_ATTRIBUTES},
-            "parameters": self.get_parameters(),
-            "generators": {purpose: generator.get_state() for purpose, generator in self._generators.items()},
-            "normalizer": {} if normalizer is None else {name: getattr(normalizer, name) for name in SENT_OF_NORMALIZER},
-        }
-
-    def _received(self, state: dict[str, Any]) -> Transitions:
-        """Adopt the state that process 0 has sent, and return its real steps."""
-        theirs, own = state["arguments"], self.shared_arguments()
-        different = sorted(name for name in own if repr(own[name]) != repr(theirs.get(name)))
-        if different:
-            raise ValueError(f"The processes have different arguments, and must have the same: {', '.join(different)}.")
-        vars(self).update(state["attributes"])
-        self.set_parameters(state["parameters"], device=self.device)
-        for purpose, generator in self._generators.items():
-            generator.set_state(state["generators"][purpose])
-        if self._vec_normalize_env is not None:
-            vars(self._vec_normalize_env).update(state["normalizer"])
-        return Transitions(*(x.to(self.device) for x in state["data"]))
+        return shared_arguments(self, inspect.signature(MBMPO.__init__).parameters)
 
     # ---------------------------------------------------------------- metrics and parts of an iteration
 
@@ -499,25 +448,6 @@ class MBMPO(RealRolloutAlgorithm):
         )
         if reward_error is not None:
             self.logger.record("dynamics/reward_error", reward_error)
-
-    def _judge_real_returns(self) -> None:
-        n_episodes, self._n_new_episodes = self._n_new_episodes, 0
-        # Empty without a Monitor
-        episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
-        returns = [float(episode["r"]) for episode in episodes]
-        if returns:
-            self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
-        discounted = self._bootstrapped_returns()
-        if self.baseline == "critic":
-            if discounted:
-                self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
-            self._health.real_episodes(discounted, " in discounted reward")
-        else:
-            # Of episodes longer than the horizon, count the share of the return that imagined rollouts can have
-            shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
-            self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
-        if self.imagined_start == "initial":
-            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _fit_dynamics(self, data: Transitions, n_threads: int, world: World) -> FitReport:
         reinit_every = self._dynamics_options.reinit_every
@@ -542,12 +472,13 @@ class MBMPO(RealRolloutAlgorithm):
         self._n_fits += 1
         return report
 
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self.logger.record(key, value)
+
     def _record_fit(self, report: FitReport, data: Transitions) -> None:
-        self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
-        self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        self._record(report.metrics())
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
-        self.logger.record("dynamics/epochs", float(report.epochs.mean()))
-        self.logger.record("dynamics/gradient_steps", float(report.gradient_steps.mean()))
         some = slice(None, None, 1 + len(data.obs) // 1000)
         action = self._codec.to_numpy(data.action[some])
         disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
@@ -575,8 +506,23 @@ class MBMPO(RealRolloutAlgorithm):
         groups = [group for share in self.dynamics.shares(world) for group in share]
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
+        return MetaTrainer(
+            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
+            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
+            actor=self.policy.actor,
+            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
+            settings=self._meta_settings(),
+            generator=generators["imagination"],
+            stopwatch=self._stopwatch,
+            adopt=self._adopt,
+            critic=self._critic(generators["critic"], n_threads, world) if self.baseline == "critic" else None,
+            n_threads=n_threads,
+            world=world,
+        )
+
+    def _meta_settings(self) -> MetaSettings:
         is_trpo = self.outer_optimizer == "trpo"
-        settings = MetaSettings(
+        return MetaSettings(
             n_tasks=self.n_tasks,
             n_imagined_rollouts=self.n_imagined_rollouts,
             horizon=self.horizon,
@@ -591,19 +537,6 @@ class MBMPO(RealRolloutAlgorithm):
             normalize_advantage=self.normalize_advantage,
             ent_coef=self.ent_coef,
             chunk_size=self.chunk_size,
-        )
-        return MetaTrainer(
-            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
-            to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
-            actor=self.policy.actor,
-            sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
-            settings=settings,
-            generator=generators["imagination"],
-            stopwatch=self._stopwatch,
-            adopt=self._adopt,
-            critic=self._critic(generators["critic"], n_threads, world) if self.baseline == "critic" else None,
-            n_threads=n_threads,
-            world=world,
         )
 
     def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
@@ -659,8 +592,7 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _record_meta_training(self, training: MetaTraining) -> None:
         self._health.adapted(int(training.failed.sum()), self.n_tasks)
-        for key, value in training.metrics().items():
-            self.logger.record(key, value)
+        self._record(training.metrics())
         imagined: float | None = float(training.outcome.returns().mean())
         if self.baseline == "critic":
             self._join_new_starts()
@@ -732,14 +664,14 @@ class MBMPO(RealRolloutAlgorithm):
             meta = meta._replace(inner_lr=float(inner_lr))
         baseline = self.baseline if baseline is None else baseline
         check_choice("baseline", baseline, BASELINES)
+        settings = self._meta_settings()._replace(n_inner_steps=n_inner_steps, baseline=baseline)
         generators = {name: g.clone_state() for name, g in self._generators.items()}
         if model_index is not None:
             if env is not None:
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(n_tasks=self.n_models, n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(meta)
+            adaptation = trainer._replace(settings=settings._replace(n_tasks=self.n_models)).adapt(meta)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 
@@ -753,25 +685,13 @@ class MBMPO(RealRolloutAlgorithm):
         if vec_env is self.env:
             self._last_obs = None  # the training episode is interrupted: the next `learn` must not continue it
 
-        def to_batch(episodes: ImaginedRollouts) -> TaskBatch:
-            estimate = estimate_advantages(
-                episodes,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-                baseline=baseline,
-                normalize=self.normalize_advantage,
-                critic=self._critic(generators["critic"]),
-            )
-            return TaskBatch.from_rollouts(episodes, estimate.advantages)
-
         adapted = adapt_to_episodes(
             vec_env,
             self.policy,
-            theta=meta.theta,
-            inner_lr=meta.inner_lr,
+            meta=meta,
+            settings=settings,
+            critic=self._critic(generators["critic"]),
             n_episodes=n_episodes,
-            n_inner_steps=n_inner_steps,
-            to_batch=to_batch,
             generator=generators["exploration"],
         )
         return self.policy.with_actor_vector(adapted)

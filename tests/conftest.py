@@ -1,5 +1,8 @@
 """Settings and fixtures for all tests."""
 
+import contextlib
+import io
+
 import pytest
 import torch as th
 from tiny import tiny_model
@@ -12,6 +15,28 @@ th.set_num_threads(1)
 def model():
     """Return a trained model, which tests must not change."""
     return tiny_model(learn_inner_lr=True, buffer_size=64).learn(40)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Return the command line, with settings so small that an iteration takes a fraction of a second."""
+    from tiny_training import command_line
+
+    return command_line(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def point_run(tmp_path_factory):
+    """Train with the command line and return the folder of the run, with its output; the model lies next to it."""
+    from sb3_mbmpo.__main__ import main
+
+    model = tmp_path_factory.mktemp("runs") / "point.zip"
+    options = ["--total-timesteps", "300", "--seed", "7", "--eval-episodes", "3", "--no-progress-bar"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main(["train", "--env", "Point2D-v0", "--save", str(model), *options])
+    (model.with_suffix("") / "output.txt").write_text(output.getvalue())
+    return model.with_suffix("")
 
 
 @pytest.fixture
@@ -31,6 +56,17 @@ def quiet_optuna():
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture
+def study(quiet_optuna):
+    """Return a study in memory whose first trial is the configuration."""
+    from optuna.storages import InMemoryStorage
+    from tiny_study import PENDULUM
+
+    from tuning.studies import open_study
+
+    return open_study(InMemoryStorage(), "study", PENDULUM)
 
 
 @pytest.fixture(params=["study.db", "study.log"])

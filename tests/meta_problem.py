@@ -7,7 +7,7 @@ from gymnasium import spaces
 from sb3_mbmpo import MlpPolicy
 from sb3_mbmpo.meta import outer_step as meta
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
-from sb3_mbmpo.meta.outer_step import MetaParameters, MetaProblem
+from sb3_mbmpo.meta.problem import MetaParameters, MetaProblem
 from sb3_mbmpo.meta.training import adapting_tasks
 
 ACTION_SPACES = {

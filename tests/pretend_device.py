@@ -26,7 +26,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from sb3_mbmpo.imagination import rollouts as imagination
 from sb3_mbmpo.meta import training as meta_training
 from sb3_mbmpo.meta.adaptation import TaskBatch
-from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_gradient
+from sb3_mbmpo.meta.outer_step import fisher_vector_product, meta_gradient
+from sb3_mbmpo.meta.problem import MetaProblem
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = th.device("pretend", 0)

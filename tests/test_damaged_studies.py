@@ -69,11 +69,11 @@ def test_a_journal_that_ends_within_a_line_goes_on_without_it(journal):
     study = studies.open_study(studies.open_storage(journal), "study", STUDY)
     study.tell(study.ask(studies.search_space(STUDY)), state=TrialState.PRUNED)
     whole = Path(journal).read_bytes()
-    studies.mend_journal(journal)
+    studies.repair_journal(journal)
     assert Path(journal).read_bytes() == whole, "nothing to repair"
     Path(journal).write_bytes(whole + b'{"op_code":4,"work')
     with pytest.warns(UserWarning, match=r"study\.log ended with an incomplete line, now removed"):
-        studies.mend_journal(journal)
+        studies.repair_journal(journal)
     assert Path(journal).read_bytes() == whole
     assert not Path(f"{journal}.lock").exists()
     trials_of(journal)

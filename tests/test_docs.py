@@ -131,6 +131,19 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
 
 
+# ---------------------------------------------------------------- paths
+
+
+def test_the_map_of_the_source_names_every_module_and_nothing_else():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:sb3_mbmpo|tuning|tests|docs|zoo_configs)/[^`]*)`", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    folders = (ROOT / "sb3_mbmpo", ROOT / "tuning")
+    modules = {name(path) for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"}
+    in_named_folders = {path for path in modules if path.startswith("tuning/results/")}
+    assert sorted(modules - in_named_folders - named) == []
+
+
 # ---------------------------------------------------------------- commands
 
 

@@ -97,7 +97,7 @@ def test_the_chunk_size_bounds_what_is_differentiated_at_a_time_and_changes_noth
         n_tasks_at_a_time.append(len(batches[0].policy_input))
         return adapt(actor, theta, batches, *args, **kwargs)
 
-    monkeypatch.setattr("sb3_mbmpo.meta.outer_step.adapt", recorded)
+    monkeypatch.setattr("sb3_mbmpo.meta.problem.adapt", recorded)
     monkeypatch.setattr("sb3_mbmpo.meta.training.adapt", recorded)
     small = tiny_model(chunk_size=3 * 4, **settings).learn(40)
     assert set(n_tasks_at_a_time) == {1}

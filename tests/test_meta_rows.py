@@ -15,7 +15,7 @@ from meta_problem import (
     trust_region_step,
 )
 
-from sb3_mbmpo.meta.outer_step import task_chunks
+from sb3_mbmpo.meta.problem import task_chunks
 
 
 def with_garbage(batch, chosen):

@@ -6,8 +6,10 @@ import pytest
 import torch as th
 
 from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
-from sb3_mbmpo.meta.outer_step import MetaParameters, StepReport
-from sb3_mbmpo.meta.training import Adaptation, MetaStep, MetaTrainer, ReturnDrop, adapting_tasks
+from sb3_mbmpo.meta.outer_step import StepReport
+from sb3_mbmpo.meta.problem import MetaParameters
+from sb3_mbmpo.meta.results import Adaptation, MetaStep
+from sb3_mbmpo.meta.training import MetaTrainer, ReturnDrop, adapting_tasks
 
 
 def meta(*theta: float) -> MetaParameters:

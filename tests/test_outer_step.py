@@ -20,7 +20,8 @@ from meta_problem import (
 
 from sb3_mbmpo.meta import outer_step as meta
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
-from sb3_mbmpo.meta.outer_step import MetaProblem, StepReport
+from sb3_mbmpo.meta.outer_step import StepReport
+from sb3_mbmpo.meta.problem import MetaProblem
 
 # An approximate gradient need not point uphill
 EXACT = {name: variant for name, variant in VARIANTS.items() if "first_order" not in variant}

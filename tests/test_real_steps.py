@@ -115,7 +115,7 @@ def test_interrupted_training_can_be_saved_and_goes_on(where, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     model = tiny_model(n_meta_steps=3).learn(20)
-    targets = {"fit": "dynamics.training.ParallelTraining.mean_loss", "imagination": "meta.training.estimate_advantages"}
+    targets = {"fit": "dynamics.training.ParallelTraining.mean_loss", "imagination": "meta.settings.estimate_advantages"}
     with monkeypatch.context() as patched:
         patched.setattr(f"sb3_mbmpo.{targets[where]}", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -12,6 +12,7 @@ import pytest
 from tiny import ENTRY
 from tiny_runs import MACHINE, ROOT, SMALL_SAC, pendulum, write_queue
 
+from sb3_mbmpo.report.episodes import evaluation_seed
 from tuning.results import checkpoints, records, training
 from tuning.results.files import claim, csv_file, steps_left, work_folder
 from tuning.results.recipes import make_recipe
@@ -61,7 +62,7 @@ def test_evaluation_is_of_the_same_episodes_each_time_in_raw_rewards(normalize, 
     expected = []
     for episode in range(2):
         single = gym.make("Pendulum-v1", max_episode_steps=10)
-        obs, _ = single.reset(seed=training.EVALUATION_SEED + episode)
+        obs, _ = single.reset(seed=evaluation_seed(0) + episode)
         total, done = 0.0, False
         while not done:
             seen = obs if normalize is None else env.normalize_obs(obs)

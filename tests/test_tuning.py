@@ -10,41 +10,21 @@ import time
 import uuid
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
 import yaml
-from matplotlib import pyplot as plt
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
-from tiny import ENTRY
+from tiny_study import PENDULUM
 
 from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.zoo.search_space import DEFAULTS, SPACE, convert, nearest_point, suggest
-from tuning import optimize, report, studies, trials
+from tuning import optimize, studies, trials
 
 # tuning ignores it at import, which pytest undoes before each test
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ENTRY | dict(policy="MlpPolicy", n_timesteps=120, learning_starts=60, env_kwargs=dict(max_episode_steps=20))
-SETTINGS = dict(
-    env="Pendulum-v1",
-    config=CONFIG,
-    n_timesteps=120,
-    names=["inner_lr", "dynamics_kwargs.max_gradient_steps"],
-    objective="last",
-    n_seeds=2,
-    n_evaluations=3,
-    n_eval_episodes=1,
-)
-
-
-@pytest.fixture
-def study():
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return studies.open_study(InMemoryStorage(), "study", SETTINGS)
 
 
 # ---------------------------------------------------------------- studies
@@ -58,28 +38,31 @@ def test_storage_keeps_what_is_finished(url, kind, tmp_path):
     url = url.format(tmp_path)
     storage = studies.open_storage(url)
     assert isinstance(storage, kind)
-    studies.open_study(storage, "study", SETTINGS).add_trial(create_trial(value=1.0))
-    assert studies.best_value(studies.open_study(studies.open_storage(url), "study", SETTINGS)) == 1.0
+    studies.open_study(storage, "study", PENDULUM).add_trial(create_trial(value=1.0))
+    assert studies.best_value(studies.open_study(studies.open_storage(url), "study", PENDULUM)) == 1.0
 
 
 def test_a_study_with_other_settings_is_not_mixed_with_ours(study):
     with pytest.raises(ValueError, match=r"n_seeds.*2, 5.*--study-name"):
-        studies.open_study(study._storage, "study", SETTINGS | {"n_seeds": 5})
+        studies.open_study(study._storage, "study", PENDULUM | {"n_seeds": 5})
 
 
 def test_trial_entry_merges_into_the_configuration():
-    entry = studies.trial_entry(SETTINGS, {"inner_lr": 0.5, "dynamics_kwargs.max_gradient_steps": 7})
-    assert entry == CONFIG | {"inner_lr": 0.5, "dynamics_kwargs": {"net_arch": [8], "max_epochs": 2, "max_gradient_steps": 7}}
-    assert CONFIG["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
+    entry = studies.trial_entry(PENDULUM, {"inner_lr": 0.5, "dynamics_kwargs.max_gradient_steps": 7})
+    assert entry == PENDULUM["config"] | {
+        "inner_lr": 0.5,
+        "dynamics_kwargs": {"net_arch": [8], "max_epochs": 2, "max_gradient_steps": 7},
+    }
+    assert PENDULUM["config"]["dynamics_kwargs"] == {"net_arch": [8], "max_epochs": 2}
 
 
 # ---------------------------------------------------------------- first trial
 
 
 def test_the_first_trial_is_the_configuration(study):
-    assert suggest(study.ask(), SETTINGS["names"]) == {"inner_lr": 3e-3, "dynamics_kwargs.max_gradient_steps": 600}
-    again = studies.open_study(study._storage, "study", SETTINGS)
-    assert suggest(again.ask(), SETTINGS["names"])["inner_lr"] != 3e-3
+    assert suggest(study.ask(), PENDULUM["names"]) == {"inner_lr": 3e-3, "dynamics_kwargs.max_gradient_steps": 600}
+    again = studies.open_study(study._storage, "study", PENDULUM)
+    assert suggest(again.ask(), PENDULUM["names"])["inner_lr"] != 3e-3
 
 
 def test_defaults_of_the_space_are_those_of_the_algorithm():
@@ -125,7 +108,7 @@ def test_nearest_point(names, arguments, point):
 @pytest.mark.parametrize(("name", "score"), [("last", lambda c: c[-1]), ("best", max), ("auc", lambda c: sum(c) / len(c))])
 def test_objective_is_the_mean_over_seeds(name, score, study):
     trial = study.ask()
-    value = trials.objective(trial, SETTINGS | {"objective": name}, "cpu")
+    value = trials.objective(trial, PENDULUM | {"objective": name}, "cpu")
     reported = study.trials[0].intermediate_values
     assert list(reported) == list(range(6))
     curves = [[reported[3 * seed + i] for i in range(3)] for seed in range(2)]
@@ -142,7 +125,7 @@ def test_curve_is_evaluated_at_equal_distances_and_after_the_last_training(study
         original(self)
 
     monkeypatch.setattr(trials.CurveCallback, "evaluate", evaluate)
-    trials.objective(study.ask(), SETTINGS | {"n_seeds": 1}, "cpu")
+    trials.objective(study.ask(), PENDULUM | {"n_seeds": 1}, "cpu")
     assert seen == [(80, 1), (100, 2), (120, 4)]  # trained after 60, 80, 100 and 120 real steps
 
 
@@ -155,7 +138,7 @@ def test_no_curve_has_a_point_before_the_first_fit(study, monkeypatch):
 
     monkeypatch.setattr(trials.CurveCallback, "evaluate", evaluate)
     # Of seven environments, 63 steps are random instead of the 60 that were asked for
-    settings = SETTINGS | {"config": CONFIG | {"n_envs": 7}, "n_seeds": 1, "n_evaluations": 30}
+    settings = PENDULUM | {"config": PENDULUM["config"] | {"n_envs": 7}, "n_seeds": 1, "n_evaluations": 30}
     trials.objective(study.ask(), settings, "cpu")
     assert seen[0] == (70, 1)
     assert len(seen) > 5
@@ -163,7 +146,7 @@ def test_no_curve_has_a_point_before_the_first_fit(study, monkeypatch):
 
 def test_hopeless_trial_ends_early(study):
     study.pruner = optuna.pruners.ThresholdPruner(lower=0.0)  # Pendulum's returns are negative
-    study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+    study.optimize(lambda trial: trials.objective(trial, PENDULUM, "cpu"), n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
     assert len(study.trials[0].intermediate_values) == 1
 
@@ -174,7 +157,7 @@ def test_diverged_trial_is_pruned_with_its_error(study, monkeypatch):
         raise ValueError("not finite")
 
     monkeypatch.setattr(MBMPO, "learn", learn)
-    study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+    study.optimize(lambda trial: trials.objective(trial, PENDULUM, "cpu"), n_trials=1)
     assert study.trials[0].state == TrialState.PRUNED
     assert study.trials[0].user_attrs == {"error": "not finite"}
 
@@ -185,15 +168,15 @@ def test_interrupted_trial_is_queued_again(study, monkeypatch):
 
     monkeypatch.setattr(MBMPO, "learn", learn)
     with pytest.raises(KeyboardInterrupt):
-        study.optimize(lambda trial: trials.objective(trial, SETTINGS, "cpu"), n_trials=1)
+        study.optimize(lambda trial: trials.objective(trial, PENDULUM, "cpu"), n_trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert trials.wait_for_a_trial(study, 0, has_heartbeat=True)
-    assert suggest(study.ask(), SETTINGS["names"]) == study.trials[0].params
+    assert suggest(study.ask(), PENDULUM["names"]) == study.trials[0].params
 
 
 def test_training_without_learning_is_refused(study):
     with pytest.raises(ValueError, match=r"All 60 real steps would be random \(learning_starts=60\)"):
-        trials.objective(study.ask(), SETTINGS | {"n_timesteps": 60}, "cpu")
+        trials.objective(study.ask(), PENDULUM | {"n_timesteps": 60}, "cpu")
 
 
 # ---------------------------------------------------------------- several processes
@@ -202,7 +185,7 @@ def test_training_without_learning_is_refused(study):
 def tuning(module, env, output, *options):
     """Return the command line of a tiny search or of its report."""
     tiny = ["--n-seeds", "1", "--n-timesteps", "300", "--n-evaluations", "2", "--n-eval-episodes", "1"]
-    tiny += ["--search", "inner_lr", "gae_lambda", "--set", yaml.safe_dump(CONFIG, default_flow_style=True)]
+    tiny += ["--search", "inner_lr", "gae_lambda", "--set", yaml.safe_dump(PENDULUM["config"], default_flow_style=True)]
     where = ["--env", env, "--output", str(output)]
     return [sys.executable, "-m", f"tuning.{module}", *where, *(tiny if module == "optimize" else []), *options]
 
@@ -241,96 +224,6 @@ def test_search_resumes_and_reports(tmp_path):
     entry = yaml.safe_load((tmp_path / "best.yml").read_text())["Pendulum-v1"]
     best = max(states(url)[1], key=lambda trial: trial.value)
     assert entry == studies.trial_entry({"config": entry}, best.params)
-
-
-def test_report_on_a_study_without_a_complete_trial(study, tmp_path):
-    study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={"error": "not finite"}))
-    page = report.write_report(study, tmp_path).read_text()
-    assert "No trial is complete" in page
-    assert "<td>not finite</td><td>1</td>" in page
-
-
-def add_trials(study, values):
-    for value in values:
-        trial = study.ask()
-        suggest(trial)
-        for step in range(6):
-            trial.report(value, step)
-        study.tell(trial, value)
-
-
-@pytest.mark.parametrize("n_trials", [1, 19, 20])
-def test_importances_are_shown_from_20_trials_on(n_trials, study, tmp_path):
-    study.add_trial(create_trial(state=TrialState.PRUNED))  # does not count
-    add_trials(study, [500.0 + (7 * i) % 20 for i in range(n_trials)])
-    page = report.write_report(study, tmp_path).read_text()
-    is_shown = n_trials >= 20
-    assert (tmp_path / "importances.png").exists() == is_shown
-    assert page.count("Plotly.newPlot(") == 3 + is_shown
-    assert (f"Left out: {n_trials} complete trials are too few to tell" in page) == (not is_shown)
-    n_all = len(SPACE)
-    assert f"Parallel coordinates: the {'most important' if is_shown else 'first'} 8 of {n_all} hyperparameters" in page
-
-
-def test_equal_values_say_nothing_of_importances(study, tmp_path):
-    add_trials(study, [500.0] * 20)
-    page = report.write_report(study, tmp_path).read_text()
-    assert "Left out: all trials have the same value" in page
-    assert page.count("Plotly.newPlot(") == 3
-
-
-def test_trials_are_counted_in_whole_round_numbers():
-    distances = {1: 1, 10: 1, 11: 2, 22: 5, 50: 5, 51: 10, 101: 20, 2000: 200}
-    assert {n_trials: report.trial_ticks(n_trials) for n_trials in distances} == distances
-
-
-def test_the_axis_of_trials_has_whole_numbers(study, tmp_path, monkeypatch):
-    add_trials(study, [1.0, 2.0])
-    drawn = {}
-    monkeypatch.setattr(report, "section", lambda name, _, *figures: drawn.update({name: figures}))
-    report.draw_history(study, "last return", tmp_path)
-    figure, interactive, _ = drawn["history"]
-    assert (interactive.layout.xaxis.dtick, interactive.layout.xaxis.tickformat) == (1, "d")
-    ticks = figure.axes[0].get_xticks()
-    assert (ticks == ticks.round()).all()
-    plt.close(figure)
-
-
-def test_a_place_on_an_axis_is_the_value():
-    log, linear = FloatDistribution(1e-4, 1.0, log=True), IntDistribution(0, 100)
-    places, ticks = report.places_on_axis([(1e-3, log), (1e-2, log), (1e-1, log)])
-    np.testing.assert_allclose(places, [0, 0.5, 1])
-    assert ticks == [(0.0, "0.001"), (1.0, "0.1")]
-    places, ticks = report.places_on_axis([(10, linear), (None, None), (20, linear), (14, linear)])
-    np.testing.assert_allclose(places, [0, np.nan, 1, 0.4])
-    assert ticks == [(0.0, "10"), (1.0, "20")]
-    places, ticks = report.places_on_axis([(5, linear), (5, linear)])
-    np.testing.assert_allclose(places, [0, 0])
-    assert ticks == [(0.0, "5")]
-    names = CategoricalDistribution(["relu", "swish", "tanh"])
-    places, ticks = report.places_on_axis([("tanh", names), ("relu", names), ("tanh", names)])
-    np.testing.assert_allclose(places, [1, 0, 1])
-    assert ticks == [(0.0, "relu"), (1.0, "tanh")]
-
-
-def test_coordinates_run_down_a_narrow_page(study):
-    add_trials(study, [3.0, 1.0, 2.0])
-    names = ["gae_lambda", "inner_lr"]
-    figure = report.coordinates_down(report.with_short_names(study), names, "last return")
-    (axes,) = figure.axes
-    assert figure.get_figwidth() < 5
-    texts = [text.get_text() for text in axes.texts]
-    assert [text for text in texts if text in ("last return", *names)] == ["last return", *names]
-    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
-    assert [line.get_xdata()[0] for line in lines] == [0, 0.5, 1]  # the worst first, the best on top
-    assert [line.get_linewidth() > 2 for line in lines] == [False, False, True]
-    plt.close(figure)
-
-
-def test_names_are_whole_where_the_plot_would_cut_them():
-    names = ["dynamics.max_gradient_steps", "inner_lr"]
-    labels = ["last return", "dynamics.max_grad...", "inner_lr"]
-    assert [report.whole_name(label, names) for label in labels] == ["last return", *names]
 
 
 @pytest.mark.parametrize(

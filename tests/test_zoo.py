@@ -24,8 +24,8 @@ from tiny import Drift, tiny_model
 
 from sb3_mbmpo import MBMPO, zoo
 from sb3_mbmpo.cli.environments import listing
-from sb3_mbmpo.report.plots import why_not_comparable
 from sb3_mbmpo.report.run_log import find_run, read_run
+from sb3_mbmpo.report.run_plots import why_not_comparable
 from sb3_mbmpo.zoo import extension
 from sb3_mbmpo.zoo.search_space import SPACE, convert, suggest
 

@@ -1,11 +1,11 @@
-"""A study whose trials take a fraction of a second."""
+"""Studies whose trials take a fraction of a second."""
 
 import argparse
 
 import gymnasium as gym
 import optuna
 import pytest
-from tiny import SETTINGS, Drift
+from tiny import ENTRY, SETTINGS, Drift
 
 from tuning import studies, trials
 
@@ -23,6 +23,17 @@ STUDY = dict(
     objective="last",
     n_seeds=1,
     n_evaluations=1,
+    n_eval_episodes=1,
+)
+# The same size with two seeds and a curve, in an environment of Gymnasium
+PENDULUM = dict(
+    env="Pendulum-v1",
+    config=ENTRY | dict(policy="MlpPolicy", n_timesteps=120, learning_starts=60, env_kwargs=dict(max_episode_steps=20)),
+    n_timesteps=120,
+    names=["inner_lr", "dynamics_kwargs.max_gradient_steps"],
+    objective="last",
+    n_seeds=2,
+    n_evaluations=3,
     n_eval_episodes=1,
 )
 

@@ -75,16 +75,17 @@ def _is_locked(worker: Mapping[str, str]) -> bool:
     return False
 
 
-def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int = MAX_RETRIES) -> None:
+def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """
     Queue a failed trial for the next free worker, with the hyperparameters that were drawn so far.
 
+    After ``MAX_RETRIES`` retries, it is not queued again.
+
     :param study: study of the trial
     :param trial: the failed trial
-    :param max_retries: number of retries after which the trial is not queued again
     """
     history = [*trial.system_attrs.get("retry_history", []), trial.number]
-    if len(history) <= max_retries:
+    if len(history) <= MAX_RETRIES:
         _queue(study, trial, {"failed_trial": trial.number, **trial.system_attrs, "retry_history": history})
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sb3_mbmpo.zoo import check_entry, merge, read_config, yaml_mapping
 from sb3_mbmpo.zoo.search_space import SPACE, is_given
+from tuning.arguments import positive
 from tuning.studies import (
     OBJECTIVES,
     SearchError,
@@ -36,9 +37,9 @@ from tuning.studies import (
     complete,
     damage_named,
     finished,
-    mend_journal,
     open_storage,
     open_study,
+    repair_journal,
     search_space,
 )
 
@@ -83,13 +84,6 @@ def watch(study: optuna.Study, n_trials: int, processes: Sequence[BaseProcess]) 
                 time.sleep(1)
 
 
-def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
-    return int(text)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tuning.optimize", description=__doc__)
@@ -98,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-jobs", type=positive, default=1, help="workers on this machine; they share its PyTorch threads")
     parser.add_argument("--objective", choices=OBJECTIVES, default="last", help="how to score the returns of a learning curve")
     parser.add_argument("--n-seeds", type=positive, default=3, help="number of seeds 0, 1, ... that a trial is averaged over")
-    parser.add_argument("--n-timesteps", type=positive, help="real steps of a training; default: those of the configuration")
+    parser.add_argument("--n-timesteps", type=positive, help="real steps of a training run; default: those configured")
     parser.add_argument(
         "--n-evaluations", type=positive, default=8, help="points of a learning curve; a trial can be pruned at any of them"
     )
@@ -120,7 +114,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_model(settings: dict[str, Any], device: str) -> None:
     """
-    Find what cannot work before a study begins, whose settings would be those for good. In a process that needs PyTorch.
+    Reject what cannot work before a study stores its settings for good.
+
+    A process of its own makes the model, because making it imports PyTorch.
 
     :param settings: those of the study
     :param device: of the networks
@@ -190,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parse(argv)
         settings = study_settings(arguments)
         with damage_named(arguments.storage):
-            mend_journal(arguments.storage)
+            repair_journal(arguments.storage)
             storage = open_storage(arguments.storage, arguments.heartbeat)
             is_new = arguments.study_name not in optuna.get_all_study_names(storage)
         if is_new:
@@ -205,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Without a handler, the workers would outlive this process when a cluster terminates it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated: the same command resumes the study."))
     n_jobs = max(1, min(arguments.n_jobs, arguments.n_trials - len(finished(study))))
-    task = (arguments, settings, n_jobs)
-    processes = [mp.get_context("spawn").Process(target=work, args=task, daemon=True) for _ in range(n_jobs)]
+    process_class = mp.get_context("spawn").Process
+    processes = [process_class(target=work, args=(arguments, settings, n_jobs), daemon=True) for _ in range(n_jobs)]
     for process in processes:
         process.start()
     try:

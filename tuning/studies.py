@@ -1,4 +1,4 @@
-"""What every worker of a search and the report must agree on: where the study is stored and what a trial trains."""
+"""What all workers of a search and the report must agree on: where the study is stored and what a trial trains."""
 
 import argparse
 import json
@@ -161,7 +161,7 @@ def damage_named(url: str) -> Iterator[None]:
         ) from error
 
 
-def mend_journal(url: str) -> None:
+def repair_journal(url: str) -> None:
     """
     Remove an incomplete last line, left by a killed process or a full disk, from a journal.
 
@@ -298,7 +298,7 @@ def policy_steps(settings: Mapping[str, Any]) -> int:
 
 def check_training(settings: Mapping[str, Any]) -> None:
     """
-    Refuse settings with which a training would end before it learns anything, or be evaluated more often than it learns.
+    Reject settings with which a training run would end before it learns anything, or be evaluated more often than it learns.
 
     :raises SettingsError: if all real steps would be random, or there are more evaluations than other steps
     """
@@ -320,7 +320,7 @@ def search_space(settings: Mapping[str, Any]) -> dict[str, BaseDistribution]:
 
 
 def evaluation_steps(settings: Mapping[str, Any]) -> list[int]:
-    """Return the real steps at which a training is evaluated, all after the first fit: before, the policy is random."""
+    """Return the real steps at which a training run is evaluated, all after the first fit: before, the policy is random."""
     first, n_evaluations = learning_starts(settings), settings["n_evaluations"]
     return [first + policy_steps(settings) * (i + 1) // n_evaluations for i in range(n_evaluations)]
 
@@ -338,13 +338,19 @@ def trial_entry(settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[
 
 def split_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an entry into the part that describes the environment and the arguments of MBMPO."""
-    task = {key: value for key, value in entry.items() if key in ENV_ENTRIES}
-    return task, {key: value for key, value in entry.items() if key not in ENV_ENTRIES}
+    env_entries = {key: value for key, value in entry.items() if key in ENV_ENTRIES}
+    return env_entries, {key: value for key, value in entry.items() if key not in ENV_ENTRIES}
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are complete or pruned."""
     return study.get_trials(deepcopy=False, states=FINISHED)
+
+
+def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that were not pruned, the best first."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(trials, key=lambda trial: trial.value or 0.0, reverse=True)
 
 
 def best_value(study: optuna.Study) -> float | None:

@@ -24,6 +24,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbmpo import MBMPO
+from sb3_mbmpo.report.episodes import evaluation_seed
 from sb3_mbmpo.zoo.search_space import suggest
 from tuning.lost_trials import MAX_RETRIES, hand_back, is_here, queue_again, reap, signed
 from tuning.studies import (
@@ -133,13 +134,13 @@ class CurveCallback(BaseCallback):
 
 @contextmanager
 def environments(settings: dict[str, Any], n_envs: int, seed: int) -> Iterator[VecEnv]:
-    """Make environments of the study's kind. One that cannot be closed has done what it was made for all the same."""
-    task, _ = split_entry(settings["config"])
+    """Make the study's environments, and close them after the block; an error of ``close`` is only a warning."""
+    env_entries, _ = split_entry(settings["config"])
     env = make_vec_env(
-        task.get("env_id", settings["env"]),
+        env_entries.get("env_id", settings["env"]),
         n_envs=n_envs,
         seed=seed,
-        env_kwargs=task.get("env_kwargs"),
+        env_kwargs=env_entries.get("env_kwargs"),
         wrapper_class=ReportingEnv,
     )
     try:
@@ -159,9 +160,9 @@ def check_configuration(settings: dict[str, Any], device: str) -> None:
     :param device: of the networks
     :raises SettingsError: if there can be no such environment, or no such model
     """
-    task, arguments = split_entry(settings["config"])
+    env_entries, arguments = split_entry(settings["config"])
     try:
-        with environments(settings, task.get("n_envs", 1), seed=0) as env:
+        with environments(settings, env_entries.get("n_envs", 1), seed=0) as env:
             try:
                 MBMPO(env=env, device=device, **arguments)
             except (TypeError, ValueError) as error:
@@ -169,7 +170,9 @@ def check_configuration(settings: dict[str, Any], device: str) -> None:
     except SettingsError:
         raise
     except RAISED as error:
-        raise SettingsError(f"The environment {settings['env']!r} of {task} cannot be made: {described(error)}") from error
+        raise SettingsError(
+            f"The environment {settings['env']!r} of {env_entries} cannot be made: {described(error)}"
+        ) from error
 
 
 def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, device: str) -> list[float]:
@@ -184,10 +187,10 @@ def learning_curve(trial: optuna.Trial, settings: dict[str, Any], seed: int, dev
     :raises SettingsError: if the configuration cannot work
     :raises TrialPruned: if the hyperparameters cannot work
     """
-    task, arguments = split_entry(trial_entry(settings, trial.params))
+    env_entries, arguments = split_entry(trial_entry(settings, trial.params))
     with (
-        environments(settings, task.get("n_envs", 1), seed) as env,
-        environments(settings, 1, seed + 10_000) as evaluation_env,
+        environments(settings, env_entries.get("n_envs", 1), seed) as env,
+        environments(settings, 1, evaluation_seed(seed)) as evaluation_env,
     ):
         try:
             model = MBMPO(env=env, seed=seed, device=device, **arguments)

@@ -41,15 +41,15 @@ class Checkpoints(BaseCallback):
     A callback that saves a model and its buffer between two iterations.
 
     :param path: the model's file
-    :param task: the arguments that identify the run, stored in the model's file
+    :param identity: the arguments that identify the run, stored in the model's file
     :param every: minimum number of real steps between two checkpoints; 0: every iteration
     """
 
     log: RunLogFile
 
-    def __init__(self, path: Path, task: dict[str, Any], every: int = 0) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], every: int = 0) -> None:
         super().__init__()
-        self.path, self.task, self.every = path, task, every
+        self.path, self.identity, self.every = path, identity, every
         self.saved_steps: int | None = None  # None: this process has neither saved nor loaded the model
         self.start, self.seconds_before = time.perf_counter(), 0.0
 
@@ -86,7 +86,7 @@ class Checkpoints(BaseCallback):
         assert isinstance(self.model, MBMPO) and self.model.env is not None
         self.model.save_replay_buffer(buffer)
         episodes = self.model.env.env_method("so_far")
-        run = {**self.task, "buffer": buffer.name, "seconds": self.seconds(), "episodes": episodes}
+        run = {**self.identity, "buffer": buffer.name, "seconds": self.seconds(), "episodes": episodes}
         vars(self.model)[RUN] = run
         self.model.save(self.path)
         self.log.release()
@@ -102,7 +102,7 @@ class TrainingRun:
 
     :param arguments: the command line's arguments
     :param world: the processes that learn together
-    :raises ValueError: if a setting cannot be, or the model's file exists already, and the arguments do not say what to do
+    :raises ValueError: if a setting is invalid, or the model's file exists already and the arguments do not say what to do
     :raises ImportError: if TensorBoard is asked for, but not installed
     """
 
@@ -119,9 +119,9 @@ class TrainingRun:
         self.total = arguments.total_timesteps or int(config["n_timesteps"])
         self.path = model_path(arguments)
         self.model: MBMPO | None = None
-        task = {"env": arguments.env, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "seed": arguments.seed}
-        task["set"] = {name: value for name, value in arguments.set.items() if name not in ENV_ENTRIES}
-        self.checkpoints = Checkpoints(self.path, task, arguments.save_every)
+        identity = {"env": arguments.env, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "seed": arguments.seed}
+        identity["set"] = {name: value for name, value in arguments.set.items() if name not in ENV_ENTRIES}
+        self.checkpoints = Checkpoints(self.path, identity, arguments.save_every)
         # The other processes may be on another machine, and have no files
         if world.rank == 0 and self.path.exists() and not (arguments.resume or arguments.overwrite):
             raise ValueError(
@@ -209,8 +209,8 @@ class TrainingRun:
         run: dict[str, Any] | None = getattr(model, RUN, None)
         if run is None:
             raise ValueError(f"{self.path} is no run of this command line: it cannot be resumed, only replaced (--overwrite).")
-        task, its = self.checkpoints.task, {"set": {}, **run}  # older runs have no "set"
-        differences = {name: (its.get(name), value) for name, value in task.items() if its.get(name) != value}
+        ours, its = self.checkpoints.identity, {"set": {}, **run}  # older runs have no "set"
+        differences = {name: (its.get(name), value) for name, value in ours.items() if its.get(name) != value}
         if differences:
             raise ValueError(
                 f"The run in {self.path} is another one, (its, yours): {differences}. Pass the same arguments to resume it, "

@@ -49,15 +49,15 @@ def check_observations(obs: th.Tensor, next_obs: th.Tensor) -> None:
         )
 
 
-def check_answers(obs: th.Tensor, answers: th.Tensor) -> None:
+def check_policy_output(obs: th.Tensor, output: th.Tensor) -> None:
     """
-    Reject answers of a policy to finite observations that are NaN or infinite.
+    Reject a policy's output that is NaN or infinite although the observation is finite.
 
     :param obs: raw (..., O)
-    :param answers: actions, or their logits (..., A)
+    :param output: means of actions, or their logits (..., A)
     :raises ValueError: if one is NaN or infinite; the message shows its observation
     """
-    bad = (th.isfinite(obs).all(-1) & ~th.isfinite(answers).all(-1)).flatten()
+    bad = (th.isfinite(obs).all(-1) & ~th.isfinite(output).all(-1)).flatten()
     if bad.any():
         row = int(bad.int().argmax())
         raise ValueError(

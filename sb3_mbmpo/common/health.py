@@ -1,9 +1,10 @@
 """Warnings about training problems that the metrics reveal: one warning per problem, with the numbers and what to change."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from statistics import fmean, median, pstdev
+
+from sb3_mbmpo.common.warn_once import WarnsOnce
 
 # Warn when real returns have lagged behind for this many iterations in a row
 EXPLOITATION_PATIENCE = 5
@@ -16,7 +17,7 @@ LOSS_JUMP, LOSS_FLOOR = 3.0, 0.1
 LINE_SEARCH_WINDOW, LINE_SEARCH_SUCCESS = 30, 0.2
 
 
-class TrainingHealth:
+class TrainingHealth(WarnsOnce):
     """
     Monitor of the metrics of each iteration, which warns of problems.
 
@@ -24,7 +25,7 @@ class TrainingHealth:
     """
 
     def __init__(self) -> None:
-        self._warned: set[str] = set()
+        super().__init__()
         self._first_returns: list[float] = []  # real returns from before any trained policy acted
         self._has_trained = False
         self._imagined: float | None = None  # the imagined return of the policy that now acts
@@ -165,8 +166,3 @@ class TrainingHealth:
                 "learned before. Try rewards of another scale, a lower `gamma` or `learning_rate`, or other "
                 "`policy_kwargs['optimizer_kwargs']`.",
             )
-
-    def _warn(self, subject: str, message: str) -> None:
-        if subject not in self._warned:
-            self._warned.add(subject)
-            warnings.warn(message)

@@ -1,4 +1,4 @@
-"""What MuJoCo says while a command line runs.
+"""A filter of MuJoCo's messages while a command line runs.
 
 By default, its C library prints each warning to the standard output, between the lines of a table or a progress bar, and
 appends it to a file MUJOCO_LOG.TXT in the current folder. Most are about deprecated elements of the models that Gymnasium

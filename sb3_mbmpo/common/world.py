@@ -80,8 +80,17 @@ class World:
         """Return the largest number of all processes."""
         return number if self.size == 1 else int(self.gather(th.tensor([number]), [1] * self.size).max())
 
+    @contextmanager
+    def left_on_error(self) -> Iterator[None]:
+        """Leave the group after an error in the block: the other processes do not wait for this one any more."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
+
     def leave(self) -> None:
-        """End the group, after an error: the other processes do not wait for this one any more."""
+        """End the group for this process."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

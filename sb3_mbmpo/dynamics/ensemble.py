@@ -4,9 +4,7 @@ Legend of shapes: ``M`` members, ``B`` rows, ``O`` observation size, ``A`` width
 """
 
 import inspect
-import io
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,29 +12,18 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbmpo.common.actions import ActionCodec, check_spaces
-from sb3_mbmpo.common.save_util import (
-    TAKE_A_COPY,
-    Path,
-    check_file,
-    existing_file,
-    file_name,
-    file_stamp,
-    output,
-    plain,
-    sealed,
-)
-from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
+from sb3_mbmpo.common.save_util import Path, plain
 from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics.files import opened_ensemble, save_ensemble
 from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
 from sb3_mbmpo.dynamics.parallel import is_stacked
-from sb3_mbmpo.dynamics.standardization import folded, standardise
+from sb3_mbmpo.dynamics.standardization import folded, standardize
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
 from sb3_mbmpo.dynamics.types import Transitions
@@ -282,7 +269,7 @@ class DynamicsEnsemble(nn.Module):
         :return: losses, epochs and gradient steps of each member
         :raises ValueError: if the data is empty or not finite
         """
-        inputs, targets = self._standardise(data)
+        inputs, targets = self._standardize(data)
         terminated = data.terminated.to(self.device, th.float32)
         names = [name for name, _ in self.named_parameters()]
 
@@ -337,7 +324,7 @@ class DynamicsEnsemble(nn.Module):
         return FitReport(*world.gather(columns, counts).numpy().T)
 
     @th.no_grad()
-    def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
+    def _standardize(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
         """
         Update the statistics, and standardise the data.
 
@@ -346,7 +333,7 @@ class DynamicsEnsemble(nn.Module):
         """
         data = Transitions(*(x.to(self.device) for x in data))
         action = self.codec.to_dynamics(data.action)
-        standardised, statistics = standardise(data, action, learned_reward=self.learned_reward)
+        standardised, statistics = standardize(data, action, learned_reward=self.learned_reward)
         for name, value in statistics.items():
             getattr(self, name).copy_(value)
         return th.cat([standardised["observation"], standardised["action"]], dim=1), standardised["target"]
@@ -463,13 +450,7 @@ class DynamicsEnsemble(nn.Module):
         """
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
         del arguments["device"]
-        for name in ("observation_space", "action_space"):
-            arguments[name] = space_to_dict(arguments[name])
-        params = plain({"dynamics": self.state_dict(), "dynamics.optimizer": self.optimizer.state_dict()})
-        archive = io.BytesIO()
-        save_to_zip_file(archive, {**file_stamp("ensemble"), "arguments": arguments}, params)
-        with output(path, "zip") as file:
-            file.write(sealed(archive.getvalue()))
+        save_ensemble(path, arguments, {"dynamics": self, "dynamics.optimizer": self.optimizer})
 
     @classmethod
     def load(cls, path: Path, device: th.device | str = "auto") -> "DynamicsEnsemble":
@@ -481,19 +462,8 @@ class DynamicsEnsemble(nn.Module):
         :return: the saved ensemble, ready to predict or to be trained further
         :raises ValueError: if the file is damaged, holds something else, or is of an unsupported version
         """
-        data = check_file(path, "ensemble")
-        try:
-            arguments = data["arguments"]
-            for name in ("observation_space", "action_space"):
-                arguments[name] = space_from_dict(arguments[name])
+        with opened_ensemble(path, device) as (arguments, params):
             ensemble = cls(**arguments, device=get_device(device))
-            _, saved, _ = load_from_zip_file(existing_file(path, "zip"), load_data=False, device=device)
-            params: dict[str, Any] = saved  # SB3 annotates them as single tensors
             ensemble.load_state_dict(params["dynamics"])
             ensemble.optimizer.load_state_dict(params["dynamics.optimizer"])
-        except Exception as error:
-            # PyTorch's advice is to unpickle it all the same
-            is_foreign = isinstance(error, pickle.UnpicklingError)
-            reason = "it has objects that are no tensors" if is_foreign else f"{type(error).__name__}: {error}"
-            raise ValueError(f"{file_name(path)} holds an ensemble that cannot be built ({reason}). {TAKE_A_COPY}") from error
         return ensemble

@@ -13,7 +13,7 @@ from sb3_mbmpo.dynamics.networks import Layer, cast
 from sb3_mbmpo.dynamics.types import Transitions
 
 
-def standardise(
+def standardize(
     data: Transitions, action: th.Tensor, *, learned_reward: bool
 ) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor]]:
     """

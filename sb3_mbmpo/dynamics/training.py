@@ -37,6 +37,10 @@ class FitReport(NamedTuple):
     epochs: np.ndarray
     gradient_steps: np.ndarray
 
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the members for the logger, by key."""
+        return {f"dynamics/{name}": float(values.mean()) for name, values in self._asdict().items()}
+
 
 class _EarlyStop:
     """

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_mbmpo.common.distributions import ActionDistribution, action_noise
-from sb3_mbmpo.common.finite import check_answers, check_observations
+from sb3_mbmpo.common.finite import check_observations, check_policy_output
 from sb3_mbmpo.common.threads import in_parallel, worthwhile_threads
 from sb3_mbmpo.dynamics.parallel import Piece, timetable
 from sb3_mbmpo.imagination.model_env import ModelEnv
@@ -290,7 +290,7 @@ class _GroupImagination:
                 encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
             except RuntimeError:  # discrete actions that were drawn with probability NaN have no encoding
                 check_observations(of_tasks[max(t - 1, 0)], obs)
-                check_answers(obs, act(policy_input).parameters[0])
+                check_policy_output(obs, act(policy_input).parameters[0])
                 raise
             prediction = step(obs_of_models, encoded.view(per_model), *noise_of_models[t])
 
@@ -341,7 +341,7 @@ class _GroupImagination:
         valid = th.isfinite(actions) if model_env.codec.is_continuous else actions >= 0
         if not (th.isfinite(rollouts.rewards).all() & valid.all()):
             for t in range(length):
-                check_answers(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
+                check_policy_output(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
             from_obs, env_actions, to_obs = transitions()
             earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
             model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)

@@ -4,7 +4,7 @@ Legend of shapes: ``B`` rows, ``H`` steps, ``N`` episodes, ``O`` observation siz
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from sb3_mbmpo.common.env_reading import check_running
 from sb3_mbmpo.common.finite import in_float32
 from sb3_mbmpo.imagination.rollouts import Act, ImaginedRollouts
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt, is_usable
+from sb3_mbmpo.meta.advantages import ValueFn
+from sb3_mbmpo.meta.problem import MetaParameters
+from sb3_mbmpo.meta.settings import MetaSettings
 from sb3_mbmpo.policies import MetaPolicy
 
 
@@ -34,11 +37,10 @@ def adapt_to_episodes(
     env: VecEnv,
     policy: MetaPolicy,
     *,
-    theta: th.Tensor,
-    inner_lr: th.Tensor | float,
+    meta: MetaParameters,
+    settings: MetaSettings,
+    critic: ValueFn,
     n_episodes: int,
-    n_inner_steps: int,
-    to_batch: Callable[[ImaginedRollouts], TaskBatch],
     generator: th.Generator,
 ) -> th.Tensor:
     """
@@ -46,21 +48,20 @@ def adapt_to_episodes(
 
     :param env: the environment; it is reset
     :param policy: the meta-policy
-    :param theta: the meta-policy's parameters (P,)
-    :param inner_lr: step size, or one per parameter (P,)
-    :param n_episodes: number of episodes, divided among the steps
-    :param n_inner_steps: number of policy-gradient steps
-    :param to_batch: estimates advantages
+    :param meta: the meta-policy's parameters, and the step size of the adaptation
+    :param settings: hyperparameters, of which those of advantages and ``n_inner_steps`` are used
+    :param critic: the value function of the baseline "critic"
+    :param n_episodes: number of episodes, divided among the policy-gradient steps
     :param generator: samples the actions
     :return: adapted parameters (P,)
     :raises ValueError: if the adapted policy is not finite, or the environment returns a number that is not finite
     """
-    parameters = theta.unsqueeze(0)
-    for step in range(n_inner_steps):
-        share = (n_episodes + step) // n_inner_steps
+    parameters = meta.theta.unsqueeze(0)
+    for step in range(settings.n_inner_steps):
+        share = (n_episodes + step) // settings.n_inner_steps
         episodes = collect_episodes(env, policy.actor(parameters), policy, n_episodes=share, generator=generator)
-        batch = to_batch(episodes)
-        parameters = adapt(policy.actor, parameters, [batch], inner_lr)
+        batch = TaskBatch.from_rollouts(episodes, settings.estimate(episodes, critic).advantages)
+        parameters = adapt(policy.actor, parameters, [batch], meta.inner_lr)
         check_adaptation(bool(is_usable(policy.actor, parameters, batch.policy_input).all()))
     return parameters[0]
 

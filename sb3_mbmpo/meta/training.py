@@ -4,10 +4,9 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
@@ -27,45 +26,18 @@ from sb3_mbmpo.imagination.rollouts import (
     task_groups,
 )
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
-from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
+from sb3_mbmpo.meta.advantages import AdvantageEstimate
 from sb3_mbmpo.meta.critic import Critic, CriticReport
-from sb3_mbmpo.meta.outer_step import (
-    MetaParameters,
-    MetaProblem,
-    StepReport,
-    proximal_step,
-    task_chunks,
-    trust_region_step,
-)
+from sb3_mbmpo.meta.outer_step import StepReport, proximal_step, trust_region_step
+from sb3_mbmpo.meta.problem import MetaParameters, MetaProblem, task_chunks
+from sb3_mbmpo.meta.results import Adaptation, MetaStep, MetaTraining
+from sb3_mbmpo.meta.settings import MetaSettings
 
 Result = TypeVar("Result")
 # (T tasks, number of rows) -> raw first observations (T, rows, O) of imagined rollouts
 SampleStarts = Callable[[int, int], th.Tensor]
 
 OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
-
-
-class MetaSettings(NamedTuple):
-    """
-    The hyperparameters of meta-training, which are documented at ``MBMPO``.
-
-    :param outer_kwargs: keyword arguments of the outer step
-    """
-
-    n_tasks: int
-    n_imagined_rollouts: int
-    horizon: int
-    n_inner_steps: int
-    first_order: bool
-    unadapted_share: float
-    outer_optimizer: str
-    outer_kwargs: Mapping[str, Any]
-    gamma: float
-    gae_lambda: float
-    baseline: str
-    normalize_advantage: bool
-    ent_coef: float
-    chunk_size: int
 
 
 def adapting_tasks(n_tasks: int, unadapted_share: float, *, like: th.Tensor) -> th.Tensor | None:
@@ -84,93 +56,6 @@ def adapting_tasks(n_tasks: int, unadapted_share: float, *, like: th.Tensor) -> 
     if counts[-1] == 0:
         return None
     return like.new_tensor([float(after == before) for before, after in pairwise(counts)]).unsqueeze(1)
-
-
-class Adaptation(NamedTuple):
-    """
-    The meta-policy adapted to every task.
-
-    :param parameters: theta'_k (T, P)
-    :param batches: data of each inner step
-    :param rollouts: imagined with the meta-policy, before the first inner step
-    :param failed: tasks whose parameters or actions would not have been finite; they kept their parameters (T,) bool
-    :param critic: metrics of the critic's fit to ``rollouts``; None if it was not trained
-    """
-
-    parameters: th.Tensor
-    batches: tuple[TaskBatch, ...]
-    rollouts: ImaginedRollouts
-    failed: th.Tensor
-    critic: CriticReport | None = None
-
-
-class MetaStep(NamedTuple):
-    """
-    The result of one meta-step.
-
-    :param meta: the new meta-parameters
-    :param pre: what the meta-policy imagined
-    :param post: what the adapted policies imagined
-    :param report: metrics of the outer step
-    :param critic: metrics of the critic's fit; None without a critic
-    """
-
-    meta: MetaParameters
-    pre: Outcome
-    post: Outcome
-    report: StepReport
-    critic: CriticReport | None = None
-
-
-class MetaTraining(NamedTuple):
-    """
-    The result of one iteration's meta-training.
-
-    :param meta: the new meta-parameters
-    :param adapted: their adaptation to every task (T, P)
-    :param failed: tasks whose parameters or actions would not have been finite; they kept their parameters (T,) bool
-    :param outcome: what the meta-policy imagined
-    :param steps: metrics of the meta-steps that were adopted
-    :param critic: metrics of the critic's fit in each of them; empty without a critic
-    :param inner_kl: mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps
-    :param last_post: what the adapted policies imagined in the last meta-step; None without meta-steps
-    """
-
-    meta: MetaParameters
-    adapted: th.Tensor
-    failed: th.Tensor
-    outcome: Outcome
-    steps: tuple[StepReport, ...]
-    critic: tuple[CriticReport, ...]
-    inner_kl: float
-    last_post: Outcome | None
-
-    def explained_variance(self) -> float:
-        """Return the share of the imagined returns' variance that the critic explained; 0 if it was not trained."""
-        return fmean(report.explained_variance for report in self.critic) if self.critic else 0.0
-
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics for the logger, by key."""
-        found = {
-            "imagined/ep_rew_mean": float(self.outcome.returns().mean()),
-            "imagined/ep_len_mean": float(self.outcome.lengths().float().mean()),
-            "imagined/rew_mean_step": float(self.outcome.rewards.sum() / self.outcome.alive.sum()),
-            "train/inner_kl": self.inner_kl,
-        }
-        if self.last_post is not None:
-            found |= {
-                "imagined/ep_rew_mean_adapted": float(self.last_post.returns().mean()),
-                "train/policy_objective": fmean(report.objective_gain for report in self.steps),
-                "train/kl_divergence": fmean(report.kl_divergence for report in self.steps),
-                "train/is_line_search_success": fmean(report.accepted for report in self.steps),
-                "train/line_search_steps": fmean(report.line_search_steps for report in self.steps),
-            }
-        if self.critic:
-            found |= {
-                "train/value_loss": fmean(report.value_loss for report in self.critic),
-                "train/explained_variance": self.explained_variance(),
-            }
-        return found
 
 
 class MetaTrainer(NamedTuple):
@@ -319,20 +204,11 @@ class MetaTrainer(NamedTuple):
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
         """Estimate the advantages of all tasks, in several threads."""
-        s = self.settings
 
-        def advantages(tasks: slice) -> AdvantageEstimate:
-            chosen = rollouts.of_tasks(tasks)
-            return estimate_advantages(
-                chosen,
-                gamma=s.gamma,
-                gae_lambda=s.gae_lambda,
-                baseline=s.baseline,
-                normalize=s.normalize_advantage,
-                critic=self.critic,
-            )
+        def of_tasks(tasks: slice) -> AdvantageEstimate:
+            return self.settings.estimate(rollouts.of_tasks(tasks), self.critic)
 
-        parts = self._by_task(rollouts.rewards, advantages)
+        parts = self._by_task(rollouts.rewards, of_tasks)
         return AdvantageEstimate(*(th.cat(x) for x in zip(*parts, strict=True)))
 
     def _by_task(self, rewards: th.Tensor, function: Callable[[slice], Result]) -> list[Result]:

@@ -3,25 +3,25 @@
 Legend of shapes: ``B`` environments, ``O`` observation size.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from sb3_mbmpo.common.warn_once import WarnsOnce
 from sb3_mbmpo.real.replay_files import BUFFER_ARRAYS
 
 # In small discrete spaces an episode may end where the next one begins, but not every episode does
 ENDS_TO_BELIEVE = 3
 
 
-class EnvFaults:
+class EnvFaults(WarnsOnce):
     """
     Detector of faults in the real steps, which warns once of each. Its state is plain numbers, saved with the model.
     """
 
     def __init__(self) -> None:
-        self._warned: set[str] = set()
+        super().__init__()
         self._n_ends = self._n_overwritten_ends = 0
 
     def reused(self, new_obs: np.ndarray, handed_out: np.ndarray | None) -> None:
@@ -74,11 +74,6 @@ class EnvFaults:
                         "episodes end: let the environment's `step` return a copy.",
                     )
         return unknown
-
-    def _warn(self, subject: str, message: str) -> None:
-        if subject not in self._warned:
-            self._warned.add(subject)
-            warnings.warn(message)
 
 
 def leave_out_last_step(buffer: ReplayBuffer, left_out: np.ndarray) -> None:

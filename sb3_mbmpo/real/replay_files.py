@@ -72,7 +72,7 @@ def load_buffer(path: Path, empty: ReplayBuffer) -> ReplayBuffer:
     if not isinstance(stored, ReplayBuffer):
         raise ValueError(f"{name} holds no replay buffer, but a {type(stored).__name__}.")
     try:
-        _check_task(stored, empty)
+        _check_spaces(stored, empty)
         arrays = _checked_arrays(stored)
         arrays["actions"] = _env_actions(stored, arrays["actions"])
     except ValueError as error:
@@ -111,7 +111,7 @@ def _read(path: Path, name: str) -> Any:
 # ---------------------------------------------------------------- what is in it
 
 
-def _check_task(stored: ReplayBuffer, empty: ReplayBuffer) -> None:
+def _check_spaces(stored: ReplayBuffer, empty: ReplayBuffer) -> None:
     for name in ("observation_space", "action_space"):
         theirs, ours = getattr(stored, name, None), getattr(empty, name)
         if theirs != ours:

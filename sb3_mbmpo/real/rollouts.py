@@ -9,6 +9,7 @@ Legend of shapes: ``T`` tasks, ``P`` actor parameters, ``B`` rows, ``O`` observa
 
 import warnings
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.common.env_reading import check_running
 from sb3_mbmpo.common.finite import as_floating, check_counts, in_float32
+from sb3_mbmpo.common.health import TrainingHealth
 from sb3_mbmpo.common.observations import VecNormalizeScaling, unscaled
 from sb3_mbmpo.dynamics import DynamicsEnsemble, Transitions
 from sb3_mbmpo.policies import MetaPolicy
@@ -48,7 +50,11 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
     n_steps: int
     n_models: int
     n_tasks: int
+    horizon: int
     exploration: str
+    baseline: str
+    imagined_start: str
+    _health: TrainingHealth
 
     def _init_rollouts(self) -> None:
         """Initialise the state of the real rollouts, besides SB3's; all of it is saved with the model."""
@@ -347,7 +353,27 @@ class RealRolloutAlgorithm(ResumableAlgorithm):
         mean, var = (th.as_tensor(x, device=self.device, dtype=dtype) for x in (statistics.mean, statistics.var))
         return VecNormalizeScaling(mean, (var + normalizer.epsilon).sqrt(), clip_obs)
 
-    # ---------------------------------------------------------------- the critic's values of real states
+    # ---------------------------------------------------------------- returns of real episodes, and the critic's values
+
+    def _judge_real_returns(self) -> None:
+        """Log the returns of the real episodes since the last fit, and compare them with the imagined ones."""
+        n_episodes, self._n_new_episodes = self._n_new_episodes, 0
+        # Empty without a Monitor
+        episodes = list(self.ep_info_buffer or ())[-n_episodes:] if n_episodes > 0 else []
+        returns = [float(episode["r"]) for episode in episodes]
+        if returns:
+            self.logger.record("rollout/ep_rew_mean_new", fmean(returns))
+        discounted = self._bootstrapped_returns()
+        if self.baseline == "critic":
+            if discounted:
+                self.logger.record("rollout/ep_discounted_rew_mean", fmean(discounted))
+            self._health.real_episodes(discounted, " in discounted reward")
+        else:
+            # Of episodes longer than the horizon, count the share of the return that imagined rollouts can have
+            shares = [min(1.0, self.horizon / int(episode["l"])) for episode in episodes]
+            self._health.real_episodes([share * value for share, value in zip(shares, returns, strict=True)])
+        if self.imagined_start == "initial":
+            self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
     def _bootstrapped_returns(self) -> list[float]:
         """Return the discounted returns of the real episodes since the last fit, bootstrapped where a time limit cut them."""

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium would look for a window
     tidy_mujoco_messages()
     try:
-        import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError before the work, not after it
+        import sb3_mbmpo.report.matplotlib_parts  # noqa: F401 - an ImportError before the work, not after it
 
         files = find_run(arguments.run)
         model, make_env = load_run(files, arguments.env, arguments.trust)

@@ -39,7 +39,7 @@ class DiagnosticsCallback(BaseCallback):
         super().__init__(verbose)
         check_integer("every_n_iterations", every_n_iterations, 1)
         check_integer("n_episodes", n_episodes, 1)
-        import sb3_mbmpo.report.plots  # noqa: F401 - an ImportError now, not after hours of training
+        import sb3_mbmpo.report.matplotlib_parts  # noqa: F401 - an ImportError now, not after hours of training
 
         self.eval_env = eval_env
         self.every_n_iterations = every_n_iterations
@@ -69,13 +69,14 @@ class DiagnosticsCallback(BaseCallback):
             self._log()
 
     def _log(self) -> None:
-        from sb3_mbmpo.report.plots import WIDE, model_pictures
+        from sb3_mbmpo.report.model_plots import model_pictures
+        from sb3_mbmpo.report.panels import WIDE_PAGE
 
         assert isinstance(self.model, MBMPO)
         study = study_model(self.model, self.eval_env, self.n_episodes, self.seed)
         for picture in model_pictures(study):
             if picture.draw is not None:
-                figure = Figure(picture.draw(WIDE), close=True)
+                figure = Figure(picture.draw(WIDE_PAGE), close=True)
                 self.logger.record(f"diagnostics/{picture.name}", figure, exclude=("stdout", "log", "json", "csv"))
         for key, value in study.metrics().items():
             self.logger.record(f"diagnostics/{key}", value)

@@ -1,6 +1,6 @@
 """What the numbers of an observation are, from the documentation of Gymnasium's environments.
 
-The tables follow the docstrings of classic control and of the v5 tasks of MuJoCo (https://gymnasium.farama.org).
+The tables follow the docstrings of classic control and of the MuJoCo environments in version 5 (https://gymnasium.farama.org).
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def _unitless(*names: str) -> list[Quantity]:
 
 class Layout(NamedTuple):
     """
-    The parts of an observation of a MuJoCo task.
+    The parts of an observation of a MuJoCo environment.
 
     :param state: positions and velocities
     :param excluded: positions that come first with ``exclude_current_positions_from_observation=False``

@@ -20,7 +20,7 @@ from sb3_mbmpo.report.run_log import RunFiles, RunLog
 from sb3_mbmpo.report.study import ModelStudy, study_model
 
 if TYPE_CHECKING:
-    from sb3_mbmpo.report.plots import Drawing
+    from sb3_mbmpo.report.panels import Drawing
 
 STYLE = f"""body {{ font: 16px/1.45 sans-serif }} figure {{ margin: 0 0 2em }} figure img {{ width: 100% }}
 figure img.film {{ max-width: 720px }} figcaption {{ max-width: 50em }} td {{ overflow-wrap: anywhere }}
@@ -134,12 +134,12 @@ def figure_html(draw: "Drawing", title: str, path: Path) -> str:
     :param path: where the wide one is written, too
     :return: HTML with both, of which the browser shows the one that fits
     """
-    from sb3_mbmpo.report import plots
+    from sb3_mbmpo.report.panels import NARROW_PAGE, WIDE_PAGE
 
     png_wide, png_narrow = io.BytesIO(), io.BytesIO()
     # Sharp on screens with two pixels for each of CSS
-    draw(plots.WIDE).savefig(png_wide, format="png", dpi=150)
-    draw(plots.NARROW).savefig(png_narrow, format="png", dpi=170)
+    draw(WIDE_PAGE).savefig(png_wide, format="png", dpi=150)
+    draw(NARROW_PAGE).savefig(png_narrow, format="png", dpi=170)
     write_whole(path, png_wide.getvalue())
     url = data_url(png_narrow.getvalue(), "image/png")
     source = f"<source media='(max-width: {NARROW}px)' srcset='{url}'>"
@@ -193,7 +193,8 @@ def write_report(
     :return: the HTML file
     :raises ImportError: without matplotlib
     """
-    from sb3_mbmpo.report.plots import draw_expectations, draw_learning_curve, draw_times, model_pictures
+    from sb3_mbmpo.report.model_plots import model_pictures
+    from sb3_mbmpo.report.run_plots import draw_expectations, draw_learning_curve, draw_times
 
     env = make_env()
     if seed is None:

@@ -21,6 +21,8 @@ from sb3_mbmpo.report.study import open_loop
 
 # Pixels per side; number of steps shown; steps per frame, because rendering without a GPU is slow
 SIZE, MAX_STEPS, FRAME_STEPS = 240, 200, 2
+# The ensemble member whose prediction is shown
+MEMBER = 0
 
 
 class NoFilmError(Exception):
@@ -76,14 +78,13 @@ def state_layout(simulator: Any) -> StateLayout:
     raise NoFilmError("its observation does not hold the simulator's positions and velocities.")
 
 
-def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, member: int = 0) -> bytes:
+def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int) -> bytes:
     """
     Make a video of a real episode beside its prediction.
 
     :param model: a trained model
     :param make_env: makes its real environment; takes the arguments of ``gymnasium.make``
     :param seed: seed of the episode
-    :param member: the ensemble member whose prediction is shown
     :return: an animated WebP: the real episode of the meta-policy left, the prediction from its first observation and its
         actions right
     :raises NoFilmError: if the state cannot be set from the observation
@@ -104,16 +105,16 @@ def film(model: MBMPO, make_env: Callable[..., gym.Env[Any, Any]], seed: int, me
 
         episode = play_episode(env, meta_actor(model), seed, record)
         actions = episode.actions[None, :MAX_STEPS]
-        predicted = open_loop(model._model_env(None), episode.obs[:1], actions)[member, 0]
-        skipped, colour = states[0], member_colours(model.n_models)[member]
-        images = [_side_by_side(frames[0], frames[0], 0, member, colour)]
+        predicted = open_loop(model._model_env(None), episode.obs[:1], actions)[MEMBER, 0]
+        skipped, colour = states[0], member_colours(model.n_models)[MEMBER]
+        images = [_side_by_side(frames[0], frames[0], 0, colour)]
         for step, obs in enumerate(predicted, start=1):
             positions, velocities = layout.split(obs.astype(float), skipped)
             skipped = skipped + simulator.dt * velocities[: layout.n_skipped]
             if step % FRAME_STEPS == 0:
                 simulator.set_state(np.concatenate([skipped, positions[layout.n_skipped :]]), velocities)
                 guess = np.asarray(env.render())
-                images.append(_side_by_side(frames[step // FRAME_STEPS], guess, step, member, colour))
+                images.append(_side_by_side(frames[step // FRAME_STEPS], guess, step, colour))
         return _webp(images, milliseconds=round(1000 * simulator.dt * FRAME_STEPS))
 
 
@@ -124,10 +125,10 @@ def _follow(simulator: Any) -> None:
         simulator.mujoco_renderer.camera_id = cameras.index("track")
 
 
-def _side_by_side(real: np.ndarray, guess: np.ndarray, step: int, member: int, colour: str) -> Image.Image:
+def _side_by_side(real: np.ndarray, guess: np.ndarray, step: int, colour: str) -> Image.Image:
     canvas = Image.new("RGB", (2 * SIZE + 4, SIZE), "white")
     draw = ImageDraw.Draw(canvas)
-    texts = (f"real, step {step}", f"member {member}, {step} steps ahead")
+    texts = (f"real, step {step}", f"member {MEMBER}, {step} steps ahead")
     for x, image, text, fill in zip((0, SIZE + 4), (real, guess), texts, (REAL, colour), strict=True):
         canvas.paste(Image.fromarray(image), (x, 0))
         draw.rectangle((x, 0, x + SIZE, 14), fill="white")

@@ -208,8 +208,8 @@ def _humanoid_standup(given: Parameters, *, version: int) -> EnvFunctions:
     # Not uph_cost_weight, which Gymnasium stores but does not use
     frames_a_second = given.number("frame_skip", 5) / given.number("dt", 0.015)
     height, weights, impact = partial(column, index=0), (frames_a_second, 0.1, 1.0), _impact(given, "impact", version)
-    task = _locomotion(given, height, version=version, error=0.0, weights=weights, next_share=1.0, contact_cost=impact)
-    return task._replace(approximation="")
+    functions = _locomotion(given, height, version=version, error=0.0, weights=weights, next_share=1.0, contact_cost=impact)
+    return functions._replace(approximation="")
 
 
 def _impact(given: Parameters, name: str, version: int) -> Feature:
@@ -217,7 +217,7 @@ def _impact(given: Parameters, name: str, version: int) -> Feature:
     return partial(contact_force_cost, first_column=292 if version == 4 else 270, weight=weight, cost_range=cost_range)
 
 
-class KnownTask(NamedTuple):
+class KnownEnv(NamedTuple):
     """A factory of reward and termination, and the size of the observation's default layout, the only one it supports."""
 
     obs_size: int
@@ -241,12 +241,12 @@ _MUJOCO: dict[str, tuple[int, int, Callable[..., EnvFunctions]]] = {
 
 # Box2D's environments are missing, because their contacts and shaping state are not in the observation
 KNOWN_ENVS = {
-    "CartPole-v0": KnownTask(4, _cart_pole),
-    "CartPole-v1": KnownTask(4, _cart_pole),
-    "MountainCar-v0": KnownTask(2, partial(_mountain_car, continuous=False)),
-    "MountainCarContinuous-v0": KnownTask(2, partial(_mountain_car, continuous=True)),
-    "Pendulum-v1": KnownTask(3, _pendulum),
-    "Acrobot-v1": KnownTask(6, _acrobot),
-    **{f"{name}-v4": KnownTask(size, partial(build, version=4)) for name, (size, _, build) in _MUJOCO.items()},
-    **{f"{name}-v5": KnownTask(size, partial(build, version=5)) for name, (_, size, build) in _MUJOCO.items()},
+    "CartPole-v0": KnownEnv(4, _cart_pole),
+    "CartPole-v1": KnownEnv(4, _cart_pole),
+    "MountainCar-v0": KnownEnv(2, partial(_mountain_car, continuous=False)),
+    "MountainCarContinuous-v0": KnownEnv(2, partial(_mountain_car, continuous=True)),
+    "Pendulum-v1": KnownEnv(3, _pendulum),
+    "Acrobot-v1": KnownEnv(6, _acrobot),
+    **{f"{name}-v4": KnownEnv(size, partial(build, version=4)) for name, (size, _, build) in _MUJOCO.items()},
+    **{f"{name}-v5": KnownEnv(size, partial(build, version=5)) for name, (_, size, build) in _MUJOCO.items()},
 }

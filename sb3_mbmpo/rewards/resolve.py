@@ -8,7 +8,6 @@ Shapes: ``B`` rows, ``O`` observation size, ``A`` action size.
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbmpo.common.env_reading import Get, ask, attribute, env_id
 from sb3_mbmpo.common.finite import check_rewards
+from sb3_mbmpo.common.warn_once import WarnsOnce
 from sb3_mbmpo.rewards.functions import EnvFunctions, RewardFn, TerminationFn, never_terminates
 from sb3_mbmpo.rewards.known import KNOWN_ENVS, Parameters
 
@@ -220,13 +220,13 @@ def _from_table(env: VecEnv, kind: str) -> Resolved | None:
     found = ask(env, partial(_known_functions, env.observation_space.shape))
     if found is None:
         return None
-    name, task = found
-    approximation = f" (approximation: {task.approximation})" if task.approximation else ""
+    name, functions = found
+    approximation = f" (approximation: {functions.approximation})" if functions.approximation else ""
     if kind == "termination":
-        if task.termination_fn is never_terminates:
-            return Resolved(task.termination_fn, f"episodes of {name} never terminate")
-        return Resolved(task.termination_fn, f"known: {name}{'' if task.is_termination_exact else approximation}")
-    return Resolved(task.reward_fn, f"known: {name}{approximation}")
+        if functions.termination_fn is never_terminates:
+            return Resolved(functions.termination_fn, f"episodes of {name} never terminate")
+        return Resolved(functions.termination_fn, f"known: {name}{'' if functions.is_termination_exact else approximation}")
+    return Resolved(functions.reward_fn, f"known: {name}{approximation}")
 
 
 def _import(path: str, name: str) -> Callable[..., th.Tensor]:
@@ -302,7 +302,7 @@ REWARD_ERROR_TOLERANCE = 0.2
 TERMINATION_ERROR_TOLERANCE = 0.01
 
 
-class CheckedEnvFunctions:
+class CheckedEnvFunctions(WarnsOnce):
     """
     Reward and termination functions for imagined steps, found once for an environment.
 
@@ -312,9 +312,9 @@ class CheckedEnvFunctions:
     """
 
     def __init__(self, reward_fn: str | RewardFn, termination_fn: str | TerminationFn | None, env: VecEnv | None) -> None:
+        super().__init__()
         self.reward = resolve_reward_fn(reward_fn, env)
         self.termination = resolve_termination_fn(termination_fn, env)
-        self._warned: set[str] = set()
 
     def require(self, learned_reward: bool, learned_termination: bool) -> None:
         """
@@ -373,7 +373,7 @@ class CheckedEnvFunctions:
         if self.termination.fn is not None:
             rate = check_termination_fn(self.termination.fn, next_obs, terminated)
             if rate > TERMINATION_ERROR_TOLERANCE:
-                self._warn("termination", f"contradicts the environment on {100 * rate:.1f} % of the real steps")
+                self._warn_of_misfit("termination", f"contradicts the environment on {100 * rate:.1f} % of the real steps")
         if self.reward.fn is None:
             return None
         predicted = self.reward.fn(obs, action, next_obs)
@@ -385,11 +385,9 @@ class CheckedEnvFunctions:
                 f"misses the real rewards by {check.mean_abs_error:.3g} on average and {check.max_abs_error:.3g} at most "
                 f"({100 * check.relative_error:.0f} % of their standard deviation)"
             )
-            self._warn("reward", misfit)
+            self._warn_of_misfit("reward", misfit)
         return check.mean_abs_error
 
-    def _warn(self, kind: str, misfit: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            source = (self.reward if kind == "reward" else self.termination).source
-            warnings.warn(f"The {kind} function ({source}) {misfit}: pass `{kind}_fn='learned'` or a function that fits.")
+    def _warn_of_misfit(self, kind: str, misfit: str) -> None:
+        source = (self.reward if kind == "reward" else self.termination).source
+        self._warn(kind, f"The {kind} function ({source}) {misfit}: pass `{kind}_fn='learned'` or a function that fits.")

@@ -74,10 +74,10 @@ def yaml_mapping(text: str) -> dict[str, Any]:
 
 def check_entry(config: dict[str, Any]) -> None:
     """
-    Check what of a configuration is read before there is a model, whose constructor checks the rest.
+    Check the values that are read before there is a model; its constructor checks the others.
 
     :param config: an entry of the configuration file, with --set over it
-    :raises ValueError: for the first value that cannot be
+    :raises ValueError: for the first invalid value
     """
     for name in ("n_timesteps", "learning_starts", "n_envs"):
         if name in config:

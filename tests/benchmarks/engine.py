@@ -29,7 +29,8 @@ from sb3_mbmpo.common.linalg import conjugate_gradient
 from sb3_mbmpo.common.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
-from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_gradient, trust_region_step
+from sb3_mbmpo.meta.outer_step import fisher_vector_product, meta_gradient, trust_region_step
+from sb3_mbmpo.meta.problem import MetaProblem
 from sb3_mbmpo.meta.training import MetaTrainer
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from tuning.arguments import positive
+
 QUEUE = Path("docs/results/queue.yml")
 
 
@@ -58,13 +60,6 @@ def page(arguments: argparse.Namespace) -> None:
         print(f"Page: {write_page(arguments.queue, arguments.output, arguments.time)}")
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-
-
-def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -49,9 +49,9 @@ def make_recipe(run: Run) -> Recipe:
 
 
 def _our_recipe(run: Run) -> Recipe:
-    task, arguments = split_entry(merge(read_config(run.entry), run.overrides))
+    env_entries, arguments = split_entry(merge(read_config(run.entry), run.overrides))
     settings = "; ".join([f"zoo_configs/mbmpo.yml: {run.entry}", *(f"{key}={value}" for key, value in run.overrides.items())])
-    return Recipe(MBMPO, arguments, int(task.get("n_envs", 1)), None, None, settings)
+    return Recipe(MBMPO, arguments, int(env_entries.get("n_envs", 1)), None, None, settings)
 
 
 def default_of(algorithm: type[BaseAlgorithm], argument: str) -> Any:

@@ -69,10 +69,10 @@ def read_queue(path: Path) -> list[Run]:
     """
     document = read_document(path)
     ours = yaml.safe_load(config_file().read_text())
-    tasks = {name: _task(name, given, ours) for name, given in document["environments"].items()}
+    environments = {name: _environment(name, given, ours) for name, given in document["environments"].items()}
     runs: dict[str, Run] = {}
     for item in document["queue"]:
-        for run in _runs_of(item, tasks, document.get("n_eval_episodes", N_EVAL_EPISODES)):
+        for run in _runs_of(item, environments, document.get("n_eval_episodes", N_EVAL_EPISODES)):
             if run.name in runs:
                 raise ValueError(f"{path} lists {run.name} twice: each run writes one file, so list it only once.")
             runs[run.name] = run
@@ -102,7 +102,7 @@ def _mapping(value: Any, where: str, required: Sequence[str], others: Sequence[s
     return value
 
 
-def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return an environment of the queue, with missing values taken from our entry."""
     given = _mapping(given, f"Environment {name}", ("evaluate_at",), ("entry", "env_id", "env_kwargs", "learning_starts"))
     entry = given.get("entry", name)
@@ -122,22 +122,22 @@ def _task(name: str, given: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes: int) -> list[Run]:
+def _runs_of(item: Any, environments: Mapping[str, Mapping[str, Any]], n_eval_episodes: int) -> list[Run]:
     """Return the runs of one item of the queue: all algorithms with the first seed, then with the second, and so on."""
     item = _mapping(
         item, f"The queue's {item!r}", ("environment", "algorithms", "seeds"), ("max_steps", "overrides", "variant")
     )
     name, max_steps = item["environment"], item.get("max_steps", float("inf"))
-    if name not in tasks:
-        raise ValueError(f"The queue's environment {name!r} is not one of {', '.join(tasks)}.")
+    if name not in environments:
+        raise ValueError(f"The queue's environment {name!r} is not one of {', '.join(environments)}.")
     unknown = set(item["algorithms"]) - {OURS, *PEERS}
     if unknown:
         raise ValueError(f"The queue's algorithms {sorted(unknown)} are not among {', '.join((OURS, *PEERS))}.")
-    task = dict(tasks[name])
-    task["evaluate_at"] = tuple(step for step in task["evaluate_at"] if step <= max_steps)
-    if not task["evaluate_at"]:
+    environment = dict(environments[name])
+    environment["evaluate_at"] = tuple(step for step in environment["evaluate_at"] if step <= max_steps)
+    if not environment["evaluate_at"]:
         raise ValueError(
-            f"max_steps={max_steps} leaves no evaluation of {name}: the first is at {tasks[name]['evaluate_at'][0]}."
+            f"max_steps={max_steps} leaves no evaluation of {name}: the first is at {environments[name]['evaluate_at'][0]}."
         )
     return [
         Run(
@@ -146,7 +146,7 @@ def _runs_of(item: Any, tasks: Mapping[str, Mapping[str, Any]], n_eval_episodes:
             n_eval_episodes=n_eval_episodes,
             overrides=item.get("overrides", {}),
             variant=item.get("variant", ""),
-            **task,
+            **environment,
         )
         for seed in item["seeds"]
         for algo in item["algorithms"]

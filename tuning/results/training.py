@@ -15,14 +15,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
+from sb3_mbmpo.report.episodes import evaluation_seed
 from tuning.results.checkpoints import find_checkpoint, load_model, load_statistics, save_checkpoint
 from tuning.results.files import beside_work, csv_file, steps_left, work_folder
 from tuning.results.recipes import Recipe, make_recipe
 from tuning.results.records import LIBRARIES, MEASURED, append_row, read_rows
 from tuning.results.runs import OURS, Run
 
-# Training episodes have the seeds 0, 1, ...; every evaluation of every algorithm uses the same episodes
-EVALUATION_SEED = 10_000
 CHECKPOINT_SECONDS = 600.0
 
 
@@ -111,7 +110,7 @@ def train(run: Run, output: Path, machine: Mapping[str, str], checkpoint_seconds
         file.rename(aside)
         print(f"{run.name} starts over: its rows, from other settings or versions, were moved to {aside}", flush=True)
     env = make_env(run, recipe, run.seed, recipe.n_envs)
-    with closing(env), closing(make_env(run, recipe, run.seed + EVALUATION_SEED, run.n_eval_episodes)) as evaluation_env:
+    with closing(env), closing(make_env(run, recipe, evaluation_seed(run.seed), run.n_eval_episodes)) as evaluation_env:
         model, seconds = begin(run, recipe, env, checkpoint)
 
         def report(n_steps: int, seconds: np.ndarray) -> None:
@@ -187,6 +186,6 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, run: Run) -> np.ndarray:
         assert isinstance(env, VecNormalize)
         sync_envs_normalization(training_env, env)
         env.training = env.norm_reward = False
-    env.seed(run.seed + EVALUATION_SEED)
+    env.seed(evaluation_seed(run.seed))
     returns, _ = evaluate_policy(model, env, run.n_eval_episodes, deterministic=True, return_episode_rewards=True)
     return np.array(returns)
