@@ -1,8 +1,7 @@
 """
-Compare the speed of an iteration on several processes with that on one: ``python -m tests.benchmarks.processes``.
+Compare the speed of an iteration on several processes or threads with that on one: ``python -m tests.benchmarks.processes``.
 
-Every repetition runs one training after another, so that a slow hour of the machine affects all of them. A process has one
-thread.
+Every repetition runs one training after another, so that a slow hour of the machine affects all of them.
 """
 
 import argparse
@@ -62,24 +61,32 @@ def measure(arguments: argparse.Namespace) -> None:
             arguments.output.write_text(json.dumps(clock.iterations))
 
 
-def seconds(arguments: argparse.Namespace, size: str, n_processes: int) -> dict[str, float]:
+def workers(text: str) -> tuple[int, int]:
+    """Read ``2x1``: two processes with one thread each."""
+    processes, threads = text.split("x")
+    return int(processes), int(threads)
+
+
+def seconds(arguments: argparse.Namespace, size: str, n_processes: int, n_threads: int) -> dict[str, float]:
     """Return the median seconds of an iteration's stages, and of a whole one."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "seconds.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
         command += ["-m", "tests.benchmarks.processes", "--size", size, "--output", str(output)]
         command += ["--iterations", str(arguments.iterations), "--override", json.dumps(arguments.override)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(n_threads)})
         iterations = json.loads(output.read_text())
     found = {stage: median(iteration[stage] for iteration in iterations) for stage in STAGES}
     return found | {"whole": median(sum(iteration.values()) for iteration in iterations)}
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Measure the requested sizes with the requested numbers of processes, and print the ratios."""
+    """Measure the requested sizes with the requested numbers of workers, and print the ratios."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.processes", description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=["pendulum", "half-cheetah"])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument(
+        "--workers", nargs="+", type=workers, default=[(1, 1), (1, 2), (2, 1)], help="processes x threads of each"
+    )
     parser.add_argument("--repeat", type=int, default=5, help="number of repetitions; the median ratio counts")
     parser.add_argument("--iterations", type=int, default=2, help="iterations of a training")
     parser.add_argument("--override", type=json.loads, default={}, help="arguments of MBMPO as JSON")
@@ -92,14 +99,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print(f"{worker_threads(CPU)} usable threads; load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
     results = []
     for size in arguments.sizes:
-        turns = [{n: seconds(arguments, size, n) for n in arguments.processes} for _ in range(arguments.repeat)]
-        first = arguments.processes[0]
-        for n in arguments.processes:
+        turns = [{n: seconds(arguments, size, *n) for n in arguments.workers} for _ in range(arguments.repeat)]
+        first = arguments.workers[0]
+        for n in arguments.workers:
             times = {stage: median(turn[n][stage] for turn in turns) for stage in turns[0][n]}
             ratios = {stage: median(turn[first][stage] / turn[n][stage] for turn in turns) for stage in turns[0][n]}
-            results.append({"size": size, "processes": n, "seconds": times, "times_as_fast": ratios})
+            results.append({"size": size, "processes": n[0], "threads": n[1], "seconds": times, "times_as_fast": ratios})
             shown = ", ".join(f"{stage} {times[stage]:.1f} s ({ratios[stage]:.2f} x)" for stage in times)
-            print(f"{size}, {n} process(es), compared with {first}: {shown}", flush=True)
+            print(f"{size}, {n[0]} process(es) x {n[1]} thread(s), compared with {first[0]} x {first[1]}: {shown}", flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1))
     return results
