@@ -301,12 +301,9 @@ class MBMPO(RealRolloutAlgorithm):
     ) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        # A number of rows unlike any dimension exposes a function that mixes up its axes
-        rows = 1 + self.dynamics.observation_dim + self.dynamics.action_dim
-        obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device).expand(rows, -1)
-        columns = th.zeros((rows, *(self.action_space.shape or (1,))))
-        action = self._codec.from_numpy(self._codec.to_numpy(columns), self.device)
-        self._functions.try_out(obs, self._codec.to_reward(action))
+        action = self._codec.from_numpy(self._codec.to_numpy(th.zeros((1, *(self.action_space.shape or (1,))))), self.device)
+        first_obs = th.as_tensor(as_floating(self._raw_last_obs()[:1]), device=self.device)
+        self._functions.try_out(first_obs, self._codec.to_reward(action))
         return result
 
     # ---------------------------------------------------------------- real rollouts
@@ -521,23 +518,10 @@ class MBMPO(RealRolloutAlgorithm):
         )
 
     def _meta_settings(self) -> MetaSettings:
-        is_trpo = self.outer_optimizer == "trpo"
-        return MetaSettings(
-            n_tasks=self.n_tasks,
-            n_imagined_rollouts=self.n_imagined_rollouts,
-            horizon=self.horizon,
-            n_inner_steps=self.n_inner_steps,
-            first_order=self.first_order,
-            unadapted_share=self.unadapted_share,
-            outer_optimizer=self.outer_optimizer,
-            outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS} if is_trpo else self.outer_kwargs,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            baseline=self.baseline,
-            normalize_advantage=self.normalize_advantage,
-            ent_coef=self.ent_coef,
-            chunk_size=self.chunk_size,
-        )
+        settings = MetaSettings(**{name: getattr(self, name) for name in MetaSettings._fields})
+        if self.outer_optimizer == "trpo":
+            settings = settings._replace(outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS})
+        return settings
 
     def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
         """

@@ -349,10 +349,13 @@ class CheckedEnvFunctions(WarnsOnce):
         """
         Call both functions once before the first real step, because their results are checked at the first call.
 
-        :param obs: [B, O], real
-        :param action: as the functions get it
+        :param obs: a real observation [1, O]
+        :param action: as the functions get it [1, ...]
         :raises ValueError: if a result is of the wrong type, shape, dtype or device, or a reward is not finite
         """
+        # A number of rows unlike any dimension exposes a function that mixes up its axes
+        rows = 1 + obs.shape[-1] + action[0].numel()
+        obs, action = obs.expand(rows, -1), action.expand(rows, *action.shape[1:])
         if self.reward.fn is not None:
             reward = self.reward.fn(obs, action, obs)
             check_rewards(f"The reward function ({self.reward.source})", reward, obs=obs, action=action, next_obs=obs)
