@@ -39,12 +39,7 @@ from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, Termination
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 
 TRPO_OPTIONS = (
-    "target_kl",
-    "cg_max_steps",
-    "cg_damping",
-    "line_search_shrinking_factor",
-    "line_search_max_iter",
-    "sub_sampling_factor",
+    "target_kl cg_max_steps cg_damping line_search_shrinking_factor line_search_max_iter sub_sampling_factor".split()
 )
 # Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
