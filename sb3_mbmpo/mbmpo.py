@@ -27,6 +27,7 @@ from sb3_mbmpo.imagination.vec_env import ModelVecEnv
 from sb3_mbmpo.meta.advantages import BASELINES
 from sb3_mbmpo.meta.critic import Critic
 from sb3_mbmpo.meta.few_shot import adapt_to_episodes, check_adaptation, check_env
+from sb3_mbmpo.meta.outer_step import trust_region_step
 from sb3_mbmpo.meta.problem import MetaParameters
 from sb3_mbmpo.meta.results import MetaStep, MetaTraining
 from sb3_mbmpo.meta.settings import MetaSettings
@@ -38,9 +39,8 @@ from sb3_mbmpo.rewards.resolve import CheckedEnvFunctions, RewardFn, Termination
 
 SelfMBMPO = TypeVar("SelfMBMPO", bound="MBMPO")
 
-TRPO_OPTIONS = (
-    "target_kl cg_max_steps cg_damping line_search_shrinking_factor line_search_max_iter sub_sampling_factor".split()
-)
+# The arguments of TRPO's step
+TRPO_OPTIONS = inspect.getfullargspec(trust_region_step).kwonlyargs
 # Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
 # A critic that explains a smaller share of the imagined returns' variance cannot be compared with real returns
