@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 
@@ -19,9 +20,10 @@ from sb3_mbmpo.common.observations import PolicyInput
 from sb3_mbmpo.common.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.common.save_util import plain
 from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
-from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, Transitions, output_bias_array
+from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, output_bias_array
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, forked
+from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
 from sb3_mbmpo.meta.adaptation import TaskBatch
@@ -46,6 +48,20 @@ TRPO_OPTIONS = (
 )
 # Number of real observations that are saved with the model as starts of imagined rollouts
 START_SAMPLE_SIZE = 1_000
+# Arguments in which processes that learn together may differ
+OWN_TO_A_PROCESS = {"policy", "env", "device", "verbose", "tensorboard_log", "reward_fn", "termination_fn", "learning_rate"}
+# What an iteration depends on besides arguments, parameters, data and random generators
+SENT_ATTRIBUTES = (
+    "num_timesteps",
+    "learned_inner_lr",
+    "_bias_draws",
+    "_current_progress_remaining",
+    "_initial_obs",
+    "_n_fits",
+    "_n_new_steps",
+    "_n_updates",
+)
+SENT_OF_NORMALIZER = ("obs_rms", "norm_obs", "clip_obs", "epsilon")
 # A critic that explains a smaller share of the imagined returns' variance cannot be compared with real returns
 TRUSTED_EXPLAINED_VARIANCE = 0.5
 
@@ -99,8 +115,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param ent_coef: weight of the policy's entropy in the outer objective
     :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and
         return to the best meta-policy: for tasks that can be solved completely, such as balancing
-    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
-        more suit a GPU; except for rounding, the result is the same
+    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task, at most those of a group
+        of models): fewer need less memory, more suit a GPU; except for rounding, the result is the same
     :param gamma: discount factor
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
@@ -160,7 +176,7 @@ class MBMPO(RealRolloutAlgorithm):
         outer_kwargs: Mapping[str, Any] | None = None,
         ent_coef: float = 0.0,
         stop_on_return_drop: bool = False,
-        chunk_size: int = 16_384,
+        chunk_size: int = 4_096,
         # Advantages and their critic
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -237,7 +253,9 @@ class MBMPO(RealRolloutAlgorithm):
         self._dynamics_options = DynamicsOptions.parse(self.dynamics_kwargs)
         check_arguments({**vars(self), "stats_window_size": self._stats_window_size})
         try:
-            super()._setup_model()
+            # The last digits of an orthogonal matrix depend on the number of PyTorch's threads
+            with single_threaded_operations():
+                super()._setup_model()
         except TypeError as error:
             raise ValueError(f"`policy_kwargs` {self.policy_kwargs!r} cannot build a policy: {error}.") from error
         self._functions = CheckedEnvFunctions(self.reward_fn, self.termination_fn, self.env)
@@ -320,6 +338,28 @@ class MBMPO(RealRolloutAlgorithm):
         check_number("total_timesteps", total_timesteps, 0)
         if log_interval is not None:
             check_integer("log_interval", log_interval, 1)
+        world = World.current()
+        self.dynamics.shares(world)  # raises an error now rather than after the first real steps
+        if world.rank > 0:
+            return self._follow(world)
+        try:
+            self._lead(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            world.broadcast(None)
+        except BaseException:
+            world.leave()
+            raise
+        return self
+
+    def _lead(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str,
+        reset_num_timesteps: bool,
+        progress_bar: bool,
+    ) -> None:
+        """Learn as the process that has the real environment; the arguments are those of ``learn``."""
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -349,6 +389,17 @@ class MBMPO(RealRolloutAlgorithm):
                 self.logger.record("time/iterations", iteration, exclude="tensorboard")
                 dump_and_keep(self)
         callback.on_training_end()
+
+    def _follow(self: SelfMBMPO, world: World) -> SelfMBMPO:
+        """Do this process's share of every iteration until process 0 ends its ``learn``; it has all else."""
+        self.policy.set_training_mode(False)
+        self._progress, self._logger = None, Logger(None, [])
+        try:
+            while (state := world.broadcast()) is not None:
+                self._improve(self._received(state), world)
+        except BaseException:
+            world.leave()
+            raise
         return self
 
     # ---------------------------------------------------------------- what an iteration learns
@@ -365,23 +416,13 @@ class MBMPO(RealRolloutAlgorithm):
         self._judge_real_returns()
         data = self._transitions()
         self._judge_functions(data)
-        n_threads = worker_threads(self.device)
+        world = World.current()
+        if world.size > 1:
+            world.broadcast(self._sent(data))
+        fit, training = self._improve(data, world)
         with single_threaded_operations():
-            # Fit the ensemble to all real steps
-            with self._stopwatch("dynamics_fit"):
-                self._fit_dynamics(data, n_threads)
-            self.policy.set_observation_statistics(self._to_policy_units(data.obs))
-            # Meta-train the policy in the models, and adapt it to each of them
-            with self._stopwatch("meta_update"):
-                training = self._meta_trainer(self._generators, n_threads).train(
-                    self._meta_parameters(),
-                    n_meta_steps=self.n_meta_steps,
-                    stop_on_return_drop=self.stop_on_return_drop,
-                    on_step=self._show_meta_step,
-                )
-                # The adapted policies collect the next real steps
-                self._adapted = training.adaptation.parameters
-                self._record_meta_training(training)
+            self._record_fit(fit, data)
+            self._record_meta_training(training)
         self._n_new_steps = 0
         # For a model that is loaded without its buffer
         self._start_sample = data.obs[:: 1 + len(data.obs) // START_SAMPLE_SIZE].cpu().numpy().copy()
@@ -390,6 +431,61 @@ class MBMPO(RealRolloutAlgorithm):
         seconds["meta_update"] -= seconds["imagination"]
         for stage in seconds:
             self.logger.record(f"time/{stage}", seconds[stage])
+
+    def _improve(self, data: Transitions, world: World) -> tuple[FitReport, MetaTraining]:
+        """Learn from real steps, in all processes alike, each of which computes its share of the members and tasks."""
+        n_threads = worker_threads(self.device)
+        with single_threaded_operations():
+            # Fit the ensemble to all real steps
+            with self._stopwatch("dynamics_fit"):
+                fit = self._fit_dynamics(data, n_threads, world)
+            self.policy.set_observation_statistics(self._to_policy_units(data.obs))
+            # Meta-train the policy in the models, and adapt it to each of them
+            with self._stopwatch("meta_update"):
+                training = self._meta_trainer(self._generators, n_threads, data=data, world=world).train(
+                    self._meta_parameters(),
+                    n_meta_steps=self.n_meta_steps,
+                    stop_on_return_drop=self.stop_on_return_drop,
+                    on_step=self._show_meta_step,
+                )
+                # The adapted policies collect the next real steps
+                self._adapted = training.adapted
+        return fit, training
+
+    # ---------------------------------------------------------------- several processes
+
+    def shared_arguments(self) -> dict[str, Any]:
+        """Return the arguments on which all processes must agree."""
+        names = inspect.signature(MBMPO.__init__).parameters.keys() & vars(self).keys() - OWN_TO_A_PROCESS
+        return {name: vars(self)[name] for name in sorted(names)}
+
+    def _sent(self, data: Transitions) -> dict[str, Any]:
+        """Return all that the next iteration of another process depends on."""
+        normalizer = self._vec_normalize_env
+        return {
+            "arguments": self.shared_arguments(),
+            "data": data,
+            "attributes": {name: getattr(self, name) for name in SENT_ATTRIBUTES},
+            "parameters": self.get_parameters(),
+            "generators": {purpose: generator.get_state() for purpose, generator in self._generators.items()},
+            "normalizer": {} if normalizer is None else {name: getattr(normalizer, name) for name in SENT_OF_NORMALIZER},
+        }
+
+    def _received(self, state: dict[str, Any]) -> Transitions:
+        """Adopt the state that process 0 has sent, and return its real steps."""
+        theirs, own = state["arguments"], self.shared_arguments()
+        different = sorted(name for name in own if repr(own[name]) != repr(theirs.get(name)))
+        if different:
+            raise ValueError(f"The processes have different arguments, and must have the same: {', '.join(different)}.")
+        vars(self).update(state["attributes"])
+        self.set_parameters(state["parameters"], device=self.device)
+        for purpose, generator in self._generators.items():
+            generator.set_state(state["generators"][purpose])
+        if self._vec_normalize_env is not None:
+            vars(self._vec_normalize_env).update(state["normalizer"])
+        return Transitions(*(x.to(self.device) for x in state["data"]))
+
+    # ---------------------------------------------------------------- metrics and parts of an iteration
 
     def _judge_functions(self, data: Transitions) -> None:
         """Compare the reward and termination functions with the real steps, and log the error."""
@@ -423,7 +519,7 @@ class MBMPO(RealRolloutAlgorithm):
         if self.imagined_start == "initial":
             self._health.imagined_from_the_first(self._longest_episode, self.horizon)
 
-    def _fit_dynamics(self, data: Transitions, n_threads: int) -> None:
+    def _fit_dynamics(self, data: Transitions, n_threads: int, world: World) -> FitReport:
         reinit_every = self._dynamics_options.reinit_every
         if reinit_every and self._n_fits > 0 and self._n_fits % reinit_every == 0:
             seed = th.randint(2**31, (), generator=self._generators["dynamics"], device=self.device)
@@ -440,9 +536,13 @@ class MBMPO(RealRolloutAlgorithm):
             n_new_rows=self._n_new_steps,
             on_pass=on_pass,
             n_threads=n_threads,
+            world=world,
             **self._dynamics_options.fit,
         )
         self._n_fits += 1
+        return report
+
+    def _record_fit(self, report: FitReport, data: Transitions) -> None:
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
@@ -453,17 +553,26 @@ class MBMPO(RealRolloutAlgorithm):
         disagreement = self.dynamics.disagreement(data.obs[some].cpu().numpy(), action)
         self.logger.record("dynamics/disagreement", float(disagreement.mean()))
 
-    def _meta_trainer(self, generators: Mapping[str, th.Generator], n_threads: int) -> MetaTrainer:
+    def _meta_trainer(
+        self,
+        generators: Mapping[str, th.Generator],
+        n_threads: int,
+        *,
+        data: Transitions | None = None,
+        world: World = ALONE,
+    ) -> MetaTrainer:
         """
         Build the meta-training.
 
         :param generators: for imagined actions ("imagination"), first observations ("starts") and minibatches ("critic")
         :param n_threads: how many threads imagine and differentiate
+        :param data: the real steps so far; None: those of the replay buffer
+        :param world: the processes that share the tasks
         :return: meta-training in the current ensemble
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        imagination = generators["imagination"]
-        pool = self._start_pool()
+        pool = self._start_pool(data)
+        groups = [group for share in self.dynamics.shares(world) for group in share]
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
         is_trpo = self.outer_optimizer == "trpo"
@@ -484,23 +593,26 @@ class MBMPO(RealRolloutAlgorithm):
             chunk_size=self.chunk_size,
         )
         return MetaTrainer(
-            model_env=self._model_env(forked(imagination, n_threads)),
+            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
             to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
             sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
             settings=settings,
-            generator=imagination,
+            generator=generators["imagination"],
             stopwatch=self._stopwatch,
             adopt=self._adopt,
             critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
+            n_threads=n_threads,
+            world=world,
         )
 
-    def _model_env(self, generators: Sequence[th.Generator] | None) -> ModelEnv:
+    def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
         """
-        Build the learned environment of the current models.
+        Build the learned environment of some of the current models, which predicts the means of probabilistic members unless
+        it is given noise.
 
-        :param generators: one per imagining thread, for the noise of probabilistic and of deliberately wrong models; None: the
-            means of the members, without deliberate errors
+        :param members: numbers of the members; None: all
+        :param with_errors: whether it has the deliberate errors of ``dynamics_kwargs``
         """
         options = self._dynamics_options
         return ModelEnv.of(
@@ -508,17 +620,19 @@ class MBMPO(RealRolloutAlgorithm):
             reward_fn=self._functions.reward.fn,
             termination_fn=self._functions.termination.fn,
             clip_margin=options.clip_margin,
-            generators=[None] if generators is None else generators,
-            output_bias=None if generators is None else self._output_bias(),
-            output_noise=0.0 if generators is None else options.output_noise,
+            members=members,
+            output_bias=self._output_bias() if with_errors else None,
+            output_noise=options.output_noise if with_errors else 0.0,
         )
 
     def _critic(self, generator: th.Generator) -> Critic:
         return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
 
-    def _start_pool(self) -> th.Tensor:
-        """Return the raw observations at which imagined rollouts may start (B, O)."""
+    def _start_pool(self, data: Transitions | None = None) -> th.Tensor:
+        """Return the raw observations at which imagined rollouts may start (B, O), in ``data`` or in the replay buffer."""
         if self.imagined_start == "buffer":
+            if data is not None:
+                return data.obs.to(self.dynamics.observation_dtype)
             assert self.replay_buffer is not None
             if self.replay_buffer.size() > 0:
                 return self._transitions().obs.to(self.dynamics.observation_dtype)
@@ -537,10 +651,10 @@ class MBMPO(RealRolloutAlgorithm):
             self._progress.show("meta-steps", number, self.n_meta_steps, means)
 
     def _record_meta_training(self, training: MetaTraining) -> None:
-        self._health.adapted(int(training.adaptation.failed.sum()), self.n_tasks)
+        self._health.adapted(int(training.failed.sum()), self.n_tasks)
         for key, value in training.metrics().items():
             self.logger.record(key, value)
-        imagined: float | None = float(training.adaptation.rollouts.returns().mean())
+        imagined: float | None = float(training.outcome.returns().mean())
         if self.baseline == "critic":
             self._join_new_starts()
             assert self._initial_obs is not None
@@ -617,8 +731,8 @@ class MBMPO(RealRolloutAlgorithm):
                 raise ValueError("Pass either `env` or `model_index`: adapt to real episodes or to a model, not to both.")
             check_integer("model_index", model_index, 0, self.n_models - 1)
             trainer = self._meta_trainer(generators, n_threads=1)
-            settings = trainer.settings._replace(n_inner_steps=n_inner_steps, baseline=baseline)
-            adaptation = trainer._replace(settings=settings).adapt(meta, n_tasks=self.n_models)
+            settings = trainer.settings._replace(n_tasks=self.n_models, n_inner_steps=n_inner_steps, baseline=baseline)
+            adaptation = trainer._replace(settings=settings).adapt(meta)
             check_adaptation(not adaptation.failed[model_index])
             return self.policy.with_actor_vector(adaptation.parameters[model_index])
 

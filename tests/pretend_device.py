@@ -166,13 +166,12 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 @contextmanager
 def noted(found: dict[str, Any]):
     """Record the synchronisations in the hot loop, and the numbers of the first meta-step to compare with the CPU's."""
-    inside, step = imagination._imagine_share, meta_training.MetaTrainer.step
+    inside, step = imagination._GroupImagination.run, meta_training.MetaTrainer.step
 
-    def counting(model_env, *args, **kwargs):
+    def counting(group, *args):
         before = waits.total()
-        length = inside(model_env, *args, **kwargs)
+        inside(group, *args)
         found["waits_in_the_loop"] = max(found.get("waits_in_the_loop", 0), waits.total() - before)
-        return length
 
     def noting(trainer, meta):
         if "meta-gradient" not in found["numbers"]:
@@ -192,11 +191,11 @@ def noted(found: dict[str, Any]):
                 }
         return step(trainer, meta)
 
-    imagination._imagine_share, meta_training.MetaTrainer.step = counting, noting
+    imagination._GroupImagination.run, meta_training.MetaTrainer.step = counting, noting
     try:
         yield
     finally:
-        imagination._imagine_share, meta_training.MetaTrainer.step = inside, step
+        imagination._GroupImagination.run, meta_training.MetaTrainer.step = inside, step
 
 
 def train(device: str, **kwargs: Any) -> dict[str, Any]:

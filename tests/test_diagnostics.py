@@ -30,11 +30,12 @@ class Simulator:
         self.target_std = th.tensor([0.25, 0.0])
         self.observation_low, self.observation_high = th.tensor([-2.0, -2.0]), th.tensor([2.0, 2.0])
 
-    def step_fns(self, generators, *, clip_margin=None, members=None):
+    def step_fn(self, clip_margin=None, *, generator=None, members=None):
         def step(obs, action):
             return Prediction(GROWTH * obs + 0.1 * (action.mean(-1, keepdim=True) - 0.5) + self.biases, None, None)
 
-        return [step for _ in generators]
+        step.noise_dim = 0
+        return step
 
     def predict(self, obs, action):
         return diagnostics.open_loop(model_env(self), obs, action[:, None])[:, :, 0]
@@ -42,7 +43,7 @@ class Simulator:
 
 def model_env(dynamics, clip_margin=None):
     functions = dict(reward_fn=None, termination_fn=None)
-    return ModelEnv.of(dynamics, **functions, clip_margin=clip_margin, generators=[None])
+    return ModelEnv.of(dynamics, **functions, clip_margin=clip_margin)
 
 
 def horizon_errors(simulator, episodes, horizon):

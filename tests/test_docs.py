@@ -76,7 +76,9 @@ def run_blocks(page_blocks, folder):
 
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
-    """Work in an empty folder from which modules can be imported."""
+    """Work in an empty folder from which modules can be imported, as the only process of ``torchrun``."""
+    for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(variable, str(value))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path

@@ -9,6 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tiny import ACTION_SPACES, Drift, Unknown, tiny_model
 
+from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.imagination.rollouts import imagine
 
 
@@ -17,13 +18,12 @@ def copied(value):
 
 
 def imagined(trainer, parameters):
-    starts = trainer.sample_starts(2 * 3).view(2, 3, -1)
-    act = trainer.actor(parameters)
-    jobs = trainer.model_env, act, starts, trainer.to_policy_input, trainer.generator
+    acts = [trainer.actor(parameters[tasks]) for tasks in trainer.task_slices]
+    jobs = trainer.groups, acts, trainer.sample_starts(2, 3), trainer.to_policy_input, trainer.generator
     here, there = jobs, copied(jobs)
     return [
-        imagine(model_env, act, starts, to_policy_input=to_policy_input, horizon=4, generator=generator)
-        for model_env, act, starts, to_policy_input, generator in (there, here)
+        imagine(groups, acts, starts, to_policy_input=to_policy_input, horizon=4, generators=spawned(generator, 2))
+        for groups, acts, starts, to_policy_input, generator in (there, here)
     ]
 
 
@@ -49,4 +49,4 @@ def test_an_imagination_handed_to_another_process_is_the_same(name):
 def test_starts_are_drawn_alike():
     model = tiny_model(gym.make("Pendulum-v1"), imagined_start="buffer").learn(40)
     sample = model._meta_trainer(model._generators, n_threads=1).sample_starts
-    assert th.equal(copied(sample)(50), sample(50))
+    assert th.equal(copied(sample)(2, 50), sample(2, 50))

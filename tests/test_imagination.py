@@ -8,10 +8,18 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbmpo.common.actions import ActionCodec
-from sb3_mbmpo.common.distributions import Categoricals, DiagGaussian
+from sb3_mbmpo.common.distributions import Bernoullis, Categoricals, DiagGaussian
+from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.dynamics import Prediction
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ALIVE_CHECK_INTERVAL, FLOPS_PER_THREAD, forked, imagine
+from sb3_mbmpo.imagination.rollouts import (
+    ALIVE_CHECK_INTERVAL,
+    FLOPS_PER_THREAD,
+    TaskGroup,
+    halved_in_the_middle,
+    imagine,
+    task_groups,
+)
 from sb3_mbmpo.rewards.functions import never_terminates
 
 M, T, N = 2, 4, 3
@@ -41,11 +49,12 @@ def never(next_obs):
 
 
 def model_env(step, reward_fn=None, termination_fn=None, action_space=ACT, n_models=M):
-    return ModelEnv([step], reward_fn, termination_fn, ActionCodec(action_space), n_models, flops=0, device=th.device("cpu"))
+    return ModelEnv(step, reward_fn, termination_fn, ActionCodec(action_space), n_models, flops=0, device=th.device("cpu"))
 
 
-def imagined(model_env, act, start, to_policy_input=lambda obs: (obs - 3) / 2, **kwargs):
-    return imagine(model_env, act, start, to_policy_input=to_policy_input, **kwargs)
+def imagined(model_env, act, start, to_policy_input=lambda obs: (obs - 3) / 2, *, generator, **kwargs):
+    groups, generators = task_groups([model_env], len(start)), spawned(generator, len(start))
+    return imagine(groups, [act], start, to_policy_input=to_policy_input, generators=generators, **kwargs)
 
 
 LINEAR = model_env(linear_step, telling_reward)
@@ -88,8 +97,7 @@ def test_rollouts_equal_a_simulation_task_by_task(deterministic, horizon, termin
     world = LINEAR._replace(termination_fn=termination_fn)
     policies = without_noise if deterministic else linear_policies
     rollouts = imagined(world, policies, START, horizon=horizon, generator=seeded(1))
-    generator = seeded(1)
-    noise = th.stack([th.randn(T, N, 1, generator=generator) for _ in range(horizon)], dim=2).squeeze(-1)
+    noise = th.stack([th.randn(horizon, N, generator=generator).T for generator in spawned(seeded(1), T)])
     noise = noise * (not deterministic)
     for task in range(T):
         for rollout in range(N):
@@ -119,19 +127,49 @@ def test_the_generator_decides_everything():
     assert not th.equal(first.actions, other.actions)
 
 
-@pytest.mark.parametrize("n_threads", [2, 3])
+# One model to a group: each computes the gain of its own model
+def group_envs(n_groups, **kwargs):
+    def step_of(model):
+        def step(obs, action):
+            return Prediction(0.9 * obs + (model + 1) * th.tensor([1.0, -0.5]) * action, None, None)
+
+        return step
+
+    return [model_env(step_of(m), telling_reward, n_models=1)._replace(**kwargs) for m in range(n_groups)]
+
+
+def group_policies(n_groups, std=STD):
+    weights = WEIGHTS.repeat(3, 1)
+    tasks = [weights[2 * m : 2 * m + 2].unsqueeze(-1) for m in range(n_groups)]
+    log_std = th.full((2, 1, 1), std).log()
+    return [lambda policy_input, w=w: DiagGaussian(policy_input @ w, log_std) for w in tasks]
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 4])
 @pytest.mark.parametrize("termination_fn", [None, lambda next_obs: next_obs[:, 0] > 9])
-def test_threads_imagine_what_one_would(n_threads, termination_fn):
-    alone = LINEAR._replace(termination_fn=termination_fn)
-    shared = alone._replace(steps=[linear_step] * n_threads, flops=int(1e9))
-    expected, rollouts = (imagined(world, without_noise, START, horizon=40, generator=seeded()) for world in (alone, shared))
-    for ours, theirs in zip(rollouts, expected, strict=True):
+def test_threads_imagine_what_one_would_to_the_last_bit(n_threads, termination_fn):
+    """Five groups on two or more threads: some threads go on with what others have begun."""
+    envs = group_envs(5, termination_fn=termination_fn, flops=int(1e9))
+    starts = START.repeat(3, 1, 1)[:10]
+    options = dict(to_policy_input=lambda obs: (obs - 3) / 2, horizon=37)
+    one, several = (
+        imagine(task_groups(envs, 10), group_policies(5), starts, generators=spawned(seeded(), 10), n_threads=n, **options)
+        for n in (1, n_threads)
+    )
+    assert all(th.equal(ours, theirs) for ours, theirs in zip(several, one, strict=True))
+    noise = th.stack([th.randn(37, N, 1, generator=generator) for generator in spawned(seeded(), 10)])
+    mean = (several.policy_input @ WEIGHTS.repeat(3, 1)[:10].view(10, 1, 2, 1)).masked_fill(~several.alive.unsqueeze(-1), 0)
+    length = several.alive.shape[1]
+    alive = several.alive.unsqueeze(-1)
+    th.testing.assert_close((several.actions - mean) * alive, STD * noise[:, :length] * alive, atol=1e-4, rtol=1e-4)
+
+
+def test_groups_imagine_what_all_models_together_would():
+    together = imagined(LINEAR, linear_policies, START, horizon=7, generator=seeded())
+    options = dict(to_policy_input=lambda obs: (obs - 3) / 2, horizon=7, generators=spawned(seeded(), T))
+    in_groups = imagine(task_groups(group_envs(2), T), group_policies(2), START, **options)
+    for ours, theirs in zip(in_groups, together, strict=True):
         th.testing.assert_close(ours, theirs)
-    # Each thread has its own random numbers, which the generator determines
-    first, same = (imagined(shared, linear_policies, START, horizon=3, generator=seeded()) for _ in range(2))
-    assert all(th.equal(ours, theirs) for ours, theirs in zip(first, same, strict=True))
-    noise = first.actions[:, 0] - expected.actions[:, 0]
-    assert len(noise.unique()) == noise.numel()
 
 
 @pytest.mark.parametrize(("work", "n_threads"), [(0.9, 1), (3.9, 1), (4.1, 2), (9.1, 3), (26, 5), (1e6, 7)])
@@ -140,21 +178,57 @@ def test_as_many_threads_as_the_work_of_a_step_is_worth(work, n_threads):
     callers, everyone = set(), threading.Barrier(n_threads)
 
     def noting(obs, action):
-        callers.add(threading.get_ident())
-        everyone.wait(timeout=10)  # no thread is done before the last has started
-        return linear_step(obs, action)
+        if threading.get_ident() not in callers:
+            callers.add(threading.get_ident())
+            everyone.wait(timeout=10)  # no thread is done before the last has started
+        return Prediction(obs, None, None)
 
-    world = LINEAR._replace(steps=[noting] * 7, flops=int(work * FLOPS_PER_THREAD / (T * 100)))
-    starts = th.zeros(T, 100, 2)
-    policies = lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(T, 1, 1))  # noqa: E731
-    imagined(world, policies, starts, horizon=3, generator=seeded())
+    flops = int(work * FLOPS_PER_THREAD / (7 * 100))
+    envs = [model_env(noting, telling_reward, n_models=1)._replace(flops=flops)] * 7
+    policies = [lambda policy_input: DiagGaussian(policy_input[..., :1], th.zeros(1, 1, 1))] * 7
+    options = dict(to_policy_input=lambda obs: obs, horizon=8, generators=spawned(seeded(), 7), n_threads=7)
+    imagine(task_groups(envs, 7), policies, th.zeros(7, 100, 2), **options)
     assert len(callers) == n_threads
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("bad", range(3))
+def test_an_error_in_any_group_reaches_the_caller(bad, n_threads):
+    """No thread waits forever for a group that another thread will never hand over."""
+
+    def failing(obs, action):
+        raise ArithmeticError("step")
+
+    envs = group_envs(3, flops=int(1e9))
+    envs[bad] = envs[bad]._replace(step=failing)
+    options = dict(to_policy_input=lambda obs: obs, horizon=4, generators=spawned(seeded(), 6), n_threads=n_threads)
+    with pytest.raises(ArithmeticError, match="step"):
+        imagine(task_groups(envs, 6), group_policies(3), START.repeat(2, 1, 1)[:6], **options)
+
+
+@pytest.mark.parametrize(
+    ("models", "n_tasks", "bounds"),
+    [
+        ([2, 1, 2], 20, [0, 8, 10, 12, 20]),  # two processes take 10 each
+        ([2, 1, 2], 15, [0, 6, 7, 9, 15]),
+        ([2, 1, 2], 5, [0, 2, 3, 5]),
+        ([2, 2], 8, [0, 4, 8]),
+        ([1, 1], 2, [0, 1, 2]),
+        ([5], 20, [0, 20]),
+    ],
+)
+def test_a_model_in_the_middle_is_shared_by_two_processes(models, n_tasks, bounds):
+    envs = [LINEAR._replace(n_models=n) for n in models]
+    groups = halved_in_the_middle(task_groups(envs, n_tasks))
+    assert [0, *(group.tasks.stop for group in groups)] == bounds
+    assert [group.tasks.start for group in groups] == bounds[:-1]
+    assert all(isinstance(group, TaskGroup) for group in groups)
+
+
 @pytest.mark.parametrize("number", [1, 2, 5])
-def test_forked_generators_leave_the_same_stream_behind(number):
+def test_streams_do_not_depend_on_how_many_there_are(number):
     generator, expected = seeded(), seeded()
-    children, (only_child,) = forked(generator, number), forked(expected, 1)
+    children, (only_child,) = spawned(generator, number), spawned(expected, 1)
     assert th.equal(th.rand(3, generator=generator), th.rand(3, generator=expected))
     draws = [th.rand(3, generator=child) for child in children]
     assert th.equal(draws[0], th.rand(3, generator=only_child))
@@ -197,6 +271,17 @@ def test_choices_reach_the_model_one_hot_and_the_reward_as_numbers():
     assert th.equal(rollouts.rewards, 10.0 * choices.squeeze(-1))
     one_hot = th.tensor([[[1.0, 0, 0]] * N + [[0, 1, 0]] * N, [[0, 0, 1]] * N + [[1, 0, 0]] * N])
     assert all(th.equal(action, one_hot) for action in seen)
+
+
+@pytest.mark.parametrize(
+    ("space", "family"),
+    [(spaces.Discrete(2), lambda logits: Categoricals(logits, (2,))), (spaces.MultiBinary(2), Bernoullis)],
+    ids=["Discrete", "MultiBinary"],
+)
+def test_a_probability_that_is_nan_is_reported(space, family):
+    world = model_env(lambda obs, action: Prediction(obs, None, None), lambda obs, action, next_obs: obs[:, 0], None, space)
+    with pytest.raises(ValueError, match=r"no finite action.*lower `inner_lr`"):
+        imagined(world, lambda policy_input: family(policy_input * np.nan), START, horizon=2, generator=seeded())
 
 
 # -- Termination ----------------------------------------------------------------------------------------------------------

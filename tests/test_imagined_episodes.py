@@ -21,7 +21,7 @@ from known_models import (
 from sb3_mbmpo import DynamicsEnsemble, ModelVecEnv
 from sb3_mbmpo.common.distributions import DiagGaussian
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import imagine
+from sb3_mbmpo.imagination.rollouts import imagine, task_groups
 
 
 @pytest.mark.parametrize("model_index", range(N_MODELS))
@@ -47,14 +47,14 @@ def test_episodes_are_those_of_imagine(learned):
     termination_fn = None if learned else (lambda next_obs: next_obs[:, 0] > 0.5)
     env = ModelVecEnv(ensemble, starts(), reward_fn, termination_fn, n_envs=30, horizon=12, clip_margin=0.1, seed=0)
     functions = dict(reward_fn=reward_fn, termination_fn=termination_fn)
-    model_env = ModelEnv.of(ensemble, **functions, clip_margin=0.1, generators=[None])
+    model_env = ModelEnv.of(ensemble, **functions, clip_margin=0.1)
 
     def act(policy_input):
         return DiagGaussian(th.sin(policy_input[..., :2]), th.full((1, 1, 2), -1.0))
 
     obs = env.reset()
-    options = dict(to_policy_input=lambda obs: obs, horizon=12, generator=th.Generator().manual_seed(0))
-    imagined = imagine(model_env, act, th.as_tensor(obs)[None], **options)
+    options = dict(to_policy_input=lambda obs: obs, horizon=12, generators=[th.Generator().manual_seed(0)])
+    imagined = imagine(task_groups([model_env], 1), [act], th.as_tensor(obs)[None], **options)
     alive = np.ones(30, dtype=bool)
     n_terminated = 0
     for t in range(imagined.alive.shape[1]):

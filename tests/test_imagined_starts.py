@@ -11,7 +11,7 @@ from sb3_mbmpo import MBMPO
 def starts_of(model, n_rows=2_000):
     """Return the indices in the buffer of the real steps from which imagined rollouts start; all observations differ."""
     trainer = model._meta_trainer(model._generators, n_threads=1)
-    starts = trainer.sample_starts(n_rows)
+    starts = trainer.sample_starts(4, n_rows // 4).flatten(0, 1)
     obs = model._transitions().obs
     is_there = (starts.unsqueeze(1) == obs.unsqueeze(0)).all(2)
     assert is_there.any(1).all(), "a start that is not a real state"

@@ -1,5 +1,7 @@
 """Rows of a meta-step: chunks and threads change nothing, masked rows do not count, sub-samples are what they say."""
 
+import itertools
+
 import pytest
 import torch as th
 from meta_problem import (
@@ -41,8 +43,8 @@ def everything(problem, phi):
         (2 * N_ROWS, 1, [1, 2]),
         (3 * N_ROWS - 1, 1, [1, 2]),
         (3 * N_ROWS, 1, [3]),
-        (3 * N_ROWS, 2, [1, 2]),
-        (3 * N_ROWS, 64, [1, 1, 1]),
+        (3 * N_ROWS, 2, [3]),
+        (N_ROWS, 64, [1, 1, 1]),
     ],
 )
 @pytest.mark.parametrize("learned_lr", [False, True])
@@ -54,13 +56,22 @@ def test_chunks_and_threads_change_nothing(chunk_size, n_threads, sizes, learned
 
 
 @pytest.mark.parametrize(
-    ("tasks", "rows", "threads", "sizes"),
-    [(20, 10_000, 1, [1] * 20), (20, 1_000, 1, [10, 10]), (20, 2_000, 2, [5] * 4), (5, 100, 4, [1, 1, 1, 2])],
+    ("groups", "rows", "sizes"),
+    [
+        ([20], 10_000, [1] * 20),
+        ([20], 1_000, [10, 10]),
+        ([20], 1_300, [10, 10]),
+        ([20], 2_000, [6, 7, 7]),
+        ([8, 12], 2_000, [8, 6, 6]),
+        ([4, 8, 8], 100, [4, 8, 8]),
+        ([1, 1], 99_999, [1, 1]),
+    ],
 )
-def test_chunks_are_even_and_equally_many_for_every_thread(tasks, rows, threads, sizes):
-    chunks = task_chunks(tasks, rows, 16_384, threads)
-    assert sorted(len(range(tasks)[chunk]) for chunk in chunks) == sizes
-    assert [task for chunk in chunks for task in range(tasks)[chunk]] == list(range(tasks))
+def test_chunks_are_even_and_within_groups(groups, rows, sizes):
+    bounds = [0, *itertools.accumulate(groups)]
+    chunks = task_chunks([slice(*pair) for pair in itertools.pairwise(bounds)], rows, 16_384)
+    assert [chunk.stop - chunk.start for chunk in chunks] == sizes
+    assert [task for chunk in chunks for task in range(99)[chunk]] == list(range(sum(groups)))
 
 
 @all_families

@@ -79,7 +79,7 @@ def test_the_line_search_goes_back_only_as_far_as_it_must():
 @pytest.mark.parametrize("evaluation", [(np.inf, np.inf), (-np.inf, 0.0), (np.nan, 0.0), (np.inf, np.nan)], ids=str)
 def test_no_good_candidate_leaves_the_parameters(evaluation, monkeypatch):
     problem, phi = make_problem()
-    monkeypatch.setattr(meta, "_evaluate", lambda *_: evaluation)
+    monkeypatch.setattr(meta, "_evaluate", lambda *_: meta._Evaluation(*evaluation, is_usable=True))
     new_phi, report = trust_region_step(problem, phi, line_search_max_iter=4)
     assert new_phi is phi
     assert report == StepReport(0.0, 0.0, False, 4)

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from tiny import tiny_model
 
 from sb3_mbmpo import MBMPO, DynamicsEnsemble, ModelVecEnv
-from sb3_mbmpo.dynamics import Transitions, output_bias_array, perturbed_step_fns
+from sb3_mbmpo.dynamics import Transitions, output_bias_array, perturbation
 
 M, B, D = 3, 5, 2  # members, rows, observation size
 BIAS = np.array([[0.5, 0], [-1, 2], [0, 0.25]])
@@ -31,8 +31,7 @@ def batch(members=M):
 
 def perturbed_step_fn(dynamics, clip_margin, generator, members, output_bias, output_noise):
     options = dict(clip_margin=clip_margin, members=members, output_bias=output_bias, output_noise=output_noise)
-    (step,) = perturbed_step_fns(dynamics, [generator], **options)
-    return step
+    return perturbation.perturbed_step_fn(dynamics, generator, **options)
 
 
 def generator(seed=0):
@@ -74,13 +73,16 @@ def test_without_errors_it_is_the_step_function():
     assert th.equal(one.get_state(), other.get_state()), "no additional random numbers"
 
 
-def test_each_generator_has_a_function_of_its_own():
-    dynamics, (obs, action) = ensemble(), batch()
-    options = dict(clip_margin=None, members=None, output_bias=BIAS, output_noise=0.5)
-    one, other = perturbed_step_fns(dynamics, [generator(1), generator(2)], **options)
-    for seed, step in ((2, other), (1, one)):
-        expected = perturbed_step_fn(dynamics, None, generator(seed), None, BIAS, 0.5)(obs, action).next_obs
-        assert th.equal(step(obs, action).next_obs, expected)
+@pytest.mark.parametrize("probabilistic", [False, True])
+def test_noise_that_is_given_replaces_the_generators(probabilistic):
+    dynamics, (obs, action) = ensemble(probabilistic=probabilistic), batch()
+    step = perturbed_step_fn(dynamics, None, generator(1), None, BIAS, 0.5)
+    own = generator(1)  # first the members draw theirs
+    widths = [D, D] if probabilistic else [D]
+    noise = th.cat([th.randn((M, B, width), generator=own) for width in widths], dim=-1)
+    assert step.noise_dim == sum(widths)
+    given = perturbed_step_fn(dynamics, None, None, None, BIAS, 0.5)(obs, action, noise)
+    assert th.equal(given.next_obs, step(obs, action).next_obs)
 
 
 def test_what_never_changes_has_no_error():
@@ -175,7 +177,7 @@ def test_the_imagination_has_the_errors_and_the_ensemble_has_not():
         either.dynamics.fit(data, max_epochs=2, generator=generator())
         either._initial_obs = np.zeros((1, 2), np.float32)
     obs, action = th.zeros((2, 3, 2)), th.zeros((2, 3, 2))
-    biased, plain = (m._meta_trainer(m._generators, 1).model_env.steps[0](obs, action).next_obs for m in (model, exact))
+    biased, plain = (m._model_env(None, with_errors=True).step(obs, action).next_obs for m in (model, exact))
     unit = exact.dynamics.target_std[:2]
     th.testing.assert_close(biased - plain, (th.tensor(bias) * unit).unsqueeze(1).expand(2, 3, 2), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(

@@ -115,9 +115,9 @@ def test_interrupted_training_can_be_saved_and_goes_on(where, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     model = tiny_model(n_meta_steps=3).learn(20)
-    target = "sb3_mbmpo.dynamics.training._mean_loss" if where == "fit" else "sb3_mbmpo.meta.training.estimate_advantages"
+    targets = {"fit": "dynamics.training.ParallelTraining.mean_loss", "imagination": "meta.training.estimate_advantages"}
     with monkeypatch.context() as patched:
-        patched.setattr(target, interrupt)
+        patched.setattr(f"sb3_mbmpo.{targets[where]}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.learn(20, reset_num_timesteps=False)
     model.save(tmp_path / "model")

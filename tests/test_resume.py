@@ -13,17 +13,24 @@ from sb3_mbmpo import MBMPO
 # No file contains the environment. Every episode starts in the same state and every iteration ends with an episode, so that
 # it is the same for a process that begins with a reset
 ENV = dict(random_start=False, length=10)
+# The point cannot leave within so few steps: no episode ends early
+SHORT = dict(length=5)
+NETWORKS = dict(net_arch=[8], max_epochs=2)
 CASES = {
     "box": (Drift, dict(n_tasks=4), {}),
     "discrete": (Drift, dict(outer_optimizer="ppo", learning_rate=lambda progress: 1e-3 * progress), dict(n_envs=2)),
     "multi_binary": (Unknown, dict(learn_inner_lr=True, n_inner_steps=2, buffer_size=70), {}),
-    "multi_discrete": (Drift, dict(dynamics_kwargs=dict(net_arch=[8], max_epochs=2, probabilistic=True, reinit_every=2)), {}),
+    "multi_discrete": (
+        Drift,
+        dict(dynamics_kwargs=dict(net_arch=[8], max_epochs=2, probabilistic=True, reinit_every=2)),
+        SHORT,
+    ),
 }
 
 
 def make_env(case):
     env_class, _, env_kwargs = CASES[case]
-    return vec_drift(env_class=env_class, action_space=ACTION_SPACES[case], **ENV, **env_kwargs)
+    return vec_drift(env_class=env_class, action_space=ACTION_SPACES[case], **{**ENV, **env_kwargs})
 
 
 def state(model):

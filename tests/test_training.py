@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.dynamics.training import MAX_VALIDATION_ROWS, fit_members, split_rows
 
 NAN = float("nan")
@@ -73,7 +74,7 @@ def play(*val_losses_of_members, **kwargs):
 
 @pytest.mark.parametrize(("n_rows", "fraction", "n_val"), [(10, 0.2, 2), (11, 0.5, 5), (100, 0.01, 1)])
 def test_each_member_has_a_split_of_its_own(n_rows, fraction, n_val):
-    train, val = split_rows(n_rows, 3, fraction, seeded())
+    train, val = split_rows(n_rows, fraction, spawned(seeded(), 3))
     assert train.shape == (3, n_rows - n_val)
     assert val.shape == (3, n_val)
     # Disjoint and complete
@@ -83,7 +84,7 @@ def test_each_member_has_a_split_of_its_own(n_rows, fraction, n_val):
 
 @pytest.mark.parametrize(("n_rows", "fraction"), [(1, 0.2), (4, 0.2), (10, 0.0)])
 def test_without_rows_to_spare_the_training_rows_validate(n_rows, fraction):
-    for rows in split_rows(n_rows, 2, fraction, seeded()):
+    for rows in split_rows(n_rows, fraction, spawned(seeded(), 2)):
         assert th.equal(rows.sort(1).values, th.arange(n_rows).expand(2, -1))
 
 
@@ -112,7 +113,7 @@ def test_every_epoch_trains_on_each_training_row_once_and_on_no_other(batch_size
     witness = Witness()
     report = fit([stacked(2)], witness, n_rows=26, batch_size=batch_size, max_epochs=3)
 
-    train, val = split_rows(26, 2, 0.2, seeded())  # the fit's first draw from its generator
+    train, val = split_rows(26, 0.2, spawned(seeded(), 2))  # the first draws of the members' own generators
     for epoch in range(3):
         assert th.equal(witness.rows(epoch, True).sort(1).values, train.sort(1).values)
         assert th.equal(witness.rows(epoch, False).sort(1).values, val.sort(1).values)
@@ -160,7 +161,7 @@ def test_short_passes_show_every_row_equally_often_and_the_newest_first():
 
 
 def test_there_are_no_more_validation_rows_than_a_fit_needs():
-    train, val = split_rows(50_000, 2, 0.2, seeded())
+    train, val = split_rows(50_000, 0.2, spawned(seeded(), 2))
     assert (train.shape, val.shape) == ((2, 45_000), (2, MAX_VALIDATION_ROWS))
 
 

@@ -26,6 +26,7 @@ from sb3_mbmpo.cli.interrupts import Interrupted, interrupts_raise
 from sb3_mbmpo.cli.repeatable import RepeatableEpisode
 from sb3_mbmpo.common.checks import nearest_name
 from sb3_mbmpo.common.mujoco_messages import tidy_mujoco_messages
+from sb3_mbmpo.common.world import ALONE, ProcessLostError, World, process_group
 from sb3_mbmpo.mbmpo import MBMPO
 from sb3_mbmpo.report.episodes import RandomPolicy, evaluation_seed
 from sb3_mbmpo.report.run_log import RunLogFile, run_folder
@@ -100,12 +101,13 @@ class TrainingRun:
     A run of the command line's ``train``.
 
     :param arguments: the command line's arguments
+    :param world: the processes that learn together
     :raises ValueError: if a setting cannot be, or the model's file exists already, and the arguments do not say what to do
     :raises ImportError: if TensorBoard is asked for, but not installed
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
+    def __init__(self, arguments: argparse.Namespace, world: World = ALONE) -> None:
+        self.arguments, self.world = arguments, world
         config = merge(read_config(arguments.env), arguments.set)
         check_entry(config)
         check_names(config)
@@ -120,7 +122,8 @@ class TrainingRun:
         task = {"env": arguments.env, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "seed": arguments.seed}
         task["set"] = {name: value for name, value in arguments.set.items() if name not in ENV_ENTRIES}
         self.checkpoints = Checkpoints(self.path, task, arguments.save_every)
-        if self.path.exists() and not (arguments.resume or arguments.overwrite):
+        # The other processes may be on another machine, and have no files
+        if world.rank == 0 and self.path.exists() and not (arguments.resume or arguments.overwrite):
             raise ValueError(
                 f"{self.path} is there already: the same command with --resume continues that run, or tells that it is "
                 "finished; with --overwrite, a new run replaces it."
@@ -141,6 +144,7 @@ class TrainingRun:
         env = self.make_env(self.n_envs, arguments.seed, wrapper_class=RepeatableEpisode)
         resumes = arguments.resume and self.path.exists()
         model = self.model = self._resumed(env) if resumes else self._new(env)
+        self.world.broadcast(model.shared_arguments())
         run_folder(self.path).mkdir(parents=True, exist_ok=True)
         replaces = self.path.exists() and not resumes
         self.checkpoints.log = log = RunLogFile(run_folder(self.path) / "progress.csv", model.num_timesteps, held=replaces)
@@ -167,6 +171,7 @@ class TrainingRun:
                 with warnings.catch_warnings():
                     # It goes on after a milestone, and all of it is long enough
                     warnings.filterwarnings("ignore", "Nothing will be learned")
+                    self.world.broadcast(True)  # the other processes learn, too
                     model.learn(
                         milestone - model.num_timesteps,
                         callback=self.checkpoints,
@@ -177,8 +182,16 @@ class TrainingRun:
             name = "MB-MPO" if model.num_timesteps >= model.learning_starts else "untrained"
             self._report(name, model.num_timesteps, seconds, model)
             self.checkpoints.start, self.checkpoints.seconds_before = time.perf_counter(), seconds
+        self.world.broadcast(False)
         model.logger.close()
         print(f"Model saved to {self.path}")
+
+    def follow(self) -> None:
+        """Do this process's share of the learning; process 0 tells what and how long."""
+        env = self.make_env(self.n_envs, self.arguments.seed)
+        model = MBMPO("MlpPolicy", env, device=self.arguments.device, **self.world.broadcast())
+        while self.world.broadcast():
+            model.learn(0)
 
     def _new(self, env: VecEnv) -> MBMPO:
         arguments = self.arguments
@@ -224,6 +237,8 @@ class TrainingRun:
 
     def state(self) -> str:
         """Return a message that tells what has been saved if the run ends now."""
+        if self.world.rank > 0:
+            return f"Process {self.world.rank} has no files; process 0 tells what it has saved."
         if self.model is not None and self.model._progress is not None:
             self.model._progress.close()
         if self.checkpoints.saved_steps is None:
@@ -264,13 +279,13 @@ def train(arguments: argparse.Namespace) -> None:
     """
     tidy_mujoco_messages()
     run: TrainingRun | None = None
-    with interrupts_raise():
+    with interrupts_raise(), process_group() as world:
         try:
-            run = TrainingRun(arguments)
-            run.train()
+            run = TrainingRun(arguments, world)
+            run.train() if world.rank == 0 else run.follow()
         except Interrupted as interrupt:
             print(f"{interrupt.name}. {run.state() if run is not None else ''}".strip(), file=sys.stderr)
             sys.exit(interrupt.exit_code)
-        except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        except (ValueError, OSError, ImportError, ProcessLostError, gym.error.Error) as error:
             is_running = run is not None and run.model is not None
             sys.exit(f"{type(error).__name__}: {error}" + (f"\n{run.state()}" if run is not None and is_running else ""))

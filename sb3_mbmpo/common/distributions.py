@@ -33,6 +33,15 @@ class ActionDistribution(ABC):
         """Draw one action per row, (T, B, A) float or (T, B, K) long."""
 
     @abstractmethod
+    def sample_from(self, noise: th.Tensor) -> th.Tensor:
+        """
+        Turn random numbers into one action per row.
+
+        :param noise: made by ``action_noise`` (T, B, width)
+        :return: shaped like a sample; discrete choices are -1 where a probability is NaN
+        """
+
+    @abstractmethod
     def mode(self) -> th.Tensor:
         """Return the most likely action of each row, shaped like a sample."""
 
@@ -83,7 +92,9 @@ class DiagGaussian(ActionDistribution):
         return DiagGaussian(*parameters)
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        noise = th.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.sample_from(th.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype))
+
+    def sample_from(self, noise: th.Tensor) -> th.Tensor:
         return th.addcmul(self.mean, self.log_std.exp(), noise)
 
     def mode(self) -> th.Tensor:
@@ -136,6 +147,14 @@ class Categoricals(ActionDistribution):
             choices.append(choice.reshape(log_probs.shape[:-1]))
         return th.stack(choices, dim=-1)
 
+    def sample_from(self, noise: th.Tensor) -> th.Tensor:
+        choices = []
+        for logits, waits in zip(self.logits.split(self.n_choices, -1), noise.split(self.n_choices, -1), strict=True):
+            # Of independent exponential waiting times with these rates, the shortest decides; a rate of 0 never does
+            rate, choice = (F.softmax(logits, dim=-1) / waits).max(-1)
+            choices.append(choice.masked_fill(rate.isnan(), -1))
+        return th.stack(choices, dim=-1)
+
     def mode(self) -> th.Tensor:
         return th.stack([log_probs.argmax(-1) for log_probs in self._log_probs()], dim=-1)
 
@@ -175,6 +194,9 @@ class Bernoullis(ActionDistribution):
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
         return th.bernoulli(th.sigmoid(self.logits), generator=generator).long()
 
+    def sample_from(self, noise: th.Tensor) -> th.Tensor:
+        return (noise < th.sigmoid(self.logits)).long().masked_fill(self.logits.isnan(), -1)
+
     def mode(self) -> th.Tensor:
         return (self.logits > 0).long()
 
@@ -191,6 +213,26 @@ class Bernoullis(ActionDistribution):
         ones = probability * (F.logsigmoid(self.logits) - F.logsigmoid(other.logits))
         zeros = (1 - probability) * (F.logsigmoid(-self.logits) - F.logsigmoid(-other.logits))
         return (ones + zeros).sum(-1)
+
+
+def action_noise(
+    action_space: spaces.Space[Any], shape: tuple[int, ...], generator: th.Generator, dtype: th.dtype
+) -> th.Tensor:
+    """
+    Draw the random numbers from which ``sample_from`` makes actions.
+
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param shape: number of actions
+    :param generator: draws the numbers, on its device
+    :param dtype: that of the policies
+    :return: (``*shape``, width) standard normal, exponential or uniform numbers; the width is that of the actor's output
+    """
+    noise = th.empty((*shape, spaces.flatdim(action_space)), device=generator.device, dtype=dtype)
+    if isinstance(action_space, spaces.Box):
+        return noise.normal_(generator=generator)
+    if isinstance(action_space, spaces.MultiBinary):
+        return noise.uniform_(generator=generator)
+    return noise.exponential_(generator=generator).clamp_(min=th.finfo(dtype).tiny)
 
 
 def make_distribution(action_space: spaces.Space[Any], output: th.Tensor, log_std: th.Tensor | None) -> ActionDistribution:

@@ -2,7 +2,7 @@
 
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
 from sb3_mbmpo.dynamics.options import CLIP_MARGIN, DynamicsOptions
-from sb3_mbmpo.dynamics.perturbation import output_bias_array, perturbed_step_fns
+from sb3_mbmpo.dynamics.perturbation import output_bias_array, perturbed_step_fn
 from sb3_mbmpo.dynamics.training import FitReport
 from sb3_mbmpo.dynamics.types import Prediction, StepFn, Transitions
 
@@ -15,5 +15,5 @@ __all__ = [
     "StepFn",
     "Transitions",
     "output_bias_array",
-    "perturbed_step_fns",
+    "perturbed_step_fn",
 ]

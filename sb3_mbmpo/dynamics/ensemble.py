@@ -8,7 +8,6 @@ import io
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -32,12 +31,15 @@ from sb3_mbmpo.common.save_util import (
     sealed,
 )
 from sb3_mbmpo.common.space_files import space_from_dict, space_to_dict
+from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
+from sb3_mbmpo.dynamics.parallel import is_stacked
 from sb3_mbmpo.dynamics.standardization import folded, standardise
 from sb3_mbmpo.dynamics.step import EnsembleStep, NoiseBounds, OutputLayout
 from sb3_mbmpo.dynamics.training import FitReport, PassHook, fit_members
-from sb3_mbmpo.dynamics.types import StepFn, Transitions
+from sb3_mbmpo.dynamics.types import Transitions
 
 # Default widths of the hidden layers
 NET_ARCH = (200, 200, 200)
@@ -188,6 +190,24 @@ class DynamicsEnsemble(nn.Module):
         """Number of floating-point operations of one member's prediction for one row."""
         return sum(2 * weight[0].numel() for weight in self.weights)
 
+    def shares(self, world: World) -> list[list[slice]]:
+        """
+        Return the groups of members that each process computes, see ``member_groups``.
+
+        On CPUs they depend on the number of processes only if there are fewer groups than processes. On GPUs, which are
+        parallel themselves, a process computes all its members together.
+
+        :param world: the processes
+        :raises ValueError: if there are more processes than members
+        """
+        if world.size > self.n_models:
+            raise ValueError(f"{world.size} processes cannot share {self.n_models} models: start fewer, or raise `n_models`.")
+        at_least = max(MIN_GROUPS, world.size) if self.device.type == "cpu" else world.size
+        if self.device.type != "cpu" and world.size == 1:
+            return [[slice(0, self.n_models)]]
+        flops = self.flops if self.device.type == "cpu" else 0
+        return shares_of_processes(member_groups(self.n_models, flops, at_least), world.size)
+
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
         """
@@ -243,6 +263,7 @@ class DynamicsEnsemble(nn.Module):
         n_new_rows: int = 0,
         on_pass: PassHook | None = None,
         n_threads: int = 1,
+        world: World = ALONE,
     ) -> FitReport:
         """
         Recompute the statistics of the data, and train every member from its current weights.
@@ -253,10 +274,11 @@ class DynamicsEnsemble(nn.Module):
         :param batch_size: rows per member and gradient step
         :param validation_fraction: share of the rows that each member holds out, drawn anew at every fit
         :param rolling_average_persistency: of the early stopping, see ``training.fit_members``
-        :param generator: draws splits and batches
+        :param generator: determines each member's splits and batches
         :param n_new_rows: number of the last rows that no fit has seen yet; they come first if there is no time for all
         :param on_pass: called after every pass with its number, the maximum number, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
+        :param world: the processes that share the members; all of them call this with the same arguments
         :return: losses, epochs and gradient steps of each member
         :raises ValueError: if the data is empty or not finite
         """
@@ -278,7 +300,8 @@ class DynamicsEnsemble(nn.Module):
                 beta=BETA if th.is_grad_enabled() else 0.0,
             )
 
-        return fit_members(
+        shares = self.shares(world)
+        report = fit_members(
             list(self.parameters()),
             self.optimizer,
             loss_fn,
@@ -292,7 +315,26 @@ class DynamicsEnsemble(nn.Module):
             n_new_rows=n_new_rows,
             on_pass=on_pass,
             n_threads=n_threads,
+            groups=shares[world.rank],
         )
+        return self._exchanged(report, world, [slice(share[0].start, share[-1].stop) for share in shares])
+
+    @th.no_grad()
+    def _exchanged(self, report: FitReport, world: World, members: Sequence[slice]) -> FitReport:
+        """Give every process the weights, averages and losses of the members that the others have trained."""
+        if world.size == 1:
+            return report
+        own, counts = members[world.rank], [share.stop - share.start for share in members]
+        for parameter in self.parameters():
+            parameter.copy_(world.gather(parameter[own], counts))
+            state = self.optimizer.state[parameter]
+            for name in sorted(state):
+                if is_stacked(state[name], parameter):
+                    state[name] = world.gather(state[name][own], counts)
+                else:  # the number of steps
+                    state[name] = th.full_like(state[name], world.largest(int(state[name])))
+        columns = th.as_tensor(np.stack(report, axis=1))[own]
+        return FitReport(*world.gather(columns, counts).numpy().T)
 
     @th.no_grad()
     def _standardise(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
@@ -311,13 +353,15 @@ class DynamicsEnsemble(nn.Module):
 
     # ---------------------------------------------------------------- use
 
+    @th.no_grad()
     def step_fn(
         self,
         clip_margin: float | None = None,
         *,
         generator: th.Generator | None = None,
         members: Sequence[int] | None = None,
-    ) -> StepFn:
+        dtype: th.dtype | None = None,
+    ) -> EnsembleStep:
         """
         Return the imagined step as a function of tensors, for the imagination and for ``ModelVecEnv``.
 
@@ -326,30 +370,12 @@ class DynamicsEnsemble(nn.Module):
 
         :param clip_margin: clip predicted observations to the range of the data, widened on both sides by this many
             standard deviations; None: no clipping
-        :param generator: draws the noise of probabilistic members; None: predict their mean
+        :param generator: draws the noise of probabilistic members if the caller of the function gives none; None: predict
+            their mean then
         :param members: the ``M`` members of the function, in this order; None: all
+        :param dtype: dtype of the matmuls; None: that of the ensemble's ``precision``
         :return: a function of (obs (M, B, O), encoded action (M, B, A)) for the current weights; a later fit does not
             change it
-        """
-        return self.step_fns([generator], clip_margin=clip_margin, members=members)[0]
-
-    @th.no_grad()
-    def step_fns(
-        self,
-        generators: Sequence[th.Generator | None],
-        *,
-        clip_margin: float | None = None,
-        members: Sequence[int] | None = None,
-        dtype: th.dtype | None = None,
-    ) -> list[StepFn]:
-        """
-        Return ``step_fn`` for several threads, which share the weights.
-
-        :param generators: one per thread, see ``step_fn``
-        :param clip_margin: see ``step_fn``
-        :param members: see ``step_fn``
-        :param dtype: dtype of the matmuls; None: that of the ensemble's ``precision``
-        :return: one function per thread
         """
         chosen = self._chosen(None if members is None else th.as_tensor(members, device=self.device))
         center = self.observation_mean.clone()
@@ -369,16 +395,15 @@ class DynamicsEnsemble(nn.Module):
             target_mean=self.target_mean,
             target_std=self.target_std,
         )
-        step = EnsembleStep(
+        return EnsembleStep(
             layers=tuple(cast(layers, dtype or self.matmul_dtype)),
             activation_fn=self.activation_fn,
             layout=self.layout,
             center=center,
             observation_range=None if clip_margin is None else self.observation_range(clip_margin),
             noise_bounds=noise_bounds,
-            generator=None,
+            generator=generator,
         )
-        return [replace(step, generator=generator) for generator in generators]
 
     def observation_range(self, margin: float) -> tuple[th.Tensor, th.Tensor]:
         """Return the range of the observations in the data, widened by ``margin`` standard deviations: low, high (O,)."""
@@ -406,7 +431,7 @@ class DynamicsEnsemble(nn.Module):
             )
         expand = (self.n_models, -1, -1)
         # Members may differ by less than bfloat16 can represent
-        (step,) = self.step_fns([None], dtype=th.float32)
+        step = self.step_fn(dtype=th.float32)
         next_obs = step(obs_tensor.expand(expand), action_tensor.expand(expand)).next_obs
         return next_obs.cpu().numpy()
 

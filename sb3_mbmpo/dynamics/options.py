@@ -27,7 +27,7 @@ CLIP_MARGIN = 0.1
 # Names and defaults of the options are defined by the signatures only; MBMPO fills in the other arguments itself
 _FILLED_IN = ("self", "observation_space", "action_space", "n_models", "learned_reward", "learned_termination")
 ENSEMBLE_OPTIONS = keyword_names(DynamicsEnsemble.__init__, (*_FILLED_IN, "learning_rate", "seed", "device"))
-FIT_OPTIONS = keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads"))
+FIT_OPTIONS = keyword_names(DynamicsEnsemble.fit, ("self", "data", "generator", "n_new_rows", "on_pass", "n_threads", "world"))
 
 
 # Where MBMPO differs from the defaults of ``DynamicsEnsemble``: sampled noise keeps the policy from relying on what the models

@@ -11,7 +11,8 @@ import torch as th
 
 from sb3_mbmpo.common.finite import in_float32
 from sb3_mbmpo.dynamics.ensemble import DynamicsEnsemble
-from sb3_mbmpo.dynamics.types import Prediction, StepFn
+from sb3_mbmpo.dynamics.step import EnsembleStep
+from sb3_mbmpo.dynamics.types import Prediction
 
 
 def output_bias_array(output_bias: float | Sequence[Sequence[float]] | np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -45,74 +46,79 @@ class PerturbedStep:
     :param bias: constant error, raw (M, 1, O)
     :param output_noise: standard deviation of the noise, in multiples of ``unit``
     :param observation_range: lowest and highest observation after the errors (O,); None: no clipping
-    :param generator: draws the noise
+    :param generator: draws the noise if the caller gives none
     """
 
-    exact: StepFn
+    exact: EnsembleStep
     unit: th.Tensor
     bias: th.Tensor
     output_noise: float
     observation_range: tuple[th.Tensor, th.Tensor] | None
     generator: th.Generator | None
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+    @property
+    def noise_dim(self) -> int:
+        """How many random numbers a row takes: those of the exact step, then one for each dimension."""
+        return self.exact.noise_dim + (len(self.unit) if self.output_noise > 0 else 0)
+
+    def __call__(self, obs: th.Tensor, action: th.Tensor, noise: th.Tensor | None = None) -> Prediction:
         """
         Predict the next observations, with errors.
 
         :param obs: raw (M, B, O)
         :param action: encoded (M, B, A)
+        :param noise: standard normal numbers (M, B, ``noise_dim``); None: the generators draw them
         :return: one prediction for each of the ``M x B`` rows
         """
-        prediction = self.exact(obs, action)
+        inner = self.exact.noise_dim
+        prediction = self.exact(obs, action, noise[..., :inner] if noise is not None and inner > 0 else None)
         next_obs = prediction.next_obs + self.bias
         if self.output_noise > 0:
-            noise = th.randn(obs.shape, generator=self.generator, device=obs.device, dtype=self.unit.dtype)
-            next_obs = th.addcmul(next_obs, noise, self.unit, value=self.output_noise)
+            if noise is None:
+                errors = th.randn(obs.shape, generator=self.generator, device=obs.device, dtype=self.unit.dtype)
+            else:
+                errors = noise[..., inner:]
+            next_obs = th.addcmul(next_obs, errors, self.unit, value=self.output_noise)
         if self.observation_range is not None:
             next_obs = th.clamp(next_obs, *self.observation_range)
         return prediction._replace(next_obs=next_obs)
 
 
-def perturbed_step_fns(
+def perturbed_step_fn(
     dynamics: DynamicsEnsemble,
-    generators: Sequence[th.Generator | None],
+    generator: th.Generator | None,
     *,
     clip_margin: float | None,
     members: Sequence[int] | None,
     output_bias: np.ndarray,
     output_noise: float,
-) -> list[StepFn]:
+) -> EnsembleStep | PerturbedStep:
     """
-    Return ``dynamics.step_fns`` with errors added to the predicted observations; unchanged if there are no errors.
+    Return ``dynamics.step_fn`` with errors added to the predicted observations; unchanged if there are no errors.
 
     Errors are in standard deviations of the observed changes, so that one number suits dimensions of any scale; dimensions
     that never change have no error. Errors are added before the clipping, so that the imagination stays near the data however
     bad the models are.
 
     :param dynamics: the ensemble
-    :param generators: one per thread; each draws the noise of its function. None if nothing is drawn
+    :param generator: draws the noise if the caller of the function gives none; None if nothing is drawn
     :param clip_margin: see ``DynamicsEnsemble.step_fn``
-    :param members: the ``M`` members of the functions; None: all
+    :param members: the ``M`` members of the function; None: all
     :param output_bias: constant error of every member of the ensemble, chosen or not, (n_models, O)
     :param output_noise: standard deviation of the noise of each step
-    :return: a function of (obs (M, B, O), encoded action (M, B, A)) for each generator
+    :return: a function of (obs (M, B, O), encoded action (M, B, A))
     """
     is_exact = not output_bias.any() and output_noise == 0
-    exact = dynamics.step_fns(generators, clip_margin=clip_margin if is_exact else None, members=members)
+    exact = dynamics.step_fn(clip_margin if is_exact else None, generator=generator, members=members)
     if is_exact:
         return exact
     unit = dynamics.target_std[: dynamics.observation_dim].clone()
     chosen = slice(None) if members is None else list(members)
-    bias = unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1)
-    observation_range = None if clip_margin is None else dynamics.observation_range(clip_margin)
-    return [
-        PerturbedStep(
-            exact=step,
-            unit=unit,
-            bias=bias,
-            output_noise=output_noise,
-            observation_range=observation_range,
-            generator=generator,
-        )
-        for step, generator in zip(exact, generators, strict=True)
-    ]
+    return PerturbedStep(
+        exact=exact,
+        unit=unit,
+        bias=unit * th.as_tensor(output_bias[chosen], dtype=unit.dtype, device=unit.device).unsqueeze(1),
+        output_noise=output_noise,
+        observation_range=None if clip_margin is None else dynamics.observation_range(clip_margin),
+        generator=generator,
+    )

@@ -65,7 +65,7 @@ class EnsembleStep:
     :param center: subtracted from observations (O,), in the dtype of the observations
     :param observation_range: predicted observations are clipped to it, lowest and highest (O,); None: no clipping
     :param noise_bounds: bounds of the variance of probabilistic members, else None
-    :param generator: draws the noise of probabilistic members; None: predict their mean
+    :param generator: draws the noise of probabilistic members if the caller gives none; None: predict their mean
     """
 
     layers: tuple[Layer, ...]
@@ -76,12 +76,18 @@ class EnsembleStep:
     noise_bounds: NoiseBounds | None
     generator: th.Generator | None
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+    @property
+    def noise_dim(self) -> int:
+        """How many random numbers a row takes."""
+        return self.layout.target_dim if self.layout.probabilistic else 0
+
+    def __call__(self, obs: th.Tensor, action: th.Tensor, noise: th.Tensor | None = None) -> Prediction:
         """
         Predict the next observations.
 
         :param obs: raw (M, B, O)
         :param action: encoded (M, B, A)
+        :param noise: standard normal numbers for probabilistic members (M, B, ``noise_dim``)
         :return: one prediction for each of the ``M x B`` rows
         """
         layout = self.layout
@@ -90,11 +96,12 @@ class EnsembleStep:
             centred = centred.float()
         output = forward(self.layers, th.cat([centred, action], dim=-1), self.activation_fn)
         target, log_var, logit = layout.split(output)
-        if log_var is not None and self.generator is not None:
+        if log_var is not None and (noise is not None or self.generator is not None):
             assert self.noise_bounds is not None
             lower, upper, log_target_var = self.noise_bounds
             std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
-            noise = th.randn(target.shape, generator=self.generator, device=target.device, dtype=target.dtype)
+            if noise is None:
+                noise = th.randn(target.shape, generator=self.generator, device=target.device, dtype=target.dtype)
             target = th.addcmul(target, std, noise)
         next_obs = obs + target[..., : layout.observation_dim]
         if self.observation_range is not None:

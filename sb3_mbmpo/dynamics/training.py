@@ -6,14 +6,13 @@ Legend of shapes: ``M`` members, ``B`` rows of a batch.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
 
-from sb3_mbmpo.common.threads import in_parallel
-from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked, of_members
+from sb3_mbmpo.common.streams import spawned
+from sb3_mbmpo.dynamics.parallel import MemberLoss, ParallelTraining, is_stacked
 
 # (passes so far, passes at most, mean best validation loss) after every pass
 PassHook = Callable[[int, int, float], None]
@@ -70,29 +69,25 @@ class _EarlyStop:
         return stops
 
 
-def split_rows(
-    n_rows: int, n_members: int, validation_fraction: float, generator: th.Generator
-) -> tuple[th.Tensor, th.Tensor]:
+def split_rows(n_rows: int, validation_fraction: float, generators: Sequence[th.Generator]) -> tuple[th.Tensor, th.Tensor]:
     """
     Draw a train/validation split for each member. If there are too few rows, validation uses the training rows.
 
     :param n_rows: number of transitions
-    :param n_members: number of members
     :param validation_fraction: share of the rows that each member holds out, but at most ``MAX_VALIDATION_ROWS`` rows
-    :param generator: draws the splits
-    :return: training rows [M, n_train] and validation rows [M, n_val], long, on the generator's device
+    :param generators: one for each member, which draws its split
+    :return: training rows [M, n_train] and validation rows [M, n_val], long, on the generators' device
     """
-    order = _permutations(n_members, n_rows, generator)
+    order = _permutations(n_rows, generators)
     n_val = min(int(n_rows * validation_fraction), MAX_VALIDATION_ROWS)
     if n_val == 0:
         return order, order
     return order[:, n_val:], order[:, :n_val]
 
 
-def _permutations(n_members: int, n_rows: int, generator: th.Generator) -> th.Tensor:
+def _permutations(n_rows: int, generators: Sequence[th.Generator]) -> th.Tensor:
     """Return an independent random order of the rows for each member, [M, n_rows] long."""
-    orders = [th.randperm(n_rows, generator=generator, device=generator.device) for _ in range(n_members)]
-    return th.stack(orders)
+    return th.stack([th.randperm(n_rows, generator=generator, device=generator.device) for generator in generators])
 
 
 class _Passes:
@@ -107,7 +102,7 @@ class _Passes:
     :param max_epochs: maximum number of epochs
     :param max_gradient_steps: maximum number of batches
     :param batch_size: rows per batch
-    :param generator: draws the order
+    :param generators: one for each member, which draws its order
     """
 
     def __init__(
@@ -118,9 +113,9 @@ class _Passes:
         max_epochs: int,
         max_gradient_steps: int,
         batch_size: int,
-        generator: th.Generator,
+        generators: Sequence[th.Generator],
     ) -> None:
-        self._rows, self._generator = rows, generator
+        self._rows, self._generators = rows, generators
         self.batches_of_epoch = -(-rows.shape[1] // batch_size)
         self.batches = min(self.batches_of_epoch, -(-max_gradient_steps // MIN_PASSES))
         self.number = max(1, min(max_epochs * self.batches_of_epoch, max_gradient_steps) // self.batches)
@@ -132,8 +127,7 @@ class _Passes:
 
     def _shuffled(self, is_first: th.Tensor | None = None) -> th.Tensor:
         """Return each member's rows in random order; the rows of ``is_first`` come before the others."""
-        n_members, n_rows = self._rows.shape
-        order = _permutations(n_members, n_rows, self._generator)
+        order = _permutations(self._rows.shape[1], self._generators)
         if is_first is not None:
             ranks = is_first.gather(1, order).logical_not().to(th.uint8).argsort(dim=1, stable=True)
             order = order.gather(1, ranks)
@@ -162,6 +156,7 @@ def fit_members(
     n_new_rows: int = 0,
     on_pass: PassHook | None = None,
     n_threads: int = 1,
+    groups: Sequence[slice] | None = None,
 ) -> FitReport:
     """
     Train all members together, one optimiser step per batch, and restore the best weights of each member.
@@ -178,15 +173,18 @@ def fit_members(
     :param batch_size: rows per member and step; fewer rows than that are one batch
     :param validation_fraction: share of the rows that each member holds out, drawn once per fit
     :param rolling_average_persistency: see ``_EarlyStop``
-    :param generator: draws splits and batches; determines the device of the row numbers
+    :param generator: determines each member's own stream of splits and batches, and the device of the row numbers
     :param n_new_rows: number of the last rows that no fit has seen yet
     :param on_pass: called after every pass
     :param n_threads: how many threads share the members
-    :return: losses, epochs and gradient steps of each member
+    :param groups: neighbouring members that are computed together; others are not trained. None: all together
+    :return: losses, epochs and gradient steps of each member; NaN, infinite or 0 for those that are not trained
     """
     n_members = len(parameters[0])
-    train_rows, val_rows = split_rows(n_rows, n_members, validation_fraction, generator)
-    everyone = th.arange(n_members, device=generator.device)
+    groups = [slice(0, n_members)] if groups is None else groups
+    generators = spawned(generator, n_members)
+    train_rows, val_rows = split_rows(n_rows, validation_fraction, generators)
+    everyone = th.arange(groups[0].start, groups[-1].stop, device=generator.device)
 
     # The initial weights of a warm start are no candidates: they were trained on rows that are now used for validation
     best_loss = np.full(n_members, np.inf)
@@ -195,7 +193,7 @@ def fit_members(
     train_loss = np.full(n_members, np.nan)
     gradient_steps = np.zeros(n_members, dtype=int)
     active = everyone
-    training = ParallelTraining(parameters, optimizer, loss_fn, batch_size, n_threads)
+    training = ParallelTraining(parameters, optimizer, loss_fn, batch_size, n_threads, groups)
 
     passes = _Passes(
         train_rows,
@@ -203,7 +201,7 @@ def fit_members(
         max_epochs=max_epochs,
         max_gradient_steps=max_gradient_steps,
         batch_size=batch_size,
-        generator=generator,
+        generators=generators,
     )
     for number in range(1, passes.number + 1):
         pass_loss = training.epoch(passes.next()[active], active)
@@ -212,7 +210,7 @@ def fit_members(
         train_loss[active_numbers] = pass_loss.cpu().numpy()
         gradient_steps[active_numbers] = number * passes.batches
 
-        val_loss = _mean_loss(loss_fn, parameters, val_rows[active], active, batch_size, n_threads)
+        val_loss = training.mean_loss(val_rows[active], active).cpu().numpy()
         for member, loss_value in zip(active_numbers, val_loss, strict=True):
             if loss_value < best_loss[member]:
                 best_loss[member] = loss_value
@@ -220,7 +218,7 @@ def fit_members(
                     best[member] = parameter.detach()[member]
 
         if on_pass is not None:
-            on_pass(number, passes.number, float(best_loss.mean()))
+            on_pass(number, passes.number, float(best_loss[everyone.cpu().numpy()].mean()))
         stopped = early_stop.update(val_loss, active_numbers)
         active = active[th.as_tensor(~stopped, device=active.device)]
         if len(active) == 0:
@@ -244,23 +242,3 @@ def _forget_divergence(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn
             diverged = ~th.stack(averages, dim=1).flatten(1).isfinite().all(1)
             for average in averages:
                 average[diverged] = 0
-
-
-@th.no_grad()
-def _mean_loss(
-    loss_fn: MemberLoss,
-    parameters: Sequence[th.Tensor],
-    rows: th.Tensor,
-    members: th.Tensor,
-    batch_size: int,
-    n_threads: int,
-) -> np.ndarray:
-    """Return each member's mean loss over its rows, [A], computed in batches to limit memory."""
-    chosen = of_members(parameters, members)
-
-    @th.no_grad()  # PyTorch keeps this setting for each thread
-    def of_batch(batch: th.Tensor) -> th.Tensor:
-        return loss_fn(chosen, batch) * (batch.shape[1] / rows.shape[1])
-
-    batches = [partial(of_batch, batch) for batch in rows.split(4 * batch_size, dim=1)]
-    return th.stack(in_parallel(batches, n_threads)).sum(0).cpu().numpy()

@@ -41,5 +41,5 @@ class Prediction(NamedTuple):
     termination_logit: th.Tensor | None
 
 
-# (obs (M, B, O), encoded action (M, B, A)) -> Prediction
-StepFn = Callable[[th.Tensor, th.Tensor], Prediction]
+# (obs (M, B, O), encoded action (M, B, A)[, standard normal noise (M, B, noise_dim)]) -> Prediction
+StepFn = Callable[..., Prediction]

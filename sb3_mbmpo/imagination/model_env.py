@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.common.finite import check_rewards
-from sb3_mbmpo.dynamics import DynamicsEnsemble, Prediction, StepFn, perturbed_step_fns
+from sb3_mbmpo.dynamics import DynamicsEnsemble, StepFn, perturbed_step_fn
 from sb3_mbmpo.rewards.functions import RewardFn, TerminationFn, never_terminates
 
 
@@ -19,23 +19,24 @@ class ModelEnv(NamedTuple):
     """
     Models, reward and termination of the learned environment, with the weights at construction.
 
-    :param steps: functions (obs (M, B, O), encoded action (M, B, A)) -> Prediction, one for each thread that may imagine: they
-        differ only in their random generators
+    :param step: (obs (M, B, O), encoded action (M, B, A)[, noise (M, B, noise_dim)]) -> Prediction
     :param reward_fn: (obs (B, O), action (B, A), next_obs (B, O)) -> (B,); None: the models predict the reward
     :param termination_fn: next_obs (B, O) -> (B,) bool; None: the models predict termination, or rollouts never terminate
     :param codec: converts actions
     :param n_models: ``M``
     :param flops: floating-point operations of a step for one row, from which the number of threads follows
     :param device: where the models are
+    :param noise_dim: how many standard normal numbers a step takes for one row
     """
 
-    steps: Sequence[StepFn]
+    step: StepFn
     reward_fn: RewardFn | None
     termination_fn: TerminationFn | None
     codec: ActionCodec
     n_models: int
     flops: int
     device: th.device
+    noise_dim: int = 0
 
     @classmethod
     def of(
@@ -45,7 +46,7 @@ class ModelEnv(NamedTuple):
         reward_fn: RewardFn | None,
         termination_fn: TerminationFn | None,
         clip_margin: float | None,
-        generators: Sequence[th.Generator | None],
+        generator: th.Generator | None = None,
         members: Sequence[int] | None = None,
         output_bias: np.ndarray | None = None,
         output_noise: float = 0.0,
@@ -58,38 +59,29 @@ class ModelEnv(NamedTuple):
         :param termination_fn: the termination function; None: the ensemble's termination head, or rollouts never terminate if
             it has none
         :param clip_margin: see ``DynamicsEnsemble.step_fn``
-        :param generators: one per thread, which draws the noise of the models; None: the means of probabilistic members
+        :param generator: draws the noise of the models where ``step`` is given none; None: the means of probabilistic members
         :param members: the members that are the ``M`` models; None: all
-        :param output_bias: deliberate error of each member of the ensemble (n_models, O), see ``perturbed_step_fns``
-        :param output_noise: deliberate noise, see ``perturbed_step_fns``
+        :param output_bias: deliberate error of each member of the ensemble (n_models, O), see ``perturbed_step_fn``
+        :param output_noise: deliberate noise, see ``perturbed_step_fn``
         """
-        steps = perturbed_step_fns(
+        step = perturbed_step_fn(
             dynamics,
-            generators,
+            generator,
             clip_margin=clip_margin,
             members=members,
             output_bias=np.zeros((dynamics.n_models, dynamics.observation_dim)) if output_bias is None else output_bias,
             output_noise=output_noise,
         )
         return cls(
-            steps=steps,
+            step=step,
             reward_fn=reward_fn,
             termination_fn=termination_fn,
             codec=dynamics.codec,
             n_models=dynamics.n_models if members is None else len(members),
             flops=dynamics.flops,
             device=dynamics.device,
+            noise_dim=step.noise_dim,
         )
-
-    def step(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
-        """
-        Predict one step, with the random numbers of the first thread.
-
-        :param obs: raw (M, B, O)
-        :param action: encoded for the models (M, B, A)
-        :return: one prediction for each of the ``M x B`` rows
-        """
-        return self.steps[0](obs, action)
 
     def reward(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, predicted: th.Tensor | None) -> th.Tensor:
         """

@@ -5,16 +5,18 @@ The functions know neither SB3 nor the environment; they receive callables and t
 Legend of shapes: ``M`` models, ``T`` tasks, ``N`` rollouts per task, ``H`` horizon, ``O`` observation size, ``A`` action size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
+from threading import Event
 from typing import NamedTuple
 
 import torch as th
 
-from sb3_mbmpo.common.distributions import ActionDistribution
+from sb3_mbmpo.common.distributions import ActionDistribution, action_noise
 from sb3_mbmpo.common.finite import check_answers, check_observations
-from sb3_mbmpo.common.threads import even_shares, in_parallel, worthwhile_threads
-from sb3_mbmpo.dynamics import StepFn
+from sb3_mbmpo.common.threads import in_parallel, worthwhile_threads
+from sb3_mbmpo.dynamics.parallel import Piece, timetable
 from sb3_mbmpo.imagination.model_env import ModelEnv
 
 # Raw observations (..., O) -> input of the policies' networks (..., O)
@@ -53,6 +55,26 @@ class ImaginedRollouts(NamedTuple):
 
     def returns(self) -> th.Tensor:
         """Return the undiscounted return of each rollout (T, N)."""
+        return Outcome(self.rewards, self.alive).returns()
+
+    def lengths(self) -> th.Tensor:
+        """Return the number of steps until termination or horizon (T, N)."""
+        return Outcome(self.rewards, self.alive).lengths()
+
+
+class Outcome(NamedTuple):
+    """
+    What imagined rollouts earned.
+
+    :param rewards: (T, H, N)
+    :param alive: (T, H, N) bool
+    """
+
+    rewards: th.Tensor
+    alive: th.Tensor
+
+    def returns(self) -> th.Tensor:
+        """Return the undiscounted return of each rollout (T, N)."""
         return (self.rewards * self.alive).sum(1)
 
     def lengths(self) -> th.Tensor:
@@ -60,160 +82,266 @@ class ImaginedRollouts(NamedTuple):
         return self.alive.sum(1)
 
 
+class TaskGroup(NamedTuple):
+    """
+    Tasks that are imagined together.
+
+    :param model_env: their models
+    :param tasks: numbers of the tasks, the same number for each of the models
+    """
+
+    model_env: ModelEnv
+    tasks: slice
+
+
+def task_groups(model_envs: Sequence[ModelEnv], n_tasks: int) -> list[TaskGroup]:
+    """
+    Divide the tasks by their models: task ``i`` uses model ``i // (T / M)``.
+
+    :param model_envs: models, reward and termination of each group of models
+    :param n_tasks: number of tasks
+    :return: the tasks of each group of models
+    :raises ValueError: if the number of tasks is not a multiple of that of models
+    """
+    n_models = sum(model_env.n_models for model_env in model_envs)
+    if n_tasks % n_models != 0:
+        raise ValueError(f"{n_tasks} tasks cannot be divided evenly among {n_models} models: use a multiple.")
+    bounds = [0, *accumulate(model_env.n_models * n_tasks // n_models for model_env in model_envs)]
+    return [TaskGroup(model_env, slice(*pair)) for model_env, pair in zip(model_envs, pairwise(bounds), strict=True)]
+
+
+def halved_in_the_middle(groups: Sequence[TaskGroup]) -> list[TaskGroup]:
+    """Divide a group of one model that has the middle task, so that two processes can share all tasks evenly."""
+    halved, middle = [], groups[-1].tasks.stop // 2
+    for group in groups:
+        cuts = [group.tasks.start, group.tasks.stop]
+        if group.model_env.n_models == 1 and group.tasks.start < middle < group.tasks.stop:
+            cuts.insert(1, middle)
+        halved += [group._replace(tasks=slice(*pair)) for pair in pairwise(cuts)]
+    return halved
+
+
+class Noise(NamedTuple):
+    """
+    The random numbers of imagined rollouts, drawn ahead; each task has its own.
+
+    :param actions: one value per step, (T, N, width), see ``action_noise``
+    :param models: one value per step, standard normal (T, N, noise_dim)
+    """
+
+    actions: Sequence[th.Tensor]
+    models: Sequence[th.Tensor]
+
+    @classmethod
+    def draw(
+        cls, model_env: ModelEnv, generators: Sequence[th.Generator], *, horizon: int, n_rollouts: int, dtype: th.dtype
+    ) -> "Noise":
+        """
+        Draw the numbers of some tasks.
+
+        :param model_env: determines what is drawn
+        :param generators: one for each task
+        :param horizon: ``H``
+        :param n_rollouts: ``N``
+        :param dtype: that of the policies
+        """
+        space, steps = model_env.codec.action_space, (horizon, n_rollouts)
+        actions = [action_noise(space, steps, generator, dtype) for generator in generators]
+        models = [
+            th.randn((*steps, model_env.noise_dim), generator=generator, device=generator.device) for generator in generators
+        ]
+        return cls(th.stack(actions, 1).unbind(0), th.stack(models, 1).unbind(0))
+
+
 @th.no_grad()
 def imagine(
-    model_env: ModelEnv,
-    act: Act,
+    groups: Sequence[TaskGroup],
+    acts: Sequence[Act],
     start_obs: th.Tensor,
     *,
     to_policy_input: ToPolicyInput,
     horizon: int,
-    generator: th.Generator,
+    generators: Sequence[th.Generator],
+    n_threads: int = 1,
+    longest: Callable[[int], int] = int,
 ) -> ImaginedRollouts:
     """
-    Imagine rollouts of each task's policy in the task's model. Task ``i`` uses model ``i // (T / M)``.
+    Imagine rollouts of each task's policy in the task's model, group by group.
 
-    The rollouts of every task are divided among several threads. Each draws its own random numbers, so that the same seed
-    gives the same rollouts only with the same number of threads.
+    The threads share the groups: a group is imagined as a whole, with random numbers that belong to its tasks, so the rollouts
+    are the same with any number of threads.
 
-    :param model_env: models, reward, termination
-    :param act: the policies of the ``T`` tasks
-    :param start_obs: raw first observations (T, N, O)
+    :param groups: all tasks, in order
+    :param acts: the policies of each group's tasks
+    :param start_obs: raw first observations of all tasks (T, N, O)
     :param to_policy_input: standardises observations
     :param horizon: maximum number of steps; fewer are returned if every rollout has terminated
-    :param generator: samples the actions
+    :param generators: one for each task, which draws its actions and its model's noise
+    :param n_threads: maximum number of threads
+    :param longest: makes several processes agree on a number of steps, the largest
     :return: the rollouts
-    :raises ValueError: if the number of tasks is not a multiple of that of models, or a reward is not finite
+    :raises ValueError: if a reward is not finite
     """
     n_tasks, n_rollouts, observation_dim = start_obs.shape
-    if n_tasks % model_env.n_models != 0:
-        raise ValueError(f"{n_tasks} tasks cannot be divided evenly among {model_env.n_models} models: use a multiple.")
 
     # Observations may be in double precision, but the policies' input is not
     dtype = to_policy_input(start_obs[:1, :1]).dtype
+    codec = groups[0].model_env.codec
 
-    # Zeros mean not alive, for steps that no thread reaches because every rollout has terminated
+    # Zeros mean not alive, for steps that no group reaches because every rollout has terminated
     def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
         return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
 
-    actions = history(model_env.codec.sample_dim, dtype=dtype if model_env.codec.is_continuous else th.long)
     rollouts = ImaginedRollouts(
         policy_input=history(observation_dim),
-        actions=actions,
+        actions=history(codec.sample_dim, dtype=dtype if codec.is_continuous else th.long),
         rewards=history(),
         alive=history(dtype=th.bool),
         terminated=history(dtype=th.bool),
         final_input=history(observation_dim)[:, :1].clone(),
     )
+    jobs: list[_GroupImagination] = []
+    for (model_env, tasks), act in zip(groups, acts, strict=True):
+        draw = partial(Noise.draw, model_env, generators[tasks], horizon=horizon, n_rollouts=n_rollouts, dtype=dtype)
+        jobs.append(_GroupImagination(model_env, act, start_obs[tasks], draw, to_policy_input, rollouts.of_tasks(tasks)))
 
-    worthwhile = worthwhile_threads(n_tasks * n_rollouts * model_env.flops, FLOPS_PER_THREAD)
-    n_threads = min(len(model_env.steps), n_rollouts, worthwhile)
-    generators = [generator] if n_threads == 1 else forked(generator, n_threads)
-    jobs = [
-        partial(
-            _imagine_share,
-            model_env,
-            step,
-            act,
-            start_obs[:, share],
-            to_policy_input=to_policy_input,
-            rollouts=ImaginedRollouts(*(x[:, :, share] for x in rollouts)),
-            generator=own_generator,
-        )
-        for step, own_generator, share in zip(model_env.steps, generators, even_shares(n_rollouts, n_threads), strict=False)
-    ]
-    length = max(in_parallel(jobs, n_threads))
+    worthwhile = worthwhile_threads(n_tasks * n_rollouts * groups[0].model_env.flops, FLOPS_PER_THREAD)
+    n_threads = min(n_threads, len(jobs), worthwhile)
+
+    def work(pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            for job in jobs[piece.first : piece.last]:
+                job.run(round(piece.begin * horizon), round(piece.end * horizon))
+
+    in_parallel([partial(work, pieces) for pieces in timetable(len(jobs), n_threads)], n_threads)
+    length = longest(max(job.length for job in jobs))
     return ImaginedRollouts(*(x[:, :length].contiguous() for x in rollouts))
 
 
-def forked(generator: th.Generator, number: int) -> list[th.Generator]:
-    """Return independent generators, seeded by the given one, whose own state afterwards does not depend on ``number``."""
-    seed = int(th.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    return [th.Generator(generator.device).manual_seed(seed + i) for i in range(number)]
-
-
-@th.no_grad()  # PyTorch keeps this setting for each thread
-def _imagine_share(
-    model_env: ModelEnv,
-    step: StepFn,
-    act: Act,
-    start_obs: th.Tensor,
-    *,
-    to_policy_input: ToPolicyInput,
-    rollouts: ImaginedRollouts,
-    generator: th.Generator,
-) -> int:
+class _GroupImagination:
     """
-    Imagine some rollouts of every task; this is the hot loop. The other parameters are those of ``imagine``.
+    The imagination of the tasks of one group of models. A thread may leave it at any step, and another one continue.
 
-    :param step: the step function of this thread
+    :param model_env: the group's models
+    :param act: the policies of its tasks
+    :param start_obs: raw first observations (T, N, O)
+    :param draw_noise: draws the random numbers
+    :param to_policy_input: standardises observations
     :param rollouts: receives the results
-    :return: how many steps were imagined
-    :raises ValueError: if a living rollout earned a reward that is not finite
     """
-    horizon = rollouts.rewards.shape[1]
-    n_tasks, n_rollouts = start_obs.shape[:2]
-    rows, per_model = n_tasks * n_rollouts, (model_env.n_models, n_tasks * n_rollouts // model_env.n_models, -1)
-    # Raw observations, time first, for the reward functions, which are called once for all steps
-    observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
-    observations[0] = start_obs
-    # All views are made before the loop: because of the GIL, every call of PyTorch may wait for the other threads
-    of_tasks, of_models = observations.unbind(0), observations.view(horizon + 1, *per_model).unbind(0)
-    policy_inputs, actions, rewards, alives, terminated, (final_input,) = (x.unbind(1) for x in rollouts)
-    obs, obs_of_models = of_tasks[0], of_models[0]
-    alive = th.ones((n_tasks, n_rollouts), dtype=th.bool, device=obs.device)
-    length, ends = horizon, None
-    for t in range(horizon):
-        policy_input = to_policy_input(obs)
-        distribution = act(policy_input)
+
+    def __init__(
+        self,
+        model_env: ModelEnv,
+        act: Act,
+        start_obs: th.Tensor,
+        draw_noise: Callable[[], Noise],
+        to_policy_input: ToPolicyInput,
+        rollouts: ImaginedRollouts,
+    ) -> None:
+        self._model_env, self._act, self._to_policy_input, self._rollouts = model_env, act, to_policy_input, rollouts
+        self._draw_noise, self._noise = draw_noise, Noise((), ())
+        horizon = rollouts.rewards.shape[1]
+        # Raw observations, time first, for the reward functions, which are called once for all steps
+        self._observations = start_obs.new_empty((horizon + 1, *start_obs.shape))
+        self._observations[0] = start_obs
+        self._obs, self._alive = self._observations[0], th.ones(start_obs.shape[:2], dtype=th.bool, device=start_obs.device)
+        self._handed_over = Event()
+        self.length = horizon
+
+    def run(self, begin: int, end: int) -> None:
+        """
+        Imagine some of the steps.
+
+        :param begin: number of the first step; if it is not 0, wait for the thread that imagines the steps before it
+        :param end: number after the last step
+        :raises ValueError: if a living rollout earned a reward that is not finite
+        """
+        if begin > 0:
+            self._handed_over.wait()
         try:
-            action = distribution.sample(generator)
-        except RuntimeError:  # discrete actions cannot be drawn with probability NaN
-            check_observations(of_tasks[max(t - 1, 0)], obs)
-            check_answers(obs, distribution.parameters[0])
-            raise
-        encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
-        prediction = step(obs_of_models, encoded.view(per_model))
+            self._steps(begin, end)
+            if end == self._rollouts.rewards.shape[1]:
+                self._finish()
+        finally:
+            # Release the waiting thread even after an error
+            self._handed_over.set()
 
-        policy_inputs[t].copy_(policy_input)
-        actions[t].copy_(action)
-        of_models[t + 1].copy_(prediction.next_obs)
-        if prediction.reward is not None:
-            rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
+    @th.no_grad()  # PyTorch keeps this setting for each thread
+    def _steps(self, begin: int, end: int) -> None:
+        """Imagine steps; this is the hot loop."""
+        model_env, step, act, to_policy_input = self._model_env, self._model_env.step, self._act, self._to_policy_input
+        if begin == 0:
+            self._noise = self._draw_noise()
+        obs, alive = self._obs, self._alive
+        n_tasks, n_rollouts = alive.shape
+        horizon = len(self._observations) - 1
+        rows, per_model = n_tasks * n_rollouts, (model_env.n_models, n_tasks * n_rollouts // model_env.n_models, -1)
+        # All views are made before the loop: because of the GIL, every call of PyTorch may wait for the other threads
+        of_tasks, of_models = self._observations.unbind(0), self._observations.view(horizon + 1, *per_model).unbind(0)
+        policy_inputs, actions, rewards, alives, terminated, _ = (x.unbind(1) for x in self._rollouts)
+        action_noise, model_noise = self._noise
+        noise_of_models = [(x.view(*per_model[:2], x.shape[-1]),) if x.shape[-1] > 0 else () for x in model_noise]
+        obs_of_models, ends = obs.view(per_model), None
+        for t in range(begin, min(end, self.length)):
+            policy_input = to_policy_input(obs)
+            action = act(policy_input).sample_from(action_noise[t])
+            try:
+                encoded = model_env.codec.to_dynamics(model_env.codec.to_env(action))
+            except RuntimeError:  # discrete actions that were drawn with probability NaN have no encoding
+                check_observations(of_tasks[max(t - 1, 0)], obs)
+                check_answers(obs, act(policy_input).parameters[0])
+                raise
+            prediction = step(obs_of_models, encoded.view(per_model), *noise_of_models[t])
 
-        logit = prediction.termination_logit
-        ends = model_env.terminated(prediction.next_obs.view(rows, -1), None if logit is None else logit.reshape(rows))
-        if ends is None:
-            obs, obs_of_models = of_tasks[t + 1], of_models[t + 1]
-            continue
-        ends = ends.view(n_tasks, n_rollouts)
-        alives[t].copy_(alive)
-        terminated[t].copy_(ends & alive)
-        alive = alive & ~ends
-        if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
-            length = t + 1
-            break
-        # Freeze finished rollouts: outside the data, models diverge, and 0 * NaN is NaN in every masked mean
-        obs = th.where(alive.unsqueeze(-1), of_tasks[t + 1], obs)
-        obs_of_models = obs.view(per_model)
-    if ends is None:
-        rollouts.alive.fill_(True)
-    final_input.copy_(to_policy_input(obs))
+            policy_inputs[t].copy_(policy_input)
+            actions[t].copy_(action)
+            of_models[t + 1].copy_(prediction.next_obs)
+            if prediction.reward is not None:
+                rewards[t].copy_(prediction.reward.view(n_tasks, n_rollouts))
 
-    # Rewards do not affect the rollout: one call for all steps is far cheaper than one per step
-    def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
-        return observations[:length].flatten(0, 2), env_actions, observations[1 : length + 1].flatten(0, 2)
+            logit = prediction.termination_logit
+            ends = model_env.terminated(prediction.next_obs.view(rows, -1), None if logit is None else logit.reshape(rows))
+            if ends is None:
+                obs, obs_of_models = of_tasks[t + 1], of_models[t + 1]
+                continue
+            ends = ends.view(n_tasks, n_rollouts)
+            alives[t].copy_(alive)
+            terminated[t].copy_(ends & alive)
+            alive = alive & ~ends
+            if (t + 1) % ALIVE_CHECK_INTERVAL == 0 and not alive.any():
+                self.length = t + 1
+                break
+            # Freeze finished rollouts: outside the data, models diverge, and 0 * NaN is NaN in every masked mean
+            obs = th.where(alive.unsqueeze(-1), of_tasks[t + 1], obs)
+            obs_of_models = obs.view(per_model)
+        if ends is None and begin < self.length:
+            self._rollouts.alive[:, begin:end] = True
+        self._obs, self._alive = obs, alive
 
-    if model_env.reward_fn is not None:  # else the loop has stored the models' predictions
-        reward = model_env.reward(*transitions(), predicted=None)
-        rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
-    # Rewards after the termination are meaningless, and may be NaN
-    rollouts.rewards.masked_fill_(~rollouts.alive, 0)
-    if not (th.isfinite(rollouts.rewards).all() & th.isfinite(rollouts.actions).all()):
-        for t in range(length):
-            check_answers(of_tasks[t], actions[t])
-        from_obs, env_actions, to_obs = transitions()
-        earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
-        model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)
-    return length
+    @th.no_grad()
+    def _finish(self) -> None:
+        """Evaluate the reward function: rewards do not affect the rollout, and one call for all steps is far cheaper."""
+        model_env, rollouts, observations, length = self._model_env, self._rollouts, self._observations, self.length
+        n_tasks, n_rollouts = self._alive.shape
+        rollouts.final_input.squeeze(1).copy_(self._to_policy_input(self._obs))
+        self._noise = Noise((), ())
+
+        def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+            env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
+            return observations[:length].flatten(0, 2), env_actions, observations[1 : length + 1].flatten(0, 2)
+
+        if model_env.reward_fn is not None:  # else the loop has stored the models' predictions
+            reward = model_env.reward(*transitions(), predicted=None)
+            rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
+        # Rewards after the termination are meaningless, and may be NaN
+        rollouts.rewards.masked_fill_(~rollouts.alive, 0)
+        # Discrete choices are -1 where a probability is NaN
+        actions = rollouts.actions[:, :length]
+        valid = th.isfinite(actions) if model_env.codec.is_continuous else actions >= 0
+        if not (th.isfinite(rollouts.rewards).all() & valid.all()):
+            for t in range(length):
+                check_answers(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
+            from_obs, env_actions, to_obs = transitions()
+            earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
+            model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)

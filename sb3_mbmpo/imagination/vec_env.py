@@ -98,7 +98,7 @@ class ModelVecEnv(VecEnv):
             reward_fn=reward_fn,
             termination_fn=termination_fn,
             clip_margin=clip_margin,
-            generators=[self._noise],
+            generator=self._noise,
             members=self._members.tolist(),
             output_bias=output_bias_array(output_bias, draws),
             output_noise=output_noise,

@@ -7,9 +7,9 @@ Legend of shapes: ``T`` tasks, ``B`` rows per task, ``P`` parameters, ``O`` obse
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -48,12 +48,12 @@ class MetaParameters(NamedTuple):
 
     def vector(self) -> th.Tensor:
         """Return all meta-parameters as one vector: theta, followed by the step sizes if they are learned."""
-        return th.cat([self.theta, self.inner_lr]) if isinstance(self.inner_lr, th.Tensor) else self.theta
+        return th.cat([self.theta, self.inner_lr], dim=-1) if isinstance(self.inner_lr, th.Tensor) else self.theta
 
     def with_vector(self, vector: th.Tensor) -> "MetaParameters":
-        """Return meta-parameters with the values of a vector like ``vector``'s."""
+        """Return meta-parameters with the values of a vector like ``vector``'s, or of one for each task (T, .)."""
         if isinstance(self.inner_lr, th.Tensor):
-            return MetaParameters(*vector.chunk(2))
+            return MetaParameters(*vector.chunk(2, dim=-1))
         return self._replace(theta=vector)
 
     def step_size(self, adapts: th.Tensor | None) -> float | th.Tensor:
@@ -66,6 +66,10 @@ class MetaParameters(NamedTuple):
         return self.inner_lr if adapts is None else adapts * self.inner_lr
 
 
+def _unchanged(rows: th.Tensor) -> th.Tensor:
+    return rows
+
+
 class MetaProblem(NamedTuple):
     """
     Data and settings of one meta-step: everything except the meta-parameters.
@@ -75,20 +79,24 @@ class MetaProblem(NamedTuple):
     :param post: batch imagined with the adapted policies
     :param chunk_size: number of rows of the post batch that are processed at once (at least one task), so that activations
         stay in the cache and memory is limited
+    :param groups: tasks whose models are one group; no chunk has tasks of several groups. None: all tasks are one group
     :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     :param adapts: which tasks adapt, see ``MetaParameters.step_size``
+    :param gather: adds the rows of the tasks of other processes, in the order of the tasks: (T, .) -> (all tasks, .)
     """
 
     actor: Actor
     pre: tuple[TaskBatch, ...]
     post: TaskBatch
     chunk_size: int
+    groups: Sequence[slice] | None = None
     first_order: bool = False
     ent_coef: float = 0.0
     n_threads: int = 1
     adapts: th.Tensor | None = None
+    gather: Callable[[th.Tensor], th.Tensor] = _unchanged
 
     @property
     def n_tasks(self) -> int:
@@ -96,8 +104,9 @@ class MetaProblem(NamedTuple):
         return len(self.post.policy_input)
 
     def tasks(self, chunk: slice) -> "MetaProblem":
-        """Return the problem of some of the tasks."""
+        """Return the problem of some of the tasks, which are one group."""
         return self._replace(
+            groups=None,
             pre=tuple(batch.tasks(chunk) for batch in self.pre),
             post=self.post.tasks(chunk),
             adapts=None if self.adapts is None else self.adapts[chunk],
@@ -105,8 +114,20 @@ class MetaProblem(NamedTuple):
 
     def chunks(self) -> list["MetaProblem"]:
         """Split the problem into chunks of tasks, which are independent."""
-        rows = self.post.policy_input.shape[1]
-        return [self.tasks(chunk) for chunk in task_chunks(self.n_tasks, rows, self.chunk_size, self.n_threads)]
+        groups = [slice(0, self.n_tasks)] if self.groups is None else self.groups
+        return [self.tasks(chunk) for chunk in task_chunks(groups, self.post.policy_input.shape[1], self.chunk_size)]
+
+    def of_chunks(self, function: Callable[..., th.Tensor], *arguments: Sequence[Any]) -> th.Tensor:
+        """
+        Apply a function to every chunk, in several threads.
+
+        :param function: a chunk and its arguments -> a row for each of its tasks (tasks, .)
+        :param arguments: one element of each for every chunk
+        :return: the rows of all tasks of all processes, in order; so a sum over them has the same terms in the same order,
+            however they were made
+        """
+        jobs = [partial(function, *job) for job in zip(self.chunks(), *arguments, strict=True)]
+        return self.gather(th.cat(in_parallel(jobs, self.n_threads)))
 
     def subsample(self, factor: int) -> "MetaProblem":
         """Return the problem with every ``factor``-th row only."""
@@ -123,10 +144,10 @@ class MetaProblem(NamedTuple):
             first_order=self.first_order,
         )
 
-    def is_usable(self, meta: MetaParameters) -> bool:
-        """Tell whether the parameters and the meta-policy's action distributions are finite."""
-        tried = self.post.policy_input[:1]
-        return bool(th.isfinite(meta.vector()).all() and is_usable(self.actor, meta.theta.unsqueeze(0), tried).all())
+    def is_usable(self, meta: MetaParameters) -> th.Tensor:
+        """Tell whether the parameters and the meta-policy's action distributions in each task are finite (T,) bool."""
+        theta = meta.theta.expand(self.n_tasks, -1)
+        return th.isfinite(meta.vector()).all() & is_usable(self.actor, theta, self.post.policy_input)
 
     def adapted_distribution(self, meta: MetaParameters, create_graph: bool = False) -> ActionDistribution:
         """Return the adapted policies' action distributions at their own imagined steps."""
@@ -163,19 +184,41 @@ class _Old(NamedTuple):
         return (weight * self.distribution.kl_divergence(distribution)).sum(1)
 
 
-def task_chunks(n_tasks: int, rows_per_task: int, chunk_size: int, n_threads: int) -> list[slice]:
+class _Evaluation(NamedTuple):
     """
-    Divide tasks into chunks, each of which is processed at once.
+    The adapted policies at some meta-parameters, compared with the old ones.
 
-    :param n_tasks: number of tasks
+    :param objective: mean outer objective over the tasks
+    :param kl: mean KL divergence from the old adapted policies, in nats
+    :param is_usable: whether the parameters and the meta-policy's action distributions are finite
+    """
+
+    objective: float
+    kl: float
+    is_usable: bool
+
+
+def task_chunks(groups: Sequence[slice], rows_per_task: int, chunk_size: int) -> list[slice]:
+    """
+    Divide tasks into chunks, each of which is processed at once. They do not depend on the number of workers.
+
+    :param groups: neighbouring tasks that a chunk may have together
     :param rows_per_task: imagined steps per task
     :param chunk_size: maximum number of rows of a chunk, unless a single task has more
-    :param n_threads: every thread gets the same number of chunks, if there are enough tasks
-    :return: the tasks of each chunk; the sizes of chunks differ by at most one
+    :return: the tasks of each chunk; within a group, the sizes of chunks differ by at most one
     """
-    n_chunks = math.ceil(n_tasks / max(1, chunk_size // rows_per_task))
-    n_chunks = min(n_tasks, n_threads * math.ceil(n_chunks / n_threads))
-    return even_shares(n_tasks, n_chunks)
+    at_most = max(1, chunk_size // rows_per_task)
+    chunks = []
+    for group in groups:
+        n_tasks = group.stop - group.start
+        shares = even_shares(n_tasks, -(-n_tasks // at_most))
+        chunks += [slice(group.start + share.start, group.start + share.stop) for share in shares]
+    return chunks
+
+
+def _leaf(meta: MetaParameters, n_tasks: int) -> th.Tensor:
+    """Return the meta-parameters as one vector for each task, so that every task has a gradient of its own (T, .)."""
+    return meta.vector().detach().expand(n_tasks, -1).clone().requires_grad_()
 
 
 def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, float, list[_Old]]:
@@ -188,18 +231,21 @@ def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor
     :param meta: meta-parameters
     :return: gradient, shaped like ``meta.vector()``, the objective's value, and the old adapted policies of each chunk
     """
-    jobs = [partial(_gradient_of_chunk, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
-    gradients, values, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
-    return th.stack(gradients).sum(0), sum(values), list(old)
+    jobs = [partial(_gradient_of_chunk, chunk, meta) for chunk in problem.chunks()]
+    rows, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
+    of_tasks = problem.gather(th.cat(rows))
+    return of_tasks[:, :-1].mean(0), float(of_tasks[:, -1].double().mean()), list(old)
 
 
-def _gradient_of_chunk(chunk: MetaProblem, meta: MetaParameters, n_tasks: int) -> tuple[th.Tensor, float, _Old]:
-    leaf = meta.vector().detach().requires_grad_()
+def _gradient_of_chunk(chunk: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, _Old]:
+    """Return each task's gradient, followed by its objective, and the old adapted policies."""
+    leaf = _leaf(meta, chunk.n_tasks)
     point = meta.with_vector(leaf)
     distribution = chunk.adapted_distribution(point, create_graph=True)
     old = _Old(distribution.detach(), distribution.log_prob(chunk.post.actions).detach())
-    objective = chunk.objective(point, distribution, old.log_prob).sum() / n_tasks
-    return th.autograd.grad(objective, leaf)[0], float(objective.detach()), old
+    objective = chunk.objective(point, distribution, old.log_prob)
+    (gradient,) = th.autograd.grad(objective.sum(), leaf)
+    return th.cat([gradient, objective.detach().unsqueeze(1)], dim=1), old
 
 
 def fisher_vector_product(
@@ -218,19 +264,19 @@ def fisher_vector_product(
     :param damping: added to the diagonal
     :return: function from a vector like ``meta.vector()`` to the product
     """
-    build = [partial(_fisher_factors, chunk, meta, problem.n_tasks) for chunk in problem.chunks()]
+    build = [partial(_fisher_factors, chunk, meta) for chunk in problem.chunks()]
     factors = in_parallel(build, problem.n_threads)
 
     def product(vector: th.Tensor) -> th.Tensor:
         parts = in_parallel([partial(factor, vector) for factor in factors], problem.n_threads)
-        return damping * vector + th.stack(parts).sum(0)
+        return damping * vector + problem.gather(th.cat(parts)).mean(0)
 
     return product
 
 
-def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) -> Callable[[th.Tensor], th.Tensor]:
+def _fisher_factors(problem: MetaProblem, meta: MetaParameters) -> Callable[[th.Tensor], th.Tensor]:
     """Return the product function of some of the tasks, which keeps its graphs alive."""
-    leaf = meta.vector().detach().requires_grad_()
+    leaf = _leaf(meta, problem.n_tasks)
     outputs = problem.adapted_distribution(meta.with_vector(leaf), create_graph=True)
     parameters = outputs.parameters
 
@@ -240,11 +286,12 @@ def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) ->
 
     with th.enable_grad():
         new = tuple(parameter.detach().requires_grad_() for parameter in parameters)
-        kl = _Old(outputs.detach(), th.empty(0)).kl_to(outputs.with_parameters(new), problem.post.weight).sum() / n_tasks
+        kl = _Old(outputs.detach(), th.empty(0)).kl_to(outputs.with_parameters(new), problem.post.weight).sum()
         slope = th.autograd.grad(kl, new, create_graph=True)
 
     def product(vector: th.Tensor) -> th.Tensor:
-        tangents = th.autograd.grad(pulled_back, cotangents, vector, retain_graph=True)
+        """Return a row for each task (T, .)."""
+        tangents = th.autograd.grad(pulled_back, cotangents, vector.expand_as(leaf), retain_graph=True)
         curved = th.autograd.grad(slope, new, tangents, retain_graph=True)
         (result,) = th.autograd.grad(parameters, leaf, curved, retain_graph=True)
         return result
@@ -252,18 +299,19 @@ def _fisher_factors(problem: MetaProblem, meta: MetaParameters, n_tasks: int) ->
     return product
 
 
-def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> tuple[float, float]:
-    """Return the outer objective and the mean KL divergence of the adapted policies at ``meta``."""
-    jobs = [partial(_evaluate_chunk, chunk, meta, before) for chunk, before in zip(problem.chunks(), old, strict=True)]
-    objectives, kls = zip(*in_parallel(jobs, problem.n_threads), strict=True)
-    return sum(objectives) / problem.n_tasks, sum(kls) / problem.n_tasks
+def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> _Evaluation:
+    """Compare the adapted policies at ``meta`` with the old ones."""
+    rows = problem.of_chunks(partial(_evaluate_chunk, meta=meta), old)
+    objective, kl, is_usable = rows.double().mean(0).cpu().tolist()
+    return _Evaluation(objective, kl, is_usable == 1)
 
 
 @th.no_grad()
-def _evaluate_chunk(chunk: MetaProblem, meta: MetaParameters, before: _Old) -> tuple[float, float]:
+def _evaluate_chunk(chunk: MetaProblem, before: _Old, meta: MetaParameters) -> th.Tensor:
     distribution = chunk.adapted_distribution(meta)
-    objective = chunk.objective(meta, distribution, before.log_prob).sum()
-    return float(objective), float(before.kl_to(distribution, chunk.post.weight).sum())
+    objective = chunk.objective(meta, distribution, before.log_prob)
+    kl = before.kl_to(distribution, chunk.post.weight)
+    return th.stack([objective, kl, chunk.is_usable(meta).to(kl.dtype)], dim=1)
 
 
 @th.no_grad()
@@ -304,9 +352,9 @@ def trust_region_step(
     step = (2 * target_kl / curvature).sqrt() * direction
     for iteration in range(line_search_max_iter):
         candidate = meta.with_vector(meta.vector() + line_search_shrinking_factor**iteration * step)
-        new_objective, kl = _evaluate(problem, candidate, old)
-        if objective < new_objective < math.inf and kl <= target_kl and problem.is_usable(candidate):
-            return candidate, StepReport(new_objective - objective, kl, True, iteration + 1)
+        new = _evaluate(problem, candidate, old)
+        if objective < new.objective < math.inf and new.kl <= target_kl and new.is_usable:
+            return candidate, StepReport(new.objective - objective, new.kl, True, iteration + 1)
     return meta, rejected._replace(line_search_steps=line_search_max_iter)
 
 
@@ -328,38 +376,29 @@ def proximal_step(
     :param clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]
     :return: the new meta-parameters (the old ones if these or their policies' distributions are not finite) and a report
     """
-    chunks = problem.chunks()
-    old = in_parallel([partial(_old_policies, chunk, meta) for chunk in chunks], problem.n_threads)
-    objective, _ = _evaluate(problem, meta, old)
+    old = in_parallel([partial(_old_policies, chunk, meta) for chunk in problem.chunks()], problem.n_threads)
+    before = _evaluate(problem, meta, old)
     leaf = meta.vector().detach().clone().requires_grad_()
 
     optimizer = th.optim.Adam([leaf], lr=learning_rate, maximize=True)
     for _ in range(n_epochs):
         point = meta.with_vector(leaf.detach())
-        jobs = [
-            partial(_clipped_gradient_of_chunk, chunk, point, before, clip_range=clip_range, n_tasks=problem.n_tasks)
-            for chunk, before in zip(chunks, old, strict=True)
-        ]
-        leaf.grad = th.stack(in_parallel(jobs, problem.n_threads)).sum(0)
+        leaf.grad = problem.of_chunks(partial(_clipped_gradient_of_chunk, meta=point, clip_range=clip_range), old).mean(0)
         optimizer.step()
     candidate = meta.with_vector(leaf.detach())
-    if not problem.is_usable(candidate):
+    new = _evaluate(problem, candidate, old)
+    if not (new.is_usable and math.isfinite(new.objective) and math.isfinite(new.kl)):
         return meta, StepReport(0.0, 0.0, False, 0)
-    new_objective, kl = _evaluate(problem, candidate, old)
-    if not (math.isfinite(new_objective) and math.isfinite(kl)):
-        return meta, StepReport(0.0, 0.0, False, 0)
-    return candidate, StepReport(new_objective - objective, kl, True, 0)
+    return candidate, StepReport(new.objective - before.objective, new.kl, True, 0)
 
 
-def _clipped_gradient_of_chunk(
-    chunk: MetaProblem, meta: MetaParameters, before: _Old, *, clip_range: float, n_tasks: int
-) -> th.Tensor:
-    """Return the gradient of PPO's surrogate, shaped like ``meta.vector()``."""
-    leaf = meta.vector().detach().requires_grad_()
+def _clipped_gradient_of_chunk(chunk: MetaProblem, before: _Old, *, meta: MetaParameters, clip_range: float) -> th.Tensor:
+    """Return each task's gradient of PPO's surrogate, like ``meta.vector()`` (T, .)."""
+    leaf = _leaf(meta, chunk.n_tasks)
     point = meta.with_vector(leaf)
     log_prob = chunk.adapted_distribution(point, create_graph=True).log_prob(chunk.post.actions)
     ratio = th.exp(log_prob - before.log_prob)
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     surrogate = th.minimum(ratio * chunk.post.advantages, clipped * chunk.post.advantages)
     total = (chunk.post.weight * surrogate).sum(1) + chunk.entropy_bonus(point)
-    return th.autograd.grad(total.sum() / n_tasks, leaf)[0]
+    return th.autograd.grad(total.sum(), leaf)[0]

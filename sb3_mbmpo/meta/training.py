@@ -4,7 +4,7 @@ Legend of shapes: ``T`` tasks, ``N`` rollouts per task, ``P`` parameters, ``O`` 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from statistics import fmean
@@ -12,9 +12,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 
+from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.common.threads import in_parallel
+from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics.groups import shares_of_processes
 from sb3_mbmpo.imagination.model_env import ModelEnv
-from sb3_mbmpo.imagination.rollouts import ImaginedRollouts, ToPolicyInput, imagine
+from sb3_mbmpo.imagination.rollouts import (
+    ImaginedRollouts,
+    Outcome,
+    TaskGroup,
+    ToPolicyInput,
+    halved_in_the_middle,
+    imagine,
+    task_groups,
+)
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 from sb3_mbmpo.meta.advantages import AdvantageEstimate, estimate_advantages
 from sb3_mbmpo.meta.critic import Critic, CriticReport
@@ -28,8 +39,8 @@ from sb3_mbmpo.meta.outer_step import (
 )
 
 Result = TypeVar("Result")
-# number of rows -> raw first observations (rows, O) of imagined rollouts
-SampleStarts = Callable[[int], th.Tensor]
+# (T tasks, number of rows) -> raw first observations (T, rows, O) of imagined rollouts
+SampleStarts = Callable[[int, int], th.Tensor]
 
 OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
 
@@ -98,15 +109,15 @@ class MetaStep(NamedTuple):
     The result of one meta-step.
 
     :param meta: the new meta-parameters
-    :param pre: rollouts of the meta-policy
-    :param post: rollouts of the adapted policies
+    :param pre: what the meta-policy imagined
+    :param post: what the adapted policies imagined
     :param report: metrics of the outer step
     :param critic: metrics of the critic's fit; None without a critic
     """
 
     meta: MetaParameters
-    pre: ImaginedRollouts
-    post: ImaginedRollouts
+    pre: Outcome
+    post: Outcome
     report: StepReport
     critic: CriticReport | None = None
 
@@ -116,19 +127,23 @@ class MetaTraining(NamedTuple):
     The result of one iteration's meta-training.
 
     :param meta: the new meta-parameters
-    :param adaptation: their adaptation to every task
+    :param adapted: their adaptation to every task (T, P)
+    :param failed: tasks whose parameters or actions would not have been finite; they kept their parameters (T,) bool
+    :param outcome: what the meta-policy imagined
     :param steps: metrics of the meta-steps that were adopted
     :param critic: metrics of the critic's fit in each of them; empty without a critic
     :param inner_kl: mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps
-    :param last_post: the last meta-step's rollouts of the adapted policies; None without meta-steps
+    :param last_post: what the adapted policies imagined in the last meta-step; None without meta-steps
     """
 
     meta: MetaParameters
-    adaptation: Adaptation
+    adapted: th.Tensor
+    failed: th.Tensor
+    outcome: Outcome
     steps: tuple[StepReport, ...]
     critic: tuple[CriticReport, ...]
     inner_kl: float
-    last_post: ImaginedRollouts | None
+    last_post: Outcome | None
 
     def explained_variance(self) -> float:
         """Return the share of the imagined returns' variance that the critic explained; 0 if it was not trained."""
@@ -136,11 +151,10 @@ class MetaTraining(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics for the logger, by key."""
-        rollouts = self.adaptation.rollouts
         found = {
-            "imagined/ep_rew_mean": float(rollouts.returns().mean()),
-            "imagined/ep_len_mean": float(rollouts.lengths().float().mean()),
-            "imagined/rew_mean_step": float(rollouts.rewards.sum() / rollouts.alive.sum()),
+            "imagined/ep_rew_mean": float(self.outcome.returns().mean()),
+            "imagined/ep_len_mean": float(self.outcome.lengths().float().mean()),
+            "imagined/rew_mean_step": float(self.outcome.rewards.sum() / self.outcome.alive.sum()),
             "train/inner_kl": self.inner_kl,
         }
         if self.last_post is not None:
@@ -163,18 +177,20 @@ class MetaTrainer(NamedTuple):
     """
     The meta-training of an iteration: everything that is constant over its meta-steps.
 
-    :param model_env: the learned environment
+    :param model_envs: the learned environment, in groups of models; a process uses those of its tasks
     :param to_policy_input: standardises observations
     :param actor: the policy as a function of its parameters
     :param sample_starts: draws first observations
     :param settings: hyperparameters
-    :param generator: samples imagined actions
+    :param generator: determines each task's own stream of imagined actions and of the models' noise
     :param stopwatch: called around each stage: ``with stopwatch("imagination"): ...``
     :param adopt: sets the policy's meta-parameters, and returns them as the policy stores them, because it may bound some
     :param critic: the value function of the baseline "critic"; None with other baselines
+    :param n_threads: how many threads imagine and differentiate
+    :param world: the processes that share the tasks; all of them train the same meta-parameters
     """
 
-    model_env: ModelEnv
+    model_envs: Sequence[ModelEnv]
     to_policy_input: ToPolicyInput
     actor: Actor
     sample_starts: SampleStarts
@@ -183,6 +199,8 @@ class MetaTrainer(NamedTuple):
     stopwatch: Callable[[str], Any]
     adopt: Callable[[MetaParameters], MetaParameters]
     critic: Critic | None = None
+    n_threads: int = 1
+    world: World = ALONE
 
     def train(
         self,
@@ -203,7 +221,7 @@ class MetaTrainer(NamedTuple):
         """
         reports: list[StepReport] = []
         critic_reports: list[CriticReport] = []
-        last_post: ImaginedRollouts | None = None
+        last_post: Outcome | None = None
         drop, fell = ReturnDrop(), False
         for number in range(1, n_meta_steps + 1):
             step = self.step(meta)
@@ -218,12 +236,16 @@ class MetaTrainer(NamedTuple):
             on_step(number, step)
         meta = drop.best if fell else meta
         adaptation = self.adapt(meta)
-        if stop_on_return_drop and not fell and drop.fell(meta, adaptation.rollouts):
+        outcome = self._outcome(adaptation.rollouts)
+        if stop_on_return_drop and not fell and drop.fell(meta, outcome):
             meta = drop.best
             adaptation = self.adapt(meta)
+            outcome = self._outcome(adaptation.rollouts)
         return MetaTraining(
             meta=self.adopt(meta),
-            adaptation=adaptation,
+            adapted=self.gather(adaptation.parameters),
+            failed=self.gather(adaptation.failed),
+            outcome=outcome,
             steps=tuple(reports),
             critic=tuple(critic_reports),
             inner_kl=self.inner_kl(meta, adaptation),
@@ -234,23 +256,66 @@ class MetaTrainer(NamedTuple):
         """
         Imagine rollouts of each task's policy in the task's model, and estimate their advantages.
 
-        :param parameters: parameters of each task's policy (T, P)
+        :param parameters: parameters of the policy of each task of this process (T, P)
         :return: rollouts and their advantages
         """
-        s = self.settings
-        with self.stopwatch("imagination"), th.no_grad():
-            n_tasks = len(parameters)
-            starts = self.sample_starts(n_tasks * s.n_imagined_rollouts).view(n_tasks, s.n_imagined_rollouts, -1)
-            rollouts = imagine(
-                self.model_env,
-                self.actor(parameters),
-                starts,
-                to_policy_input=self.to_policy_input,
-                horizon=s.horizon,
-                generator=self.generator,
-            )
-
+        with self.stopwatch("imagination"):
+            rollouts = self.imagined(parameters)
         return rollouts, self.judge(rollouts)
+
+    def imagined(self, parameters: th.Tensor) -> ImaginedRollouts:
+        """Imagine rollouts of each of this process's tasks with the task's policy; its parameters are (T, P)."""
+        s = self.settings
+        return imagine(
+            self.groups,
+            [self.actor(parameters[tasks]) for _, tasks in self.groups],
+            self.sample_starts(s.n_tasks, s.n_imagined_rollouts)[self.own_tasks],
+            to_policy_input=self.to_policy_input,
+            horizon=s.horizon,
+            generators=spawned(self.generator, s.n_tasks)[self.own_tasks],
+            n_threads=self.n_threads,
+            longest=self.world.largest,
+        )
+
+    # ---------------------------------------------------------------- which tasks are this process's
+
+    @property
+    def task_slices(self) -> list[slice]:
+        """The tasks of each of this process's groups, counted from its first task."""
+        return [tasks for _, tasks in self.groups]
+
+    @property
+    def groups(self) -> list[TaskGroup]:
+        """This process's groups of tasks, counted from its first task."""
+        own = self.own_tasks
+        return [
+            TaskGroup(model_env, slice(tasks.start - own.start, tasks.stop - own.start))
+            for model_env, tasks in self._all_groups()
+            if own.start <= tasks.start < own.stop
+        ]
+
+    @property
+    def own_tasks(self) -> slice:
+        """This process's tasks, among all tasks."""
+        return self._shares()[self.world.rank]
+
+    def _all_groups(self) -> list[TaskGroup]:
+        return halved_in_the_middle(task_groups(self.model_envs, self.settings.n_tasks))
+
+    def _shares(self) -> list[slice]:
+        """Return the tasks of each process."""
+        shares = shares_of_processes([tasks for _, tasks in self._all_groups()], self.world.size)
+        return [slice(share[0].start, share[-1].stop) for share in shares]
+
+    def gather(self, rows: th.Tensor) -> th.Tensor:
+        """Add the rows of the other processes' tasks, (T, ...) -> (all tasks, ...)."""
+        return self.gather_all([rows])[0]
+
+    def gather_all(self, tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
+        """Add the rows of the other processes' tasks to several tensors, in one message."""
+        return self.world.gather_all(tensors, [share.stop - share.start for share in self._shares()])
+
+    # ---------------------------------------------------------------- the parts of a meta-step
 
     def judge(self, rollouts: ImaginedRollouts) -> AdvantageEstimate:
         """Estimate the advantages of all tasks, in several threads."""
@@ -278,19 +343,13 @@ class MetaTrainer(NamedTuple):
         :param function: some of the tasks -> their results
         :return: results of the chunks, in order
         """
-        chunks = task_chunks(len(rewards), rewards[0].numel(), self.settings.chunk_size, self.n_threads)
+        chunks = task_chunks(self.task_slices, rewards[0].numel(), self.settings.chunk_size)
         return in_parallel([partial(function, tasks) for tasks in chunks], self.n_threads)
-
-    @property
-    def n_threads(self) -> int:
-        """Number of threads, the same as for the imagination."""
-        return len(self.model_env.steps)
 
     def adapt(
         self,
         meta: MetaParameters,
         *,
-        n_tasks: int | None = None,
         adapts: th.Tensor | None = None,
         critic_learns: bool = False,
     ) -> Adaptation:
@@ -298,12 +357,11 @@ class MetaTrainer(NamedTuple):
         Adapt the meta-policy to every task, by one or several inner steps.
 
         :param meta: meta-parameters
-        :param n_tasks: number of tasks, divided among the models; by default that of the settings
-        :param adapts: which tasks adapt, see ``MetaParameters.step_size``
+        :param adapts: which of this process's tasks adapt, see ``MetaParameters.step_size``
         :param critic_learns: train the critic on the meta-policy's rollouts
-        :return: the adapted parameters and the data they were adapted to
+        :return: the adapted parameters and the data they were adapted to, of this process's tasks
         """
-        parameters = meta.theta.expand(n_tasks or self.settings.n_tasks, -1)
+        parameters = meta.theta.expand(self.own_tasks.stop - self.own_tasks.start, -1)
         failed = th.zeros(len(parameters), dtype=th.bool, device=parameters.device)
         batches: list[TaskBatch] = []
         first_rollouts = report = None
@@ -314,22 +372,29 @@ class MetaTrainer(NamedTuple):
                 first_rollouts = rollouts
                 if self.critic is not None and critic_learns:
                     # After the advantages: a critic already fitted to these returns would hide the differences of actions
-                    report = self.critic.fit(rollouts, estimate)
+                    everything = self.gather_all([*rollouts, *estimate])
+                    n_fields = len(rollouts)
+                    of_all = ImaginedRollouts(*everything[:n_fields])
+                    report = self.critic.fit(of_all, AdvantageEstimate(*everything[n_fields:]))
             batches.append(batch)
-            adapted = self._one_inner_step(parameters, batch, meta, adapts)
-            fails = ~is_usable(self.actor, adapted, batch.policy_input)
+            adapted, usable = self._one_inner_step(parameters, batch, meta, adapts)
+            fails = ~usable
             parameters, failed = th.where(fails.unsqueeze(1), parameters, adapted), failed | fails
         assert first_rollouts is not None
         return Adaptation(parameters, batches=tuple(batches), rollouts=first_rollouts, failed=failed, critic=report)
 
     def _one_inner_step(
         self, parameters: th.Tensor, batch: TaskBatch, meta: MetaParameters, adapts: th.Tensor | None
-    ) -> th.Tensor:
-        def of_tasks(tasks: slice) -> th.Tensor:
-            step_size = meta.step_size(None if adapts is None else adapts[tasks])
-            return adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], step_size)
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Return the adapted parameters (T, P), and which of them are finite, as are their policies' actions (T,)."""
 
-        return th.cat(self._by_task(batch.advantages, of_tasks))
+        def of_tasks(tasks: slice) -> tuple[th.Tensor, th.Tensor]:
+            step_size = meta.step_size(None if adapts is None else adapts[tasks])
+            adapted = adapt(self.actor, parameters[tasks], [batch.tasks(tasks)], step_size)
+            return adapted, is_usable(self.actor, adapted, batch.policy_input[tasks])
+
+        adapted, usable = zip(*self._by_task(batch.advantages, of_tasks), strict=True)
+        return th.cat(adapted), th.cat(usable)
 
     def step(self, meta: MetaParameters) -> MetaStep:
         """
@@ -342,6 +407,7 @@ class MetaTrainer(NamedTuple):
         """
         s = self.settings
         adapts = adapting_tasks(s.n_tasks, s.unadapted_share, like=meta.theta)
+        adapts = None if adapts is None else adapts[self.own_tasks]
         adaptation = self.adapt(meta, adapts=adapts, critic_learns=True)
         post_rollouts, estimate = self.imagine(adaptation.parameters)
         problem = MetaProblem(
@@ -351,19 +417,35 @@ class MetaTrainer(NamedTuple):
             first_order=s.first_order,
             ent_coef=s.ent_coef,
             chunk_size=s.chunk_size,
+            groups=self.task_slices,
             n_threads=self.n_threads,
             adapts=adapts,
+            gather=self.gather,
         )
         meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
-        return MetaStep(meta, pre=adaptation.rollouts, post=post_rollouts, report=report, critic=adaptation.critic)
+        return MetaStep(
+            meta,
+            pre=self._outcome(adaptation.rollouts),
+            post=self._outcome(post_rollouts),
+            report=report,
+            critic=adaptation.critic,
+        )
+
+    def _outcome(self, rollouts: ImaginedRollouts) -> Outcome:
+        """Return the outcome of all processes' rollouts."""
+        return Outcome(*self.gather_all([rollouts.rewards, rollouts.alive]))
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""
-        batch = adaptation.batches[0]
-        with th.no_grad():
-            before = self.actor(meta.theta.expand(len(adaptation.parameters), -1))(batch.policy_input)
-            after = self.actor(adaptation.parameters)(batch.policy_input)
-            return float((batch.weight * before.kl_divergence(after)).sum(1).mean())
+
+        @th.no_grad()  # PyTorch keeps this setting for each thread
+        def of_tasks(tasks: slice) -> th.Tensor:
+            batch, parameters = adaptation.batches[0].tasks(tasks), adaptation.parameters[tasks]
+            before = self.actor(meta.theta.expand(len(parameters), -1))(batch.policy_input)
+            after = self.actor(parameters)(batch.policy_input)
+            return (batch.weight * before.kl_divergence(after)).sum(1)
+
+        return float(self.gather(th.cat(self._by_task(adaptation.batches[0].advantages, of_tasks))).mean())
 
 
 class ReturnDrop:
@@ -381,15 +463,15 @@ class ReturnDrop:
     def __init__(self) -> None:
         self._best_return = self._average = -math.inf
 
-    def fell(self, meta: MetaParameters, rollouts: ImaginedRollouts) -> bool:
+    def fell(self, meta: MetaParameters, outcome: Outcome) -> bool:
         """
         Compare an imagined return with the rolling average so far, and update it.
 
         :param meta: meta-parameters
-        :param rollouts: rollouts of their meta-policy
+        :param outcome: what their meta-policy imagined
         :return: whether to stop, and return to ``best``
         """
-        imagined = float(rollouts.returns().mean())
+        imagined = float(outcome.returns().mean())
         if imagined > self._best_return:
             self.best, self._best_return = meta, imagined
         before = self._average

@@ -28,7 +28,6 @@ from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.linalg import conjugate_gradient
 from sb3_mbmpo.common.threads import even_shares, in_parallel, single_threaded_operations, worker_threads
 from sb3_mbmpo.dynamics.networks import matmul_dtype
-from sb3_mbmpo.imagination.rollouts import imagine
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
 from sb3_mbmpo.meta.outer_step import MetaProblem, fisher_vector_product, meta_gradient, trust_region_step
 from sb3_mbmpo.meta.training import MetaTrainer
@@ -178,10 +177,7 @@ class Bench:
 
     @th.no_grad()
     def rollouts(self, trainer: MetaTrainer, parameters: th.Tensor) -> Any:
-        s = trainer.settings
-        starts = trainer.sample_starts(s.n_tasks * s.n_imagined_rollouts).view(s.n_tasks, s.n_imagined_rollouts, -1)
-        options = dict(to_policy_input=trainer.to_policy_input, horizon=s.horizon, generator=trainer.generator)
-        return imagine(trainer.model_env, trainer.actor(parameters), starts, **options)
+        return trainer.imagined(parameters)
 
     def meta_step(self) -> dict[str, Any]:
         """Measure the seconds of each part of a meta-step, and its ratio to the imagination of its two batches."""
@@ -192,7 +188,9 @@ class Bench:
         pre = TaskBatch.from_rollouts(rollouts, estimate.advantages)
         adapted_rollouts, adapted_estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
         post = TaskBatch.from_rollouts(adapted_rollouts, adapted_estimate.advantages)
-        problem = MetaProblem(trainer.actor, (pre,), post, chunk_size=s.chunk_size, n_threads=self.n_threads)
+        problem = MetaProblem(
+            trainer.actor, (pre,), post, chunk_size=s.chunk_size, groups=trainer.task_slices, n_threads=self.n_threads
+        )
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, meta)
         product = fisher_vector_product(sample, meta, self.model.cg_damping)

@@ -1,0 +1,54 @@
+"""Groups of members, the smallest units of work: a group is computed as a whole, by one thread of one process.
+
+The last bits of a matmul depend on the number of rows and matrices that are multiplied at a time. So the groups depend on the
+sizes of the problem, never on the number of threads; then any number of threads gets the same numbers. Only processes that
+are more than the groups make these smaller.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from sb3_mbmpo.common.threads import even_shares
+
+# Members are grouped until a row of a group takes this many floating-point operations: the calls of smaller groups would cost
+# more than their matmuls
+FLOPS_PER_GROUP = 2_000_000
+# Minimum number of groups (if there are as many members). With 3, one, two and three processes would have the same groups, and
+# get the same numbers to the last bit, but a single process would be up to a sixth slower at the default sizes
+MIN_GROUPS = 1
+
+
+def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list[slice]:
+    """
+    Divide the members into neighbouring groups, symmetrically, so that two processes have equally many.
+
+    :param n_models: number of members; if it is odd, the middle one is a group by itself
+    :param flops: floating-point operations of one member's prediction for one row
+    :param at_least: minimum number of groups, if there are as many members
+    :return: the members of each group
+    """
+    half, is_odd = divmod(n_models, 2)
+    number = max(at_least, n_models * flops // FLOPS_PER_GROUP)
+    if number == 1:
+        return [slice(0, n_models)]
+    sizes = [share.stop - share.start for share in even_shares(half, min(half, -(-(number - is_odd) // 2)))] if half else []
+    bounds = [0, *accumulate([*sizes, *[1] * is_odd, *reversed(sizes)])]
+    return [slice(*pair) for pair in pairwise(bounds)]
+
+
+def shares_of_processes(groups: Sequence[slice], n_processes: int) -> list[list[slice]]:
+    """
+    Share out groups over processes, as evenly as whole groups allow.
+
+    :param groups: neighbouring members or tasks
+    :param n_processes: number of processes, at most that of groups
+    :return: the groups of each process, in order, at least one
+    """
+    shares, first = [], 0
+    for process in range(n_processes):
+        bound = (process + 1) * groups[-1].stop / n_processes
+        later = n_processes - process - 1  # each of them needs a group, too
+        last = min(range(first + 1, len(groups) - later + 1), key=lambda i: abs(groups[i - 1].stop - bound))
+        shares.append(list(groups[first:last]))
+        first = last
+    return shares
