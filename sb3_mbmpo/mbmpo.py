@@ -545,6 +545,8 @@ class MBMPO(RealRolloutAlgorithm):
     def _record_fit(self, report: FitReport, data: Transitions) -> None:
         self.logger.record("dynamics/train_loss", float(report.train_loss.mean()))
         self.logger.record("dynamics/val_loss", float(report.val_loss.mean()))
+        if self._functions.reward.fn is None:  # the error of a function has been logged
+            self.logger.record("dynamics/reward_error", float(report.val_error.mean()))
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
         self.logger.record("dynamics/epochs", float(report.epochs.mean()))
         self.logger.record("dynamics/gradient_steps", float(report.gradient_steps.mean()))
