@@ -470,6 +470,8 @@ class MBMPO(RealRolloutAlgorithm):
 
     def _record_fit(self, report: FitReport, data: Transitions) -> None:
         self._record(report.metrics())
+        if self._functions.reward.fn is None:  # the error of a function has been logged
+            self.logger.record("dynamics/reward_error", float(report.val_error.mean()))
         self._health.dynamics_fitted(float(report.val_loss.mean()), self.dynamics.probabilistic)
         some = slice(None, None, 1 + len(data.obs) // 1000)
         action = self._codec.to_numpy(data.action[some])

@@ -141,6 +141,12 @@ class MetaPolicy(ActorCriticPolicy):
         data.update(normalize_observation=self.normalize_observation, log_std_min=self.log_std_min)
         return data
 
+    def __getstate__(self) -> dict[str, Any]:
+        # SB3 keeps the last distribution of actions, with its graph of gradients, which cannot be copied
+        action_dist = copy.copy(self.action_dist)
+        action_dist.distribution = None  # type: ignore[assignment]
+        return {**vars(self), "action_dist": action_dist}
+
     def save(self, path: str) -> None:
         """
         See ``BasePolicy``.

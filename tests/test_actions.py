@@ -60,7 +60,7 @@ def test_supported_spaces_pass(space):
 )
 def test_observations_that_are_no_vector_are_refused_and_flattening_helps(space):
     env = Env(observation_space=space)
-    with pytest.raises(ValueError, match=r"flat vector.*`gymnasium.wrappers.FlattenObservation`"):
+    with pytest.raises(ValueError, match=r"flat vector.*`env = gymnasium\.wrappers\.FlattenObservation\(env\)`"):
         check(env)
     check(FlattenObservation(env))
 

@@ -61,6 +61,19 @@ def forgotten(folder):
             del sys.modules[module]
 
 
+# Pages whose blocks need more than the package and its extras
+NEEDS = {"docs/guide/robotics.md": ("gymnasium_robotics", "dm_control", "shimmy")}
+
+
+@pytest.fixture
+def installed(page):
+    """Skip the test of a page that needs a package which is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages themselves, at import
+        for package in NEEDS.get(name(page), ()):
+            pytest.importorskip(package, reason=f"the page needs {package}")
+
+
 def run_blocks(page_blocks, folder):
     """Run blocks in a folder from which modules can be imported."""
     namespace = {"__name__": "__main__"}
@@ -99,6 +112,7 @@ def small_budgets(monkeypatch):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.usefixtures("installed")
 def test_blocks_run_as_they_are(page, empty_folder, small_budgets):
     with warnings.catch_warnings():
         # SB3's checker recommends actions in [-1, 1], which MBMPO does not need
@@ -109,6 +123,7 @@ def test_blocks_run_as_they_are(page, empty_folder, small_budgets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.usefixtures("installed")
 def test_blocks_run_with_the_real_budgets(page, empty_folder):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     files = {match[1]: block for block in blocks(page) if (match := FILE.match(block))}
@@ -122,7 +137,7 @@ def test_blocks_run_with_the_real_budgets(page, empty_folder):
 def test_the_pages_that_promise_code_have_some():
     promised = {
         "README.md",
-        *(f"docs/guide/{p}.md" for p in ("your-environment", "integrations", "few-shot", "learned-models")),
+        *(f"docs/guide/{p}.md" for p in ("your-environment", "robotics", "integrations", "few-shot", "learned-models")),
     }
     assert promised <= {name(page) for page in WITH_CODE}
 

@@ -30,7 +30,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
         raise ValueError(
             f"MBMPO learns a dynamics model of a flat vector: the observation space must be a Box of one dimension, "
-            f"not {observation_space}. Wrap the environment in `gymnasium.wrappers.FlattenObservation` "
+            f"not {observation_space}. Wrap the environment: `env = gymnasium.wrappers.FlattenObservation(env)` "
             "(images first need an encoder that turns them into a vector)."
         )
     _check_dtype(observation_space, "DtypeObservation(env, np.float64)")
@@ -191,12 +191,15 @@ class ActionCodec:
 
     def _scale(self, device: th.device, dtype: th.dtype) -> tuple[th.Tensor, th.Tensor]:
         """Return the center and half width of a Box's bounds (A,); cached, because every imagined step needs them."""
-        if (device, dtype) not in self._scales:
-            assert isinstance(self.action_space, spaces.Box)
-            low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
-            both = th.as_tensor(np.stack([(low + high) / 2, (high - low) / 2]), device=device, dtype=dtype)
-            self._scales[device, dtype] = both[0], both[1]
-        return self._scales[device, dtype]
+        if (device, dtype) in self._scales:
+            return self._scales[device, dtype]
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
+        both = th.as_tensor(np.stack([(low + high) / 2, (high - low) / 2]), device=device, dtype=dtype)
+        scale = both[0], both[1]
+        if type(both) is th.Tensor:  # while `torch.export` traces the policy, it is one without numbers
+            self._scales[device, dtype] = scale
+        return scale
 
     def _n_choices(self) -> tuple[int, ...]:
         if isinstance(self.action_space, spaces.Discrete):

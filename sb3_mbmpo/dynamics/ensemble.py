@@ -266,19 +266,25 @@ class DynamicsEnsemble(nn.Module):
         :param on_pass: called after every pass with its number, the maximum number, and the mean best validation loss
         :param n_threads: how many threads share the members, see ``threads.worker_threads``
         :param world: the processes that share the members; all of them call this with the same arguments
-        :return: losses, epochs and gradient steps of each member
+        :return: losses, epochs, gradient steps and errors of learned rewards of each member
         :raises ValueError: if the data is empty or not finite
         """
         inputs, targets = self._standardize(data)
         terminated = data.terminated.to(self.device, th.float32)
         names = [name for name, _ in self.named_parameters()]
 
+        def output_of(named: Mapping[str, th.Tensor], rows: th.Tensor) -> th.Tensor:
+            return forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
+
+        def reward_error(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
+            mean, _, _ = self.layout.split(output_of(dict(zip(names, parameters, strict=True)), rows))
+            return self.target_std[-1] * (mean[..., -1] - targets[rows][..., -1]).abs().mean(1)
+
         def loss_fn(parameters: Sequence[th.Tensor], rows: th.Tensor) -> th.Tensor:
             named = dict(zip(names, parameters, strict=True))
-            output = forward(cast(self._layers(named), self.matmul_dtype), inputs[rows], self.activation_fn)
             bounds = (named["min_log_var"], named["max_log_var"]) if self.probabilistic else None
             return member_losses(
-                self.layout.split(output),
+                self.layout.split(output_of(named, rows)),
                 targets[rows],
                 terminated[rows],
                 self.observation_dim,
@@ -303,6 +309,7 @@ class DynamicsEnsemble(nn.Module):
             on_pass=on_pass,
             n_threads=n_threads,
             groups=shares[world.rank],
+            error_fn=reward_error if self.learned_reward else None,
         )
         return self._exchanged(report, world, [slice(share[0].start, share[-1].stop) for share in shares])
 

@@ -116,18 +116,20 @@ class ParallelTraining:
         in_parallel([partial(work, pieces) for pieces in self._timetable], self._n_threads)
         return th.cat([one.total for one in passes]) / rows.shape[1]
 
-    def mean_loss(self, rows: th.Tensor, active: th.Tensor) -> th.Tensor:
+    def mean_loss(self, rows: th.Tensor, active: th.Tensor, loss_fn: MemberLoss | None = None) -> th.Tensor:
         """
         Evaluate the active members, in batches to limit memory.
 
         :param rows: row numbers of each active member, [A, rows] long
         :param active: numbers of these members, ascending, [A] long
+        :param loss_fn: another measure than the loss of the training
         :return: mean loss of each active member over its rows, [A]
         """
+        measure = self._loss_fn if loss_fn is None else loss_fn
 
         @th.no_grad()  # PyTorch keeps this setting for each thread
         def of_batch(share: _Share, members: th.Tensor, batch: th.Tensor) -> th.Tensor:
-            return self._loss_fn(of_members(share.parameters, members), batch) * (batch.shape[1] / rows.shape[1])
+            return measure(of_members(share.parameters, members), batch) * (batch.shape[1] / rows.shape[1])
 
         jobs, n_batches = [], -(-rows.shape[1] // (4 * self._batch_size))
         for share in self._shares:

@@ -30,16 +30,19 @@ class FitReport(NamedTuple):
     :param val_loss: validation loss of the weights that were kept (the best seen), [M]
     :param epochs: how often the member saw its training rows until it stopped, [M]
     :param gradient_steps: optimiser steps until the member stopped, [M]
+    :param val_error: another measure of these weights on the validation rows, NaN if none was asked for, [M]. For
+        ``DynamicsEnsemble.fit``: the mean absolute error of the reward, in its units, NaN if it is not learned
     """
 
     train_loss: np.ndarray
     val_loss: np.ndarray
     epochs: np.ndarray
     gradient_steps: np.ndarray
+    val_error: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """Return the means over the members for the logger, by key."""
-        return {f"dynamics/{name}": float(values.mean()) for name, values in self._asdict().items()}
+        """Return the means over the members for the logger, by key; ``val_error`` is the caller's to name."""
+        return {f"dynamics/{name}": float(values.mean()) for name, values in self._asdict().items() if name != "val_error"}
 
 
 class _EarlyStop:
@@ -161,6 +164,7 @@ def fit_members(
     on_pass: PassHook | None = None,
     n_threads: int = 1,
     groups: Sequence[slice] | None = None,
+    error_fn: MemberLoss | None = None,
 ) -> FitReport:
     """
     Train all members together, one optimiser step per batch, and restore the best weights of each member.
@@ -182,6 +186,7 @@ def fit_members(
     :param on_pass: called after every pass
     :param n_threads: how many threads share the members
     :param groups: neighbouring members that are computed together; others are not trained. None: all together
+    :param error_fn: another measure of some members, given like the loss, for the report
     :return: losses, epochs and gradient steps of each member; NaN, infinite or 0 for those that are not trained
     """
     n_members = len(parameters[0])
@@ -233,7 +238,10 @@ def fit_members(
         for parameter, best in zip(parameters, best_weights, strict=True):
             parameter.copy_(best)
     _forget_divergence(optimizer, parameters)
-    return FitReport(train_loss, best_loss, gradient_steps / passes.batches_of_epoch, gradient_steps)
+    val_error = np.full(n_members, np.nan)
+    if error_fn is not None:
+        val_error[everyone.cpu().numpy()] = training.mean_loss(val_rows[everyone], everyone, error_fn).cpu().numpy()
+    return FitReport(train_loss, best_loss, gradient_steps / passes.batches_of_epoch, gradient_steps, val_error)
 
 
 @th.no_grad()

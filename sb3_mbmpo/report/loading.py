@@ -1,7 +1,10 @@
 """Loading a run's model and its environment. Code that a file names is called only if the user has confirmed it."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -27,15 +30,20 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
     """
     Return a function that makes the real environment.
 
-    :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names
+    :param env_id: as ``gymnasium.make`` takes it; None: the one that the model's file names. If they are the same, it is made
+        with the arguments and wrappers in the file
     :param model: the loaded model
     :param trust: whether any code that the file names may be imported and called
     :return: the function; it takes the arguments of ``gymnasium.make``
     :raises ValueError: if neither names an environment, or only the file does and it is not registered here
     """
-    if env_id is not None:
-        return partial(gym.make, env_id)
     saved: str | None = getattr(model, "env_spec", None)
+    if env_id is not None:
+        module, _, name = env_id.rpartition(":")
+        if not _names(saved, name):
+            return partial(gym.make, env_id)
+        if module:
+            import_module(module)
     if saved is None:
         raise ValueError("The model's file does not say how its environment is made: pass `--env ID`.")
     try:
@@ -48,15 +56,25 @@ def env_maker(env_id: str | None, model: MBMPO, trust: bool = False) -> MakeEnv:
             "`--env ID`."
         ) from error
     if not trust:
-        _check_registered(spec, wrappers)
+        _check_registered(spec, wrappers, is_named=env_id is not None)
     return partial(gym.make, spec)
 
 
-def _check_registered(spec: EnvSpec, wrappers: Sequence[Any]) -> None:
+def _names(saved: str | None, name: str) -> bool:
+    """Tell whether the environment in a model's file has this id, of which the version may be missing."""
+    try:
+        saved_id = str(json.loads(saved or "")["id"])
+    except (ValueError, TypeError, KeyError):  # damaged: `--env ID` is the remedy
+        return False
+    return name in (saved_id, re.sub(r"-v\d+$", "", saved_id))
+
+
+def _check_registered(spec: EnvSpec, wrappers: Sequence[Any], is_named: bool) -> None:
     """Raise ``ValueError`` if making the environment would import or call code that only the file names."""
     known = gym.registry.get(spec.id)
     # Shimmy's environments make any environment that their arguments name
-    if known is None or known.entry_point != spec.entry_point or str(spec.entry_point).startswith("shimmy"):
+    is_open = str(spec.entry_point).startswith("shimmy") and not (is_named and known and spec.kwargs == known.kwargs)
+    if known is None or known.entry_point != spec.entry_point or is_open:
         raise ValueError(
             f"The model's file names the environment {spec.id} ({spec.entry_point}), which is not registered here. "
             f"Pass `--env MODULE:{spec.id}`, or, if you know where the file is from, `--trust`."
