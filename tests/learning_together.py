@@ -18,7 +18,7 @@ from tiny import tiny_model, vec_drift
 from sb3_mbmpo.__main__ import main
 from sb3_mbmpo.cli import training_run
 from sb3_mbmpo.common.world import ProcessLostError, World
-from sb3_mbmpo.dynamics import ensemble
+from sb3_mbmpo.dynamics import groups
 from sb3_mbmpo.meta import critic
 
 WORKER = int(os.environ.get("RANK", 0)) > 0
@@ -45,9 +45,9 @@ def three_models(case):
     return tiny_model(env, **{"n_models": 3, "n_tasks": 6, **options})
 
 
-def equal(path, min_groups):
+def equal(path, same_digits_up_to):
     """Train every case, with the same groups of models in any number of processes, and save what process 0 learned."""
-    ensemble.MIN_GROUPS = int(min_groups)
+    groups.SAME_DIGITS_UP_TO = int(same_digits_up_to)
     critic.CHUNK_ROWS = 10
     found = {case: state(three_models(case).learn(60)) for case in CASES}
     normalized = tiny_model(VecNormalize(vec_drift(2)), n_models=3, n_tasks=6)
@@ -92,7 +92,7 @@ def too_many():
 def command_line(path, kill_at=None):
     """Train by the command line; a process other than 0 kills itself in the iteration with the given number."""
     training_run.read_config = lambda name: dict(TINY)
-    ensemble.MIN_GROUPS = 2  # the same groups in one process and in two
+    groups.SAME_DIGITS_UP_TO = 2  # the same groups in one process and in two
     if WORKER and kill_at is not None:
         from sb3_mbmpo import MBMPO
 

@@ -15,7 +15,7 @@ from tiny import assert_same
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.world import World
-from sb3_mbmpo.dynamics.groups import member_groups, shares_of_processes
+from sb3_mbmpo.dynamics.groups import member_groups, merged, shares_of_processes
 
 TESTS = Path(__file__).parent
 
@@ -37,13 +37,13 @@ def run(*program, **options):
 
 @pytest.fixture(scope="module")
 def learned_by(tmp_path_factory):
-    """Return what some processes learn with a minimum number of groups, by these two numbers."""
+    """Return what some processes learn, by their number and the largest number of them that learns the same digits."""
     folder, found = tmp_path_factory.mktemp("processes"), {}
-    for n, min_groups in [(1, 3), (2, 3), (3, 3), (1, 1), (2, 1)]:
-        path = folder / f"{n}-{min_groups}.pt"
-        code, output = run("equal", path, min_groups, processes=n)
+    for n, same_digits_up_to in [(1, 3), (2, 3), (3, 3), (1, 1), (2, 1)]:
+        path = folder / f"{n}-{same_digits_up_to}.pt"
+        code, output = run("equal", path, same_digits_up_to, processes=n)
         assert code == 0, output
-        found[n, min_groups] = th.load(path)
+        found[n, same_digits_up_to] = th.load(path)
     return found
 
 
@@ -151,6 +151,11 @@ def test_a_single_process_computes_small_models_together_and_large_ones_apart():
 def test_five_models_on_two_processes_are_two_and_three():
     shares = shares_of_processes(member_groups(5, 164_000, at_least=2), 2)
     assert [sum(group.stop - group.start for group in share) for share in shares] == [2, 3]
+
+
+def test_a_process_computes_all_its_small_models_together():
+    assert merged([slice(2, 3), slice(3, 5)], 164_000) == [slice(2, 5)]
+    assert merged([slice(2, 3), slice(3, 5)], 2_000_000) == [slice(2, 3), slice(3, 4), slice(4, 5)]
 
 
 def test_a_single_process_communicates_with_nobody():

@@ -197,7 +197,7 @@ class ActionCodec:
         low, high = (bound.reshape(-1).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
         both = th.as_tensor(np.stack([(low + high) / 2, (high - low) / 2]), device=device, dtype=dtype)
         scale = both[0], both[1]
-        if type(both) is th.Tensor:  # while `torch.export` traces the policy, it is one without numbers
+        if not th.compiler.is_compiling():  # while `torch.export` or `torch.compile` traces the policy, there are no numbers
             self._scales[device, dtype] = scale
         return scale
 

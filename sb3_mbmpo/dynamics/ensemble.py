@@ -18,8 +18,8 @@ from torch import nn
 from sb3_mbmpo.common.actions import ActionCodec, check_spaces
 from sb3_mbmpo.common.save_util import Path, plain
 from sb3_mbmpo.common.world import ALONE, World
+from sb3_mbmpo.dynamics import groups
 from sb3_mbmpo.dynamics.files import opened_ensemble, save_ensemble
-from sb3_mbmpo.dynamics.groups import MIN_GROUPS, member_groups, shares_of_processes
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
 from sb3_mbmpo.dynamics.parallel import is_stacked
@@ -189,11 +189,12 @@ class DynamicsEnsemble(nn.Module):
         """
         if world.size > self.n_models:
             raise ValueError(f"{world.size} processes cannot share {self.n_models} models: start fewer, or raise `n_models`.")
-        at_least = max(MIN_GROUPS, world.size) if self.device.type == "cpu" else world.size
-        if self.device.type != "cpu" and world.size == 1:
+        is_cpu = self.device.type == "cpu"
+        if not is_cpu and world.size == 1:
             return [[slice(0, self.n_models)]]
-        flops = self.flops if self.device.type == "cpu" else 0
-        return shares_of_processes(member_groups(self.n_models, flops, at_least), world.size)
+        at_least = max(groups.SAME_DIGITS_UP_TO, world.size) if is_cpu else world.size
+        members = groups.member_groups(self.n_models, self.flops if is_cpu else 0, at_least)
+        return groups.shares_of_processes(members, world.size)
 
     @th.no_grad()
     def reset_parameters(self, generator: th.Generator) -> None:
@@ -294,6 +295,7 @@ class DynamicsEnsemble(nn.Module):
             )
 
         shares = self.shares(world)
+        own = shares[world.rank]
         report = fit_members(
             list(self.parameters()),
             self.optimizer,
@@ -308,7 +310,7 @@ class DynamicsEnsemble(nn.Module):
             n_new_rows=n_new_rows,
             on_pass=on_pass,
             n_threads=n_threads,
-            groups=shares[world.rank],
+            groups=groups.merged(own, self.flops) if groups.SAME_DIGITS_UP_TO == 1 else own,
             error_fn=reward_error if self.learned_reward else None,
         )
         return self._exchanged(report, world, [slice(share[0].start, share[-1].stop) for share in shares])

@@ -13,12 +13,12 @@ from sb3_mbmpo.common.threads import even_shares
 # Members are grouped until a row of a group takes this many floating-point operations: the calls of smaller groups would cost
 # more than their matmuls
 FLOPS_PER_GROUP = 2_000_000
-# Minimum number of groups (if there are as many members). With 3, one, two and three processes would have the same groups, and
-# get the same numbers to the last bit, but a single process would be up to a sixth slower at the default sizes
-MIN_GROUPS = 1
+# Up to this number of processes have the same groups, and therefore learn the same, to the last bit. With 3, a single process
+# would be up to a sixth slower at the default sizes
+SAME_DIGITS_UP_TO = 1
 
 
-def member_groups(n_models: int, flops: int, at_least: int = MIN_GROUPS) -> list[slice]:
+def member_groups(n_models: int, flops: int, at_least: int = 1) -> list[slice]:
     """
     Divide the members into neighbouring groups, symmetrically, so that two processes have equally many.
 
@@ -52,3 +52,14 @@ def shares_of_processes(groups: Sequence[slice], n_processes: int) -> list[list[
         shares.append(list(groups[first:last]))
         first = last
     return shares
+
+
+def merged(groups: Sequence[slice], flops: int) -> list[slice]:
+    """
+    Divide the members of one process anew, into groups as large as the networks allow.
+
+    :param groups: neighbouring groups
+    :param flops: floating-point operations of one member's prediction for one row
+    """
+    first = groups[0].start
+    return [slice(first + group.start, first + group.stop) for group in member_groups(groups[-1].stop - first, flops)]

@@ -14,7 +14,7 @@ import torch as th
 from sb3_mbmpo.common.streams import spawned
 from sb3_mbmpo.common.threads import in_parallel
 from sb3_mbmpo.common.world import ALONE, World
-from sb3_mbmpo.dynamics.groups import shares_of_processes
+from sb3_mbmpo.dynamics import groups
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.rollouts import (
     ImaginedRollouts,
@@ -166,7 +166,9 @@ class MetaTrainer(NamedTuple):
 
     @property
     def task_slices(self) -> list[slice]:
-        """The tasks of each of this process's groups, counted from its first task."""
+        """Tasks whose policies may be differentiated together, counted from this process's first task."""
+        if groups.SAME_DIGITS_UP_TO == 1:  # the tasks of all its groups: fewer and larger operations
+            return [slice(0, self.own_tasks.stop - self.own_tasks.start)]
         return [tasks for _, tasks in self.groups]
 
     @property
@@ -189,7 +191,7 @@ class MetaTrainer(NamedTuple):
 
     def _shares(self) -> list[slice]:
         """Return the tasks of each process."""
-        shares = shares_of_processes([tasks for _, tasks in self._all_groups()], self.world.size)
+        shares = groups.shares_of_processes([tasks for _, tasks in self._all_groups()], self.world.size)
         return [slice(share[0].start, share[-1].stop) for share in shares]
 
     def gather(self, rows: th.Tensor) -> th.Tensor:

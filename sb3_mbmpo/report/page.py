@@ -68,7 +68,7 @@ def summary_table(run: RunLog, study: ModelStudy, env: gym.Env[Any, Any], files:
         returns = study.returns(actor)
         spread = f"{returns.mean():.4g} ± {returns.std():.3g} ({returns.min():.4g} to {returns.max():.4g})"
         rows[f"return, {actor}"] = f"{spread}, {len(returns)} deterministic episodes" if actor == "meta-policy" else spread
-    rows["these episodes"] = f"those of `python -m sb3_mbmpo train --seed {seed} --eval-episodes {len(returns)}`"
+    rows["these episodes"] = f"those of python -m sb3_mbmpo train --seed {seed} --eval-episodes {len(returns)}"
     lines = (f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
     return f"<table class='head'>{''.join(lines)}</table>"
 
