@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 
 import pytest
 import torch as th
@@ -9,6 +10,8 @@ from tiny import tiny_model
 
 # The networks are so small that threads would only wait for one another; and one thread fixes the order of sums.
 th.set_num_threads(1)
+# A shell that starts pytest in the background lets it ignore Ctrl-C, and every program that the tests start would, too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
