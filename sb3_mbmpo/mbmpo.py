@@ -509,7 +509,7 @@ class MBMPO(RealRolloutAlgorithm):
             generator=generators["imagination"],
             stopwatch=self._stopwatch,
             adopt=self._adopt,
-            critic=self._critic(generators["critic"], n_threads, world) if self.baseline == "critic" else None,
+            critic=self._critic(generators["critic"]) if self.baseline == "critic" else None,
             n_threads=n_threads,
             world=world,
         )
@@ -539,15 +539,8 @@ class MBMPO(RealRolloutAlgorithm):
             output_noise=options.output_noise if with_errors else 0.0,
         )
 
-    def _critic(self, generator: th.Generator, n_threads: int = 1, world: World = ALONE) -> Critic:
-        return Critic(
-            self.policy,
-            generator,
-            n_updates=self.n_critic_updates,
-            batch_size=self.batch_size,
-            n_threads=n_threads,
-            world=world,
-        )
+    def _critic(self, generator: th.Generator) -> Critic:
+        return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)
 
     def _start_pool(self, data: Transitions | None = None) -> th.Tensor:
         """Return the raw observations at which imagined rollouts may start (B, O), in ``data`` or in the replay buffer."""

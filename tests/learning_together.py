@@ -19,7 +19,6 @@ from sb3_mbmpo.__main__ import main
 from sb3_mbmpo.cli import training_run
 from sb3_mbmpo.common.world import ProcessLostError, World
 from sb3_mbmpo.dynamics import groups
-from sb3_mbmpo.meta import critic
 
 WORKER = int(os.environ.get("RANK", 0)) > 0
 
@@ -48,7 +47,6 @@ def three_models(case):
 def equal(path, same_digits_up_to):
     """Train every case, with the same groups of models in any number of processes, and save what process 0 learned."""
     groups.SAME_DIGITS_UP_TO = int(same_digits_up_to)
-    critic.CHUNK_ROWS = 10
     found = {case: state(three_models(case).learn(60)) for case in CASES}
     normalized = tiny_model(VecNormalize(vec_drift(2)), n_models=3, n_tasks=6)
     found["VecNormalize"] = state(normalized.learn(40).learn(40, reset_num_timesteps=False))

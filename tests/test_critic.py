@@ -155,20 +155,6 @@ def test_training_does_not_depend_on_the_unit_of_the_reward(exponent):
 # -- Regression -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_rows", [1, 7, 10, 64])
-def test_the_gradient_in_pieces_is_that_of_the_mean_squared_error(n_rows, monkeypatch):
-    monkeypatch.setattr("sb3_mbmpo.meta.critic.CHUNK_ROWS", 10)
-    policy = make_policy().double()
-    policy.value_net.rescale(th.tensor(50.0), th.tensor(3.0))
-    parameters = list(policy.critic_parameters().values())
-    states, targets = th.randn(n_rows, 2, dtype=th.double), 50 + 3 * th.randn(n_rows, dtype=th.double)
-    loss, *gradients = make_critic(policy)._gradient(parameters, states, targets)
-    expected = th.nn.functional.mse_loss(policy.values(states), targets) / 3**2
-    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-6)
-    for gradient, right in zip(gradients, th.autograd.grad(expected, parameters), strict=True):
-        np.testing.assert_allclose(gradient, right, rtol=1e-6, atol=1e-12)
-
-
 def test_rows_after_a_termination_do_not_count():
     policy, same = make_policy(), make_policy()
     rollouts, estimate = regression(make_critic(policy), quadratic, alive_share=0.5)

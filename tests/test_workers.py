@@ -26,7 +26,6 @@ def threads_for_small_networks(monkeypatch):
     for stage in ("imagination.rollouts", "dynamics.parallel"):
         monkeypatch.setattr(f"sb3_mbmpo.{stage}.FLOPS_PER_THREAD", 1e-3)
     monkeypatch.setattr("sb3_mbmpo.dynamics.parallel.MIN_FLOPS_TO_HAND_OVER", 0)
-    monkeypatch.setattr("sb3_mbmpo.meta.critic.CHUNK_ROWS", 10)
 
 
 def state(model):

@@ -2,25 +2,18 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch as th
-from torch import nn
+import torch.nn.functional as F
 
-from sb3_mbmpo.common.threads import even_shares, in_parallel
-from sb3_mbmpo.common.world import ALONE, World
 from sb3_mbmpo.imagination.rollouts import ImaginedRollouts
 from sb3_mbmpo.meta.advantages import AdvantageEstimate
 from sb3_mbmpo.policies import MetaPolicy
 
 # Targets whose relative spread is below this count as constant: dividing by the spread would amplify rounding errors
 MIN_RELATIVE_SPREAD = 1e-4
-# Rows of a minibatch that are differentiated at a time: their activations stay in the cache, and threads and processes share
-# the pieces of a minibatch
-CHUNK_ROWS = 1024
 
 
 class CriticReport(NamedTuple):
@@ -44,16 +37,12 @@ class Critic:
     :param generator: draws the minibatches
     :param n_updates: minibatch steps after each imagined batch
     :param batch_size: rows of a minibatch
-    :param n_threads: how many threads differentiate
-    :param world: the processes that share the minibatches; all of them have the same policy, and fit it to the same rows
     """
 
     policy: MetaPolicy
     generator: th.Generator
     n_updates: int
     batch_size: int
-    n_threads: int = 1
-    world: World = ALONE
 
     @th.no_grad()
     def __call__(self, policy_input: th.Tensor) -> th.Tensor:
@@ -99,41 +88,13 @@ class Critic:
         value_net.rescale(mean, std + (MIN_RELATIVE_SPREAD * std).clamp(th.finfo(std.dtype).tiny, 1e-8))
 
         loss = targets.new_zeros(())
-        parameters = list(self.policy.critic_parameters().values())
         shape = (self.n_updates, min(self.batch_size, len(targets)))
         for rows in th.randint(len(targets), shape, generator=self.generator, device=targets.device):
-            loss, *gradients = self._gradient(parameters, inputs[rows], targets[rows])
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            with th.enable_grad():
+                loss = F.mse_loss(self.policy.values(inputs[rows]) / value_net.std, targets[rows] / value_net.std)
+            optimizer.zero_grad()
+            loss.backward()
             optimizer.step()
         # Squares of large numbers overflow single precision, but not Python's floats
         explained = 1 - (float(unexplained) / float(spread)) ** 2 if spread > 0 else math.nan
-        return CriticReport(float(loss) * float(value_net.std) ** 2, explained)
-
-    def _gradient(self, parameters: Sequence[nn.Parameter], inputs: th.Tensor, targets: th.Tensor) -> list[th.Tensor]:
-        """
-        Compute the mean squared error of a minibatch, in units of the targets' spread, and its gradient.
-
-        :param parameters: the critic's parameters
-        :param inputs: standardised observations (B, O)
-        :param targets: lambda-returns (B,)
-        :return: the loss, followed by the gradient of each parameter; the same in all processes, however many there are
-        """
-        std = self.policy.value_net.std
-
-        def of_chunk(rows: slice) -> th.Tensor:
-            error = self.policy.values(inputs[rows]) / std - targets[rows] / std
-            loss = error.square().sum() / len(targets)
-            gradients = th.autograd.grad(loss, parameters)
-            return th.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)])
-
-        # GPUs are parallel themselves
-        n_chunks = -(-len(targets) // CHUNK_ROWS) if targets.device.type == "cpu" else 1
-        chunks = even_shares(len(targets), n_chunks)
-        shares, world = even_shares(n_chunks, self.world.size), self.world
-        if n_chunks < world.size:  # too few for all: each process computes the others' too
-            shares, world = [slice(0, n_chunks)], ALONE
-        parts = in_parallel([partial(of_chunk, rows) for rows in chunks[shares[world.rank]]], self.n_threads)
-        total = world.gather(th.stack(parts), [share.stop - share.start for share in shares]).sum(0)
-        pieces = total.split([1, *(parameter.numel() for parameter in parameters)])
-        return [pieces[0], *(piece.view_as(parameter) for piece, parameter in zip(pieces[1:], parameters, strict=True))]
+        return CriticReport(float(loss.detach()) * float(value_net.std) ** 2, explained)
