@@ -96,8 +96,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param ent_coef: weight of the policy's entropy in the outer objective
     :param stop_on_return_drop: end an iteration's meta-steps when the imagined return falls below its rolling average, and
         return to the best meta-policy: for tasks that can be solved completely, such as balancing
-    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task, at most those of a group
-        of models): fewer need less memory, more suit a GPU; except for rounding, the result is the same
+    :param chunk_size: imagined steps that a thread differentiates at a time (at least a whole task): fewer need less memory,
+        more suit a GPU; except for rounding, the result is the same
     :param gamma: discount factor
     :param gae_lambda: trade-off of bias (0) and variance (1) of the advantages
     :param normalize_advantage: standardise the advantages of each task
