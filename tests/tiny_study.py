@@ -26,15 +26,13 @@ STUDY = dict(
     n_eval_episodes=1,
 )
 # The same size with two seeds and a curve, in an environment of Gymnasium
-PENDULUM = dict(
+PENDULUM = STUDY | dict(
     env="Pendulum-v1",
     config=ENTRY | dict(policy="MlpPolicy", n_timesteps=120, learning_starts=60, env_kwargs=dict(max_episode_steps=20)),
     n_timesteps=120,
     names=["inner_lr", "dynamics_kwargs.max_gradient_steps"],
-    objective="last",
     n_seeds=2,
     n_evaluations=3,
-    n_eval_episodes=1,
 )
 
 

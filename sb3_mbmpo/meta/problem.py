@@ -58,7 +58,7 @@ class MetaProblem(NamedTuple):
     :param post: batch imagined with the adapted policies
     :param chunk_size: number of rows of the post batch that are processed at once (at least one task), so that activations
         stay in the cache and memory is limited
-    :param groups: tasks whose models are one group; no chunk has tasks of several groups. None: all tasks are one group
+    :param groups: neighbouring tasks that a chunk may have together; None: all tasks
     :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
