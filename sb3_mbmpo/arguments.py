@@ -182,7 +182,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     integers |= {"n_meta_steps": 0, "n_critic_updates": 0}
     for name, at_least in integers.items():
         check_integer(name, arguments[name], at_least)
-    for name in ("gamma", "gae_lambda", "recent_starts", "unadapted_share"):
+    for name in ("gamma", "gae_lambda", "momentum", "recent_starts", "unadapted_share"):
         check_number(name, arguments[name], 0, 1)
     for name in ("inner_lr", "cg_damping", "ent_coef"):
         check_number(name, arguments[name], 0)

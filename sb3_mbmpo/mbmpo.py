@@ -87,6 +87,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param n_meta_steps: outer steps per iteration
     :param outer_optimizer: "trpo" or "ppo"
     :param target_kl: bound of the mean KL divergence of the adapted policies in a TRPO step, in nats
+    :param momentum: a TRPO step follows a sum of this iteration's gradients, in which each meta-step back counts this factor
+        less; 0: only the gradient of its own batch, as in the paper
     :param cg_max_steps: maximum number of conjugate gradient iterations
     :param cg_damping: added to the diagonal of the Fisher matrix
     :param line_search_shrinking_factor: each step of the line search is the previous one times this factor
@@ -149,6 +151,7 @@ class MBMPO(RealRolloutAlgorithm):
         n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
         target_kl: float = 0.03,
+        momentum: float = 0.0,
         cg_max_steps: int = 10,
         cg_damping: float = 1e-5,
         line_search_shrinking_factor: float = 0.8,
@@ -201,7 +204,8 @@ class MBMPO(RealRolloutAlgorithm):
         self.inner_lr, self.learn_inner_lr, self.first_order = inner_lr, learn_inner_lr, first_order
         self.unadapted_share = unadapted_share
         self.outer_optimizer = outer_optimizer
-        self.target_kl, self.cg_max_steps, self.cg_damping = target_kl, cg_max_steps, cg_damping
+        self.target_kl, self.momentum = target_kl, momentum
+        self.cg_max_steps, self.cg_damping = cg_max_steps, cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.sub_sampling_factor = sub_sampling_factor

@@ -18,6 +18,7 @@ ACTION_SPACES = {
 N_TASKS, N_ROWS = 3, 12
 TRPO = dict(
     target_kl=0.01,
+    momentum=0.0,
     cg_max_steps=10,
     cg_damping=1e-5,
     line_search_shrinking_factor=0.8,
@@ -44,8 +45,8 @@ def fisher_vector_product(problem, phi, damping=0.0):
     return meta.fisher_vector_product(problem, at(problem, phi), damping)
 
 
-def trust_region_step(problem, phi, **kwargs):
-    new, report = meta.trust_region_step(problem, at(problem, phi), **{**TRPO, **kwargs})
+def trust_region_step(problem, phi, previous=None, **kwargs):
+    new, report = meta.trust_region_step(problem, at(problem, phi), previous, **{**TRPO, **kwargs})
     return new.vector(), report
 
 

@@ -28,7 +28,7 @@ INTEGERS_FROM_1 = (
     "chunk_size",
     "stats_window_size",
 )
-NUMBERS_FROM_0 = ("inner_lr", "cg_damping", "ent_coef", "gamma", "gae_lambda")
+NUMBERS_FROM_0 = ("inner_lr", "cg_damping", "ent_coef", "gamma", "gae_lambda", "momentum")
 FLAGS = ("learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop")
 CHOICES = ("outer_optimizer", "baseline", "imagined_start", "exploration")
 
@@ -44,6 +44,7 @@ BAD_VALUES = [
     ("n_steps", None),
     ("n_meta_steps", -1),
     ("gamma", 1.01),
+    ("momentum", 1.01),
     ("gamma", float("nan")),
     ("gamma", "0.9"),
     ("gae_lambda", float("inf")),

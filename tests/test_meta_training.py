@@ -76,6 +76,13 @@ def test_every_step_is_adopted_and_shown():
     assert training.metrics()["imagined/ep_rew_mean"] == 0.0
 
 
+def test_each_meta_step_continues_the_gradient_of_the_one_before():
+    trainer = scripted([4.0])
+    for _ in range(2):  # an iteration begins anew: its models are others
+        training = trainer.train(meta(0.0), n_meta_steps=3)
+        assert [report.gradient.item() for report in training.steps] == [1.0, 2.0, 3.0]
+
+
 def test_without_meta_steps_the_policy_is_only_adapted():
     training = scripted([4.0]).train(meta(0.0), n_meta_steps=0)
     assert (training.meta.theta.item(), training.steps, training.last_post) == (0.0, (), None)
@@ -89,9 +96,11 @@ class Scripted(MetaTrainer):
     def adapt(self, meta, **options):
         return Adaptation(meta.theta.expand(1, -1), (), rollouts(next(self.settings)), th.zeros(1, dtype=th.bool))
 
-    def step(self, meta):
+    def step(self, meta, previous=None):
         pre = self.adapt(meta).rollouts
-        return MetaStep(meta._replace(theta=meta.theta + 1), pre, pre, StepReport(0.5, 0.1, True, 1))
+        # The number of the step stands for its gradient
+        gradient = th.ones(1) if previous is None else previous.gradient + 1
+        return MetaStep(meta._replace(theta=meta.theta + 1), pre, pre, StepReport(0.5, 0.1, True, 1, gradient))
 
     def inner_kl(self, meta, adaptation):
         return 0.0

@@ -71,7 +71,7 @@ VALUES = {
     "n_critic_updates": [*COUNTS, 10**12],
     "batch_size": SIZES,
     "recent_starts": [*NUMBERS, np.float32(0.25)],
-    **dict.fromkeys(["inner_lr", "target_kl", "cg_damping", "ent_coef", "gamma", "gae_lambda"], NUMBERS),
+    **dict.fromkeys(["inner_lr", "target_kl", "cg_damping", "ent_coef", "gamma", "gae_lambda", "momentum"], NUMBERS),
     "line_search_shrinking_factor": NUMBERS,
     "learning_rate": [*NUMBERS, lambda progress: progress, lambda progress: None, lambda: 3, lambda progress: -1.0],
     **dict.fromkeys(["learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop"], FLAGS),

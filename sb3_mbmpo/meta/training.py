@@ -37,8 +37,6 @@ Result = TypeVar("Result")
 # (T tasks, number of rows) -> raw first observations (T, rows, O) of imagined rollouts
 SampleStarts = Callable[[int, int], th.Tensor]
 
-OUTER_STEPS: dict[str, Callable[..., tuple[MetaParameters, StepReport]]] = {"trpo": trust_region_step, "ppo": proximal_step}
-
 
 def adapting_tasks(n_tasks: int, unadapted_share: float, *, like: th.Tensor) -> th.Tensor | None:
     """
@@ -109,7 +107,7 @@ class MetaTrainer(NamedTuple):
         last_post: Outcome | None = None
         drop, fell = ReturnDrop(), False
         for number in range(1, n_meta_steps + 1):
-            step = self.step(meta)
+            step = self.step(meta, reports[-1] if reports else None)
             fell = stop_on_return_drop and drop.fell(meta, step.pre)
             if fell:
                 break
@@ -274,13 +272,14 @@ class MetaTrainer(NamedTuple):
         adapted, usable = zip(*self._by_task(batch.advantages, of_tasks), strict=True)
         return th.cat(adapted), th.cat(usable)
 
-    def step(self, meta: MetaParameters) -> MetaStep:
+    def step(self, meta: MetaParameters, previous: StepReport | None = None) -> MetaStep:
         """
         Take one meta-step: imagine, adapt, imagine with the adapted policies, and update the meta-policy.
 
         This is the inner loop of algorithm 1 in Clavera et al. 2018.
 
         :param meta: meta-parameters
+        :param previous: metrics of the step before, whose gradient the momentum continues; None for the first step
         :return: the new meta-parameters, the rollouts and the metrics
         """
         s = self.settings
@@ -300,7 +299,11 @@ class MetaTrainer(NamedTuple):
             adapts=adapts,
             gather=self.gather,
         )
-        meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
+        if s.outer_optimizer == "trpo":
+            gradient = None if previous is None else previous.gradient
+            meta, report = trust_region_step(problem, meta, gradient, **s.outer_kwargs)
+        else:
+            meta, report = proximal_step(problem, meta, **s.outer_kwargs)
         return MetaStep(
             meta,
             pre=self._outcome(adaptation.rollouts),
