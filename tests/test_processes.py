@@ -15,7 +15,7 @@ from tiny import assert_same
 
 from sb3_mbmpo import MBMPO
 from sb3_mbmpo.common.world import World
-from sb3_mbmpo.dynamics.groups import member_groups, merged, shares_of_processes
+from sb3_mbmpo.dynamics.groups import member_groups, merged, shares_of_processes, stacks
 
 TESTS = Path(__file__).parent
 
@@ -156,6 +156,26 @@ def test_five_models_on_two_processes_are_two_and_three():
 def test_a_process_computes_all_its_small_models_together():
     assert merged([slice(2, 3), slice(3, 5)], 164_000) == [slice(2, 5)]
     assert merged([slice(2, 3), slice(3, 5)], 2_000_000) == [slice(2, 3), slice(3, 4), slice(4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "tasks_of_model", "flops", "expected"),
+    [
+        (1, 4, 164_000, [[0, 1, 2, 3, 4]]),
+        (2, 4, 164_000, [[0, 0, 1, 1, 2], [2, 3, 3, 4, 4]]),
+        (2, 3, 164_000, [[0, 1], [2, 3, 4]]),
+        (3, 4, 164_000, [[0, 1], [2], [3, 4]]),
+        (2, 4, 2_000_000, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_a_process_imagines_all_tasks_of_its_small_models_together(processes, tasks_of_model, flops, expected):
+    shares = shares_of_processes(member_groups(5, flops, processes), processes)
+    assert stacks(shares, tasks_of_model, flops) == expected
+
+
+def test_the_mean_over_tasks_keeps_what_single_precision_loses():
+    rows = th.tensor([[1e8], [1.0], [-1e8], [0.5]])
+    assert World().mean(rows, 4).tolist() == [0.375]
 
 
 def test_a_single_process_communicates_with_nobody():

@@ -11,6 +11,7 @@ import torch as th
 
 from sb3_mbmpo.common.distributions import ActionDistribution
 from sb3_mbmpo.common.threads import even_shares, in_parallel
+from sb3_mbmpo.common.world import ALONE
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 
 
@@ -45,8 +46,9 @@ class MetaParameters(NamedTuple):
         return self.inner_lr if adapts is None else adapts * self.inner_lr
 
 
-def _unchanged(rows: th.Tensor) -> th.Tensor:
-    return rows
+def mean_of_tasks(rows: th.Tensor) -> th.Tensor:
+    """Return the mean of the rows of all tasks, if they are in one process: (T, .) -> (.) float64."""
+    return ALONE.mean(rows, len(rows))
 
 
 class MetaProblem(NamedTuple):
@@ -63,7 +65,7 @@ class MetaProblem(NamedTuple):
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     :param adapts: which tasks adapt, see ``MetaParameters.step_size``
-    :param gather: adds the rows of the tasks of other processes, in the order of the tasks: (T, .) -> (all tasks, .)
+    :param mean: averages rows over the tasks of all processes, see ``World.mean``: (T, .) -> (.) float64
     """
 
     actor: Actor
@@ -75,7 +77,7 @@ class MetaProblem(NamedTuple):
     ent_coef: float = 0.0
     n_threads: int = 1
     adapts: th.Tensor | None = None
-    gather: Callable[[th.Tensor], th.Tensor] = _unchanged
+    mean: Callable[[th.Tensor], th.Tensor] = mean_of_tasks
 
     @property
     def n_tasks(self) -> int:
@@ -96,17 +98,16 @@ class MetaProblem(NamedTuple):
         groups = [slice(0, self.n_tasks)] if self.groups is None else self.groups
         return [self.tasks(chunk) for chunk in task_chunks(groups, self.post.policy_input.shape[1], self.chunk_size)]
 
-    def of_chunks(self, function: Callable[..., th.Tensor], *arguments: Sequence[Any]) -> th.Tensor:
+    def mean_of_chunks(self, function: Callable[..., th.Tensor], *arguments: Sequence[Any]) -> th.Tensor:
         """
         Apply a function to every chunk, in several threads.
 
         :param function: a chunk and its arguments -> a row for each of its tasks (tasks, .)
         :param arguments: one element of each for every chunk
-        :return: the rows of all tasks of all processes, in order; so a sum over them has the same terms in the same order,
-            however they were made
+        :return: the mean of the rows of all tasks of all processes (.) float64
         """
         jobs = [partial(function, *job) for job in zip(self.chunks(), *arguments, strict=True)]
-        return self.gather(th.cat(in_parallel(jobs, self.n_threads)))
+        return self.mean(th.cat(in_parallel(jobs, self.n_threads)))
 
     def subsample(self, factor: int) -> "MetaProblem":
         """Return the problem with every ``factor``-th row only."""

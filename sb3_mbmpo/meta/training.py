@@ -298,7 +298,7 @@ class MetaTrainer(NamedTuple):
             groups=self.task_slices,
             n_threads=self.n_threads,
             adapts=adapts,
-            gather=self.gather,
+            mean=lambda rows: self.world.mean(rows, s.n_tasks),
         )
         meta, report = OUTER_STEPS[s.outer_optimizer](problem, meta, **s.outer_kwargs)
         return MetaStep(
