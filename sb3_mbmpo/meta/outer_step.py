@@ -185,6 +185,7 @@ def trust_region_step(
     :param target_kl: this and the other parameters are documented at ``MBMPO``
     :return: the new meta-parameters (the old ones if no candidate is accepted, or anything is not finite) and a report
     """
+    problem = problem.adapting_first()
     gradient, objective, old = meta_gradient(problem, meta)
     product = fisher_vector_product(problem.subsample(sub_sampling_factor), meta, cg_damping)
     direction, image = conjugate_gradient(product, gradient, cg_max_steps)
@@ -219,6 +220,7 @@ def proximal_step(
     :param clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]
     :return: the new meta-parameters (the old ones if these or their policies' distributions are not finite) and a report
     """
+    problem = problem.adapting_first()
     old = in_parallel([partial(_old_policies, chunk, meta) for chunk in problem.chunks()], problem.n_threads)
     before = _evaluate(problem, meta, old)
     leaf = meta.vector().detach().clone().requires_grad_()

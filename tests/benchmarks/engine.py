@@ -37,7 +37,7 @@ from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
 from sb3_mbmpo.meta.outer_step import fisher_vector_product, meta_gradient, trust_region_step
 from sb3_mbmpo.meta.problem import MetaProblem
-from sb3_mbmpo.meta.training import MetaTrainer
+from sb3_mbmpo.meta.training import MetaTrainer, adapting_tasks
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 # Size: its entry of zoo_configs/mbmpo.yml
@@ -223,8 +223,14 @@ class Bench:
         adapted_rollouts, adapted_estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
         post = TaskBatch.from_rollouts(adapted_rollouts, adapted_estimate.advantages)
         problem = MetaProblem(
-            trainer.actor, (pre,), post, chunk_size=s.chunk_size, groups=trainer.task_slices, n_threads=self.n_threads
-        )
+            trainer.actor,
+            (pre,),
+            post,
+            chunk_size=s.chunk_size,
+            groups=trainer.task_slices,
+            n_threads=self.n_threads,
+            adapts=adapting_tasks(s.n_tasks, s.unadapted_share, like=meta.theta),
+        ).adapting_first()
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, meta)
         product = fisher_vector_product(sample, meta, self.model.cg_damping)
