@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ if __name__ == "__main__":
 
 from sb3_mbmpo.cli.environments import listing
 from sb3_mbmpo.cli.training_run import train
+from sb3_mbmpo.cli.workers import number_or_auto, start_workers
 from sb3_mbmpo.zoo import yaml_mapping
 
 __all__ = ["main", "train"]
@@ -63,11 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     verb.add_argument("--resume", action="store_true", help="continue the run in FILE.zip, if there is one")
     verb.add_argument("--overwrite", action="store_true", help="start a new run, even if FILE.zip exists")
     verb.add_argument("--device", default="auto")
+    verb.add_argument(
+        "--workers",
+        type=number_or_auto,
+        default=1,
+        metavar="N",
+        help="processes of this machine that learn together, with an equal share of the CPUs; auto: as many as pay off",
+    )
     verb.add_argument("--verbose", type=int, default=0)
     verb.add_argument("--no-progress-bar", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.resume and arguments.overwrite:
         parser.error("--resume and --overwrite contradict each other")
+    try:
+        start_workers(arguments, sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        sys.exit(f"ValueError: {error}")
     train(arguments)
 
 

@@ -20,7 +20,7 @@ from sb3_mbmpo.common.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.common.save_util import plain
 from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.common.world import ALONE, World
-from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, output_bias_array
+from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, groups, output_bias_array
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
@@ -501,11 +501,11 @@ class MBMPO(RealRolloutAlgorithm):
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
         pool = self._start_pool(data)
-        groups = [group for share in self.dynamics.shares(world) for group in share]
+        stacks = groups.stacks(self.dynamics.shares(world), self.n_tasks // self.n_models, self.dynamics.flops)
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
         return MetaTrainer(
-            model_envs=[self._model_env(range(self.n_models)[group], with_errors=True) for group in groups],
+            model_envs=[self._model_env(members, with_errors=True) for members in stacks],
             to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
             sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),

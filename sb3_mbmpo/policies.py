@@ -267,11 +267,13 @@ class MetaPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.value_net = ValueHead(self.value_net)
+        # On so small a network, the unfused optimiser takes as long as the gradients
+        kwargs = {"fused": True} if self.optimizer_class is th.optim.Adam else {}
         # The meta-learner sets the actor's parameters, so this optimiser's momentum must not move them
         self.optimizer = self.optimizer_class(
             self.critic_parameters().values(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
+            **{**kwargs, **self.optimizer_kwargs},
         )
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
@@ -287,7 +289,8 @@ class MetaPolicy(ActorCriticPolicy):
         """
         rows = policy_input.flatten(0, -2)
         network = self.mlp_extractor.value_net
-        if type(self.vf_features_extractor) is FlattenExtractor and is_plain(network):
+        # Of a minibatch, it is the calls that take time, and SB3's modules need fewer
+        if not th.is_grad_enabled() and type(self.vf_features_extractor) is FlattenExtractor and is_plain(network):
             layers: list[Layer] = [
                 (module.weight.T.unsqueeze(0), module.bias) if isinstance(module, nn.Linear) else module
                 for module in [*network, self.value_net]

@@ -55,6 +55,29 @@ def test_chunks_and_threads_change_nothing(chunk_size, n_threads, sizes, learned
     th.testing.assert_close(everything(chunked, phi), everything(problem, phi))
 
 
+@pytest.mark.parametrize("learned_lr", [False, True])
+@pytest.mark.parametrize("groups", [None, [slice(0, 2), slice(2, 3)]], ids=["all together", "two groups"])
+@pytest.mark.parametrize("adapting", [[1, 0, 1], [0, 1, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0]], ids=str)
+@all_families
+def test_adaptations_that_nothing_needs_are_left_out(family, adapting, groups, learned_lr):
+    problem, phi = make_problem(family, n_inner_steps=2, learned_lr=learned_lr, groups=groups)
+    problem = problem._replace(adapts=th.tensor(adapting, dtype=phi.dtype).unsqueeze(1))
+    fewer = problem.adapting_first()
+    assert sum(chunk.n_tasks for chunk in fewer.chunks() if not chunk.pre) == adapting.count(0)
+    assert sum(chunk.n_tasks for chunk in fewer.chunks()) == N_TASKS
+    (gradient, value, _), (expected, expected_value, _) = meta_gradient(fewer, phi), meta_gradient(problem, phi)
+    th.testing.assert_close(gradient, expected)
+    assert value == pytest.approx(expected_value)
+    one, other = fisher_vector_product(fewer, phi, 0.1)(gradient), fisher_vector_product(problem, phi, 0.1)(gradient)
+    th.testing.assert_close(one, other)
+
+
+def test_the_entropy_needs_the_steps_of_all_tasks():
+    problem, phi = make_problem(unadapted=True, ent_coef=0.3)
+    assert problem.adapting_first() is problem
+    assert trust_region_step(problem, phi)[1].accepted
+
+
 @pytest.mark.parametrize(
     ("groups", "rows", "sizes"),
     [

@@ -14,8 +14,10 @@ from test_workers import CASES
 from tiny import assert_same
 
 from sb3_mbmpo import MBMPO
+from sb3_mbmpo.__main__ import main
+from sb3_mbmpo.cli import workers
 from sb3_mbmpo.common.world import World
-from sb3_mbmpo.dynamics.groups import member_groups, merged, shares_of_processes
+from sb3_mbmpo.dynamics.groups import member_groups, merged, shares_of_processes, stacks
 
 TESTS = Path(__file__).parent
 
@@ -125,6 +127,61 @@ def test_two_machines(tmp_path):
     assert not (tmp_path / "1").exists(), "only process 0 has files"
 
 
+# -- One command --------------------------------------------------------------------------------------------------------------
+
+SMALL = (
+    "{n_models: 2, n_tasks: 2, n_imagined_rollouts: 3, horizon: 4, n_meta_steps: 1, n_steps: 20, learning_starts: 20, "
+    "n_critic_updates: 2, batch_size: 16, dynamics_kwargs: {net_arch: [8], max_epochs: 2}}"
+)
+
+
+def trained(path, *options, launcher=()):
+    """Train by the command line in another program, and return its exit code, its output and the model, if there is one."""
+    command = [sys.executable, "-W", "ignore", *launcher, "-m", "sb3_mbmpo", "train", "--env", "Pendulum-v1", "--set", SMALL]
+    command += ["--save", str(path), "--eval-episodes", "1", "--no-progress-bar", "--total-timesteps", "60", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    program = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, timeout=300)
+    return program.returncode, program.stdout + program.stderr, MBMPO.load(path) if path.exists() else None
+
+
+def test_workers_are_processes_of_torchrun(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    code, output, theirs = trained(tmp_path / "torchrun.zip", launcher=launcher)
+    assert code == 0, output
+    code, output, ours = trained(tmp_path / "workers.zip", "--workers", "2")
+    assert code == 0, output
+    assert_same(ours.policy.state_dict(), theirs.policy.state_dict())
+    assert_same(ours.dynamics.state_dict(), theirs.dynamics.state_dict())
+    code, output, _ = trained(tmp_path / "workers.zip", "--workers", "2")
+    assert code == 1
+    assert "is there already" in output
+    code, output, _ = trained(tmp_path / "nested.zip", "--workers", "2", launcher=launcher)
+    assert code == 1
+    assert "--workers starts the processes by itself: leave it out with torchrun" in output
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_other_numbers_of_workers_are_refused(number, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", f"--workers={number}"])
+    assert f"must be a number of processes, at least 1, or auto, not '{number}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "number"),
+    [
+        ({}, 4),
+        ({"n_models": 3}, 3),
+        ({"dynamics_kwargs": {"net_arch": [1024, 1024]}}, 1),
+        ({"dynamics_kwargs": {"net_arch": []}}, 4),
+    ],
+    ids=str,
+)
+def test_small_networks_get_processes_and_large_ones_threads(config, number, monkeypatch):
+    monkeypatch.setattr(workers, "worker_threads", lambda device: 4)
+    assert workers.chosen_number(config, "cpu") == number
+
+
 # -- Sharing out --------------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +213,26 @@ def test_five_models_on_two_processes_are_two_and_three():
 def test_a_process_computes_all_its_small_models_together():
     assert merged([slice(2, 3), slice(3, 5)], 164_000) == [slice(2, 5)]
     assert merged([slice(2, 3), slice(3, 5)], 2_000_000) == [slice(2, 3), slice(3, 4), slice(4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "tasks_of_model", "flops", "expected"),
+    [
+        (1, 4, 164_000, [[0, 1, 2, 3, 4]]),
+        (2, 4, 164_000, [[0, 0, 1, 1, 2], [2, 3, 3, 4, 4]]),
+        (2, 3, 164_000, [[0, 1], [2, 3, 4]]),
+        (3, 4, 164_000, [[0, 1], [2], [3, 4]]),
+        (2, 4, 2_000_000, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_a_process_imagines_all_tasks_of_its_small_models_together(processes, tasks_of_model, flops, expected):
+    shares = shares_of_processes(member_groups(5, flops, processes), processes)
+    assert stacks(shares, tasks_of_model, flops) == expected
+
+
+def test_the_mean_over_tasks_keeps_what_single_precision_loses():
+    rows = th.tensor([[1e8], [1.0], [-1e8], [0.5]])
+    assert World().mean(rows, 4).tolist() == [0.375]
 
 
 def test_a_single_process_communicates_with_nobody():

@@ -40,7 +40,7 @@ class Standardization:
             # Rounding before the subtraction would lose small changes of large numbers
             exactly = (obs - mean - self.mean_tail).to(mean.dtype)
             centred = th.where(mean.abs() > LARGE_MEAN * std, exactly, centred)
-        return centred / std
+        return centred.div_(std)
 
 
 @dataclass(frozen=True)

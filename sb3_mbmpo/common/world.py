@@ -1,7 +1,7 @@
 """The processes that learn together, as a value; a single process is the trivial case, which communicates with nobody.
 
-``torch.distributed`` starts and connects them (``torchrun``). Terms are gathered in the order of the tasks, and summed by each
-process for itself: so the order of a sum does not depend on the number of processes.
+``torch.distributed`` starts and connects them (``torchrun``). Sums over all tasks are those of each process, added in double
+precision: what the number of processes changes in them, rounding to single precision removes.
 """
 
 import os
@@ -75,6 +75,19 @@ class World:
             column.clone(memory_format=th.contiguous_format).view(x.dtype).reshape(-1, *x.shape[1:])
             for column, x in zip(columns, tensors, strict=True)
         ]
+
+    def mean(self, rows: th.Tensor, n_rows: int) -> th.Tensor:
+        """
+        Return the mean of the rows of all processes, in double precision, where the order of a sum hardly matters.
+
+        :param rows: those of this process (rows, .)
+        :param n_rows: number of rows of all processes
+        :return: (.) float64
+        """
+        total = rows.sum(0, dtype=th.float64)
+        if self.size > 1:
+            total = self.gather(total.unsqueeze(0), [1] * self.size).sum(0)
+        return total / n_rows
 
     def largest(self, number: int) -> int:
         """Return the largest number of all processes."""

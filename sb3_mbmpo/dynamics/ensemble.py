@@ -379,11 +379,7 @@ class DynamicsEnsemble(nn.Module):
             center = center.double() + self.observation_tails[0]
         noise_bounds = None
         if self.probabilistic:
-            noise_bounds = NoiseBounds(
-                lower=chosen["min_log_var"].clone(),
-                upper=chosen["max_log_var"].clone(),
-                log_target_var=2 * self.target_std.log(),
-            )
+            noise_bounds = NoiseBounds.of(chosen["min_log_var"], chosen["max_log_var"], self.target_std)
         layers = folded(
             self._layers(chosen),
             input_std=th.cat([self.observation_std, self.action_std]),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_mbmpo.dynamics.networks import Layer, forward, softly_bounded
+from sb3_mbmpo.dynamics.networks import Layer, forward
 from sb3_mbmpo.dynamics.types import Prediction
 
 
@@ -44,14 +44,31 @@ class NoiseBounds(NamedTuple):
     """
     Soft bounds of the log-variance that a probabilistic member predicts.
 
-    :param lower: (M, 1, target_dim)
-    :param upper: (M, 1, target_dim)
-    :param log_target_var: added to standardised log-variances to make them raw ones (target_dim,)
+    :param upper: of the logarithm (M, 1, target_dim)
+    :param lower_var: the lower bound as a variance (M, 1, target_dim)
+    :param upper_var: the upper bound as a variance (M, 1, target_dim)
+    :param target_std: makes standardised standard deviations raw ones (target_dim,)
     """
 
-    lower: th.Tensor
     upper: th.Tensor
-    log_target_var: th.Tensor
+    lower_var: th.Tensor
+    upper_var: th.Tensor
+    target_std: th.Tensor
+
+    @classmethod
+    def of(cls, lower: th.Tensor, upper: th.Tensor, target_std: th.Tensor) -> "NoiseBounds":
+        """Return the bounds, given those of the logarithm."""
+        return cls(upper.clone(), lower.exp(), upper.exp(), target_std.clone())
+
+    def std(self, log_var: th.Tensor) -> th.Tensor:
+        """
+        Return raw standard deviations.
+
+        :param log_var: what the members predict, unbounded (M, B, target_dim)
+        :return: the root of exp(``softly_bounded(log_var)``), which is lower_var + upper_var sigmoid(log_var - upper)
+        """
+        within = (log_var - self.upper).sigmoid_()
+        return th.addcmul(self.lower_var, self.upper_var, within).sqrt_().mul_(self.target_std)
 
 
 @dataclass(frozen=True)
@@ -98,8 +115,7 @@ class EnsembleStep:
         target, log_var, logit = layout.split(output)
         if log_var is not None and (noise is not None or self.generator is not None):
             assert self.noise_bounds is not None
-            lower, upper, log_target_var = self.noise_bounds
-            std = th.exp(0.5 * (softly_bounded(log_var, lower, upper) + log_target_var))
+            std = self.noise_bounds.std(log_var)
             if noise is None:
                 noise = th.randn(target.shape, generator=self.generator, device=target.device, dtype=target.dtype)
             target = th.addcmul(target, std, noise)

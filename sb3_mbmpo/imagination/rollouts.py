@@ -188,17 +188,17 @@ def imagine(
     dtype = to_policy_input(start_obs[:1, :1]).dtype
     codec = groups[0].model_env.codec
 
-    # Zeros mean not alive, for steps that no group reaches because every rollout has terminated
-    def history(*trailing: int, dtype: th.dtype = dtype) -> th.Tensor:
-        return th.zeros((n_tasks, horizon, n_rollouts, *trailing), dtype=dtype, device=start_obs.device)
+    def history(*trailing: int, steps: int = horizon, dtype: th.dtype = dtype) -> th.Tensor:
+        return start_obs.new_empty((n_tasks, steps, n_rollouts, *trailing), dtype=dtype)
 
     rollouts = ImaginedRollouts(
         policy_input=history(observation_dim),
         actions=history(codec.sample_dim, dtype=dtype if codec.is_continuous else th.long),
-        rewards=history(),
-        alive=history(dtype=th.bool),
-        terminated=history(dtype=th.bool),
-        final_input=history(observation_dim)[:, :1].clone(),
+        # Zeros mean not alive, for steps that no group reaches because every rollout has terminated
+        rewards=history().zero_(),
+        alive=history(dtype=th.bool).zero_(),
+        terminated=history(dtype=th.bool).zero_(),
+        final_input=history(observation_dim, steps=1),
     )
     jobs: list[_GroupImagination] = []
     for (model_env, tasks), act in zip(groups, acts, strict=True):
@@ -326,6 +326,8 @@ class _GroupImagination:
         n_tasks, n_rollouts = self._alive.shape
         rollouts.final_input.squeeze(1).copy_(self._to_policy_input(self._obs))
         self._noise = Noise((), ())
+        for unreached in (rollouts.policy_input[:, length:], rollouts.actions[:, length:]):
+            unreached.zero_()
 
         def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
             env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
@@ -336,10 +338,10 @@ class _GroupImagination:
             rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
         # Rewards after the termination are meaningless, and may be NaN
         rollouts.rewards.masked_fill_(~rollouts.alive, 0)
-        # Discrete choices are -1 where a probability is NaN
+        # A sum is finite only if all its terms are, and cheaper to check. Discrete choices are -1 where a probability is NaN
         actions = rollouts.actions[:, :length]
-        valid = th.isfinite(actions) if model_env.codec.is_continuous else actions >= 0
-        if not (th.isfinite(rollouts.rewards).all() & valid.all()):
+        valid = th.isfinite(actions.sum()) if model_env.codec.is_continuous else (actions >= 0).all()
+        if not (th.isfinite(rollouts.rewards.sum()) & valid):
             for t in range(length):
                 check_policy_output(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
             from_obs, env_actions, to_obs = transitions()

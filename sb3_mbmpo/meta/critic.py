@@ -89,11 +89,14 @@ class Critic:
 
         loss = targets.new_zeros(())
         shape = (self.n_updates, min(self.batch_size, len(targets)))
-        for rows in th.randint(len(targets), shape, generator=self.generator, device=targets.device):
+        rows = th.randint(len(targets), shape, generator=self.generator, device=targets.device)
+        parameters = list(self.policy.critic_parameters().values())
+        for batch, target in zip(inputs[rows], targets[rows] / value_net.std, strict=True):
             with th.enable_grad():
-                loss = F.mse_loss(self.policy.values(inputs[rows]) / value_net.std, targets[rows] / value_net.std)
-            optimizer.zero_grad()
-            loss.backward()
+                loss = F.mse_loss(self.policy.values(batch) / value_net.std, target)
+                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
         # Squares of large numbers overflow single precision, but not Python's floats
         explained = 1 - (float(unexplained) / float(spread)) ** 2 if spread > 0 else math.nan

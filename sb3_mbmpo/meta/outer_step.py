@@ -79,8 +79,8 @@ def meta_gradient(problem: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor
     """
     jobs = [partial(_gradient_of_chunk, chunk, meta) for chunk in problem.chunks()]
     rows, old = zip(*in_parallel(jobs, problem.n_threads), strict=True)
-    of_tasks = problem.gather(th.cat(rows))
-    return of_tasks[:, :-1].mean(0), float(of_tasks[:, -1].double().mean()), list(old)
+    mean = problem.mean(th.cat(rows))
+    return mean[:-1].to(meta.theta.dtype), float(mean[-1]), list(old)
 
 
 def _gradient_of_chunk(chunk: MetaProblem, meta: MetaParameters) -> tuple[th.Tensor, _Old]:
@@ -115,7 +115,7 @@ def fisher_vector_product(
 
     def product(vector: th.Tensor) -> th.Tensor:
         parts = in_parallel([partial(factor, vector) for factor in factors], problem.n_threads)
-        return damping * vector + problem.gather(th.cat(parts)).mean(0)
+        return damping * vector + problem.mean(th.cat(parts)).to(vector.dtype)
 
     return product
 
@@ -147,8 +147,7 @@ def _fisher_factors(problem: MetaProblem, meta: MetaParameters) -> Callable[[th.
 
 def _evaluate(problem: MetaProblem, meta: MetaParameters, old: list[_Old]) -> _Evaluation:
     """Compare the adapted policies at ``meta`` with the old ones."""
-    rows = problem.of_chunks(partial(_evaluate_chunk, meta=meta), old)
-    objective, kl, is_usable = rows.double().mean(0).cpu().tolist()
+    objective, kl, is_usable = problem.mean_of_chunks(partial(_evaluate_chunk, meta=meta), old).cpu().tolist()
     return _Evaluation(objective, kl, is_usable == 1)
 
 
@@ -195,6 +194,7 @@ def trust_region_step(
     :param target_kl: this and the other parameters are documented at ``MBMPO``
     :return: the new meta-parameters (the old ones if no candidate is accepted, or anything is not finite) and a report
     """
+    problem = problem.adapting_first()
     gradient, objective, old = meta_gradient(problem, meta)
     if not th.isfinite(gradient).all():  # it must not spoil the steps that follow
         return meta, StepReport(0.0, 0.0, False, 0, previous)
@@ -233,6 +233,7 @@ def proximal_step(
     :param clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]
     :return: the new meta-parameters (the old ones if these or their policies' distributions are not finite) and a report
     """
+    problem = problem.adapting_first()
     old = in_parallel([partial(_old_policies, chunk, meta) for chunk in problem.chunks()], problem.n_threads)
     before = _evaluate(problem, meta, old)
     leaf = meta.vector().detach().clone().requires_grad_()
@@ -240,7 +241,8 @@ def proximal_step(
     optimizer = th.optim.Adam([leaf], lr=learning_rate, maximize=True)
     for _ in range(n_epochs):
         point = meta.with_vector(leaf.detach())
-        leaf.grad = problem.of_chunks(partial(_clipped_gradient_of_chunk, meta=point, clip_range=clip_range), old).mean(0)
+        gradient = problem.mean_of_chunks(partial(_clipped_gradient_of_chunk, meta=point, clip_range=clip_range), old)
+        leaf.grad = gradient.to(leaf.dtype)
         optimizer.step()
     candidate = meta.with_vector(leaf.detach())
     new = _evaluate(problem, candidate, old)

@@ -11,6 +11,7 @@ import torch as th
 
 from sb3_mbmpo.common.distributions import ActionDistribution
 from sb3_mbmpo.common.threads import even_shares, in_parallel
+from sb3_mbmpo.common.world import ALONE
 from sb3_mbmpo.meta.adaptation import Actor, TaskBatch, adapt, is_usable
 
 
@@ -45,8 +46,9 @@ class MetaParameters(NamedTuple):
         return self.inner_lr if adapts is None else adapts * self.inner_lr
 
 
-def _unchanged(rows: th.Tensor) -> th.Tensor:
-    return rows
+def mean_of_tasks(rows: th.Tensor) -> th.Tensor:
+    """Return the mean of the rows of all tasks, if they are in one process: (T, .) -> (.) float64."""
+    return ALONE.mean(rows, len(rows))
 
 
 class MetaProblem(NamedTuple):
@@ -54,16 +56,17 @@ class MetaProblem(NamedTuple):
     Data and settings of one meta-step: everything except the meta-parameters.
 
     :param actor: the policy as a function of its parameters
-    :param pre: a batch for each inner step
+    :param pre: a batch for each inner step; none: the tasks do not adapt
     :param post: batch imagined with the adapted policies
     :param chunk_size: number of rows of the post batch that are processed at once (at least one task), so that activations
         stay in the cache and memory is limited
     :param groups: neighbouring tasks that a chunk may have together; None: all tasks
+    :param idle: groups of further tasks, which do not adapt, see ``adapting_first``
     :param first_order: ignore that the inner gradient depends on theta (FOMAML, Finn et al. 2017)
     :param ent_coef: weight of the entropy of the pre-adaptation policy in the outer objective
     :param n_threads: how many chunks are processed at a time
     :param adapts: which tasks adapt, see ``MetaParameters.step_size``
-    :param gather: adds the rows of the tasks of other processes, in the order of the tasks: (T, .) -> (all tasks, .)
+    :param mean: averages rows over the tasks of all processes, see ``World.mean``: (T, .) -> (.) float64
     """
 
     actor: Actor
@@ -71,11 +74,12 @@ class MetaProblem(NamedTuple):
     post: TaskBatch
     chunk_size: int
     groups: Sequence[slice] | None = None
+    idle: Sequence[slice] = ()
     first_order: bool = False
     ent_coef: float = 0.0
     n_threads: int = 1
     adapts: th.Tensor | None = None
-    gather: Callable[[th.Tensor], th.Tensor] = _unchanged
+    mean: Callable[[th.Tensor], th.Tensor] = mean_of_tasks
 
     @property
     def n_tasks(self) -> int:
@@ -86,6 +90,7 @@ class MetaProblem(NamedTuple):
         """Return the problem of some of the tasks, which are one group."""
         return self._replace(
             groups=None,
+            idle=(),
             pre=tuple(batch.tasks(chunk) for batch in self.pre),
             post=self.post.tasks(chunk),
             adapts=None if self.adapts is None else self.adapts[chunk],
@@ -94,19 +99,45 @@ class MetaProblem(NamedTuple):
     def chunks(self) -> list["MetaProblem"]:
         """Split the problem into chunks of tasks, which are independent."""
         groups = [slice(0, self.n_tasks)] if self.groups is None else self.groups
-        return [self.tasks(chunk) for chunk in task_chunks(groups, self.post.policy_input.shape[1], self.chunk_size)]
+        rows = self.post.policy_input.shape[1]
+        idle = [self.tasks(chunk)._replace(pre=()) for chunk in task_chunks(self.idle, rows, self.chunk_size)]
+        return [self.tasks(chunk) for chunk in task_chunks(groups, rows, self.chunk_size)] + idle
 
-    def of_chunks(self, function: Callable[..., th.Tensor], *arguments: Sequence[Any]) -> th.Tensor:
+    def adapting_first(self) -> "MetaProblem":
+        """
+        Return the problem with its tasks in another order, so that chunks do not compute adaptations that nothing needs.
+
+        Within each group, the tasks that do not adapt come last, and form a group of their own.
+        """
+        if self.adapts is None or self.ent_coef != 0:  # the entropy is that of the pre batch, of all tasks
+            return self
+        adapts, order = self.adapts.squeeze(1).tolist(), list[int]()
+        groups: dict[bool, list[slice]] = {True: [], False: []}
+        for group in [slice(0, self.n_tasks)] if self.groups is None else self.groups:
+            for kind, found in groups.items():
+                tasks = [i for i in range(group.start, group.stop) if bool(adapts[i]) == kind]
+                if tasks:
+                    found.append(slice(len(order), len(order) + len(tasks)))
+                    order += tasks
+        index = th.as_tensor(order, device=self.adapts.device)
+        return self._replace(
+            pre=tuple(TaskBatch(*(x[index] for x in batch)) for batch in self.pre),
+            post=TaskBatch(*(x[index] for x in self.post)),
+            groups=groups[True],
+            idle=groups[False],
+            adapts=None,
+        )
+
+    def mean_of_chunks(self, function: Callable[..., th.Tensor], *arguments: Sequence[Any]) -> th.Tensor:
         """
         Apply a function to every chunk, in several threads.
 
         :param function: a chunk and its arguments -> a row for each of its tasks (tasks, .)
         :param arguments: one element of each for every chunk
-        :return: the rows of all tasks of all processes, in order; so a sum over them has the same terms in the same order,
-            however they were made
+        :return: the mean of the rows of all tasks of all processes (.) float64
         """
         jobs = [partial(function, *job) for job in zip(self.chunks(), *arguments, strict=True)]
-        return self.gather(th.cat(in_parallel(jobs, self.n_threads)))
+        return self.mean(th.cat(in_parallel(jobs, self.n_threads)))
 
     def subsample(self, factor: int) -> "MetaProblem":
         """Return the problem with every ``factor``-th row only."""
@@ -114,6 +145,8 @@ class MetaProblem(NamedTuple):
 
     def adapted(self, meta: MetaParameters, create_graph: bool = False) -> th.Tensor:
         """Return the adapted parameters theta'_k (T, P)."""
+        if not self.pre:
+            return meta.theta.expand(self.n_tasks, -1)
         return adapt(
             self.actor,
             meta.theta,

@@ -297,7 +297,7 @@ class MetaTrainer(NamedTuple):
             groups=self.task_slices,
             n_threads=self.n_threads,
             adapts=adapts,
-            gather=self.gather,
+            mean=lambda rows: self.world.mean(rows, s.n_tasks),
         )
         if s.outer_optimizer == "trpo":
             gradient = None if previous is None else previous.gradient

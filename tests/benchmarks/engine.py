@@ -2,8 +2,11 @@
 Compare the engine's speed with the machine's own limit: ``make bench``.
 
 Every stage is timed against the bare matmuls of the dynamics, with the same shapes and threads, alternating in the same run:
-on a shared machine, only their ratio is meaningful. Each configuration runs in a process of its own, so that its peak memory
-and its threads are its own, too.
+on a shared machine, only their ratio is meaningful. Low precision alternates with single precision, and two processes with
+one (``processes.py``). Each configuration runs in a process of its own, so that its peak memory and its threads are its own,
+too. A summary compares the ratios with the goals.
+
+``--stages imagination --sizes authors --threads 1`` takes a minute, all of it half an hour.
 """
 
 import argparse
@@ -13,9 +16,12 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,11 +37,12 @@ from sb3_mbmpo.dynamics.networks import matmul_dtype
 from sb3_mbmpo.meta.adaptation import TaskBatch, adapt
 from sb3_mbmpo.meta.outer_step import fisher_vector_product, meta_gradient, trust_region_step
 from sb3_mbmpo.meta.problem import MetaProblem
-from sb3_mbmpo.meta.training import MetaTrainer
+from sb3_mbmpo.meta.training import MetaTrainer, adapting_tasks
 from sb3_mbmpo.zoo import ENV_ENTRIES, read_config
 
 # Size: its entry of zoo_configs/mbmpo.yml
 ENTRIES = {"authors": "HalfCheetah-v5-authors", "half-cheetah": "HalfCheetah-v5", "pendulum": "Pendulum-v1"}
+STAGES = ("iteration", "fit", "imagination", "meta_step")
 FIT_EPOCHS = 2
 CPU = th.device("cpu")
 
@@ -61,7 +68,9 @@ class Bench:
         self.model = MBMPO(
             env=env, seed=0, device=arguments.device, dynamics_kwargs=dynamics_kwargs, **{**hyperparams, **arguments.override}
         )
-        self.model.learn(arguments.rows)  # random steps only: the first fit would come one step later
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Nothing will be learned")
+            self.model.learn(arguments.rows)  # random steps only: the first fit would come one step later
         self.dynamics = self.model.dynamics
         self.layers = [weight.detach().to(self.dynamics.matmul_dtype) for weight in self.dynamics.weights]
         self.batch_size = dynamics_kwargs.get("batch_size", 256)
@@ -80,6 +89,15 @@ class Bench:
         """Return the wall times of functions called in turns, after a warm-up turn; so other load affects all alike."""
         turns = [[self.seconds(function) for function in functions] for _ in range(self.arguments.repeat + 1)]
         return [list(times) for times in zip(*turns[1:], strict=True)]
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Let the dynamics multiply in single precision inside the block."""
+        before, self.dynamics.precision = self.dynamics.precision, "float32"
+        try:
+            yield
+        finally:
+            self.dynamics.precision = before
 
     # ---------------------------------------------------------------- bare matmuls
 
@@ -120,7 +138,7 @@ class Bench:
     # ---------------------------------------------------------------- stages
 
     def fit(self) -> dict[str, Any]:
-        """Measure rows x models per second of the fit, compared with its bare matmuls and with a single thread."""
+        """Measure rows x models per second of the fit, compared with its bare matmuls, a single thread and float32."""
         model, data = self.model, self.model._transitions()
         n_train = len(data.obs) - int(0.2 * len(data.obs))
         training = self.matmuls_by_batch(self.batch_size, round(FIT_EPOCHS * n_train / self.batch_size), backward=True)
@@ -135,42 +153,57 @@ class Bench:
             training()
             validation()
 
-        ours, alone, *single = self.in_turns(partial(fit, self.n_threads), bound, *[partial(fit, 1)] * (self.n_threads > 1))
+        def in_float32() -> None:
+            with self._in_float32():
+                fit(self.n_threads)
+
+        others = self._others(one_thread=partial(fit, 1), float32=in_float32)
+        ours, alone, *theirs = self.in_turns(partial(fit, self.n_threads), bound, *others.values())
         result = {
             "rows_x_models_per_s": FIT_EPOCHS * n_train * model.n_models / median(ours),
             "share_of_bound": median(b / a for a, b in zip(ours, alone, strict=True)),
         }
-        if single:
-            result["times_one_thread"] = median(b / a for a, b in zip(ours, single[0], strict=True))
-        return result
+        return result | self._times_as_fast(ours, dict(zip(others, theirs, strict=True)))
+
+    def _others(self, **functions: Callable[[], object]) -> dict[str, Callable[[], object]]:
+        """Return those of two further ways to do the same, with one thread and in float32, that are not the way itself."""
+        is_other = {"one_thread": self.n_threads > 1, "float32": self.dynamics.matmul_dtype != th.float32}
+        return {name: function for name, function in functions.items() if is_other[name]}
+
+    def _times_as_fast(self, ours: Sequence[float], others: dict[str, list[float]]) -> dict[str, float]:
+        return {f"times_{name}": median(b / a for a, b in zip(ours, times, strict=True)) for name, times in others.items()}
 
     def imagination(self) -> dict[str, Any]:
-        """Measure imagined steps per second, compared with bare matmuls and with one thread, also next to a busy process."""
+        """Measure imagined steps per second, compared with bare matmuls, with one thread and with float32."""
         trainer, alone = self.trainer(self.n_threads), self.trainer(1)
         s = trainer.settings
         steps, rows = s.n_tasks * s.n_imagined_rollouts * s.horizon, s.n_tasks * s.n_imagined_rollouts // self.model.n_models
         bound = self.matmuls_by_rows(rows, s.horizon)
         parameters = self.model.policy.actor_vector().expand(s.n_tasks, -1)
-        ours, theirs, single = self.in_turns(
-            lambda: self.rollouts(trainer, parameters), bound, lambda: self.rollouts(alone, parameters)
+        with self._in_float32():
+            single_precision = self.trainer(self.n_threads)  # it has its own copy of the weights
+
+        def ours() -> None:
+            self.rollouts(trainer, parameters)
+
+        others = self._others(
+            one_thread=lambda: self.rollouts(alone, parameters), float32=lambda: self.rollouts(single_precision, parameters)
         )
+        times, alone_times, *theirs = self.in_turns(ours, bound, *others.values())
         result = {
-            "steps_per_s": steps / median(ours),
-            "gflops": steps * self.dynamics.flops / median(ours) / 1e9,
-            "bound_gflops": steps * self.dynamics.flops / median(theirs) / 1e9,
-            "share_of_bound": median(b / a for a, b in zip(ours, theirs, strict=True)),
-        }
+            "steps_per_s": steps / median(times),
+            "gflops": steps * self.dynamics.flops / median(times) / 1e9,
+            "bound_gflops": steps * self.dynamics.flops / median(alone_times) / 1e9,
+            "share_of_bound": median(b / a for a, b in zip(times, alone_times, strict=True)),
+        } | self._times_as_fast(times, dict(zip(others, theirs, strict=True)))
         if self.n_threads > 1:
-            result["times_one_thread"] = median(b / a for a, b in zip(ours, single, strict=True))
             process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             try:
-                ours, single = self.in_turns(
-                    lambda: self.rollouts(trainer, parameters), lambda: self.rollouts(alone, parameters)
-                )
+                times, single = self.in_turns(ours, others["one_thread"])
             finally:
                 process.kill()
                 process.wait()
-            result["times_one_thread_beside_a_busy_process"] = median(b / a for a, b in zip(ours, single, strict=True))
+            result |= self._times_as_fast(times, {"one_thread_beside_a_busy_process": single})
         return result
 
     def trainer(self, n_threads: int) -> MetaTrainer:
@@ -190,8 +223,14 @@ class Bench:
         adapted_rollouts, adapted_estimate = trainer.imagine(adapt(trainer.actor, meta.theta, [pre], meta.inner_lr))
         post = TaskBatch.from_rollouts(adapted_rollouts, adapted_estimate.advantages)
         problem = MetaProblem(
-            trainer.actor, (pre,), post, chunk_size=s.chunk_size, groups=trainer.task_slices, n_threads=self.n_threads
-        )
+            trainer.actor,
+            (pre,),
+            post,
+            chunk_size=s.chunk_size,
+            groups=trainer.task_slices,
+            n_threads=self.n_threads,
+            adapts=adapting_tasks(s.n_tasks, s.unadapted_share, like=meta.theta),
+        ).adapting_first()
         sample = problem.subsample(self.model.sub_sampling_factor)
         gradient, *_ = meta_gradient(problem, meta)
         product = fisher_vector_product(sample, meta, self.model.cg_damping)
@@ -209,9 +248,14 @@ class Bench:
         times = dict(zip(parts, self.in_turns(*parts.values()), strict=True))
         turns = zip(*(times[name] for name in ("advantages of one batch", "critic", "adaptation", "outer step")), strict=True)
         whole = [2 * advantage + critic + adaptation + outer for advantage, critic, adaptation, outer in turns]
+        critic_share = [
+            critic / (rest + 2 * imagined)
+            for critic, rest, imagined in zip(times["critic"], whole, times["imagination of one batch"], strict=True)
+        ]
         imagined = times["imagination of one batch"]
         return {
             "seconds": {name: median(times[name]) for name in times} | {"whole, without imagination": median(whole)},
+            "critic_share": median(critic_share),
             "ratio_to_imagination": median(a / (2 * b) for a, b in zip(whole, imagined, strict=True)),
         }
 
@@ -243,40 +287,82 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(bench.dynamics.matmul_dtype).removeprefix("torch."),
     }
     # First, because the recorded peak memory never decreases
-    result["iteration"] = bench.iteration()
+    if "iteration" in arguments.stages:
+        result["iteration"] = bench.iteration()
     with single_threaded_operations():
-        result["fit"], result["imagination"], result["meta_step"] = bench.fit(), bench.imagination(), bench.meta_step()
-    return result
+        return result | {stage: getattr(bench, stage)() for stage in STAGES[1:] if stage in arguments.stages}
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a readable report on one configuration."""
-    imagination, fit, meta_step, iteration = (result[key] for key in ("imagination", "fit", "meta_step", "iteration"))
+
+    def others(stage: dict[str, Any]) -> str:
+        names = {
+            "times_one_thread": "one thread",
+            "times_one_thread_beside_a_busy_process": "one thread, both beside a busy process",
+        }
+        names["times_float32"] = "float32"
+        found = [f"{stage[key]:.2f} times {name}" for key, name in names.items() if key in stage]
+        return "; " + ", ".join(found) if found else ""
+
     yield f"## {result['size']}, {result['device']}, {result['threads']} thread(s), {result['dtype']}"
-    yield (
-        f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s, compared with "
-        f"{imagination['bound_gflops']:.0f} for the bare matmuls of the dynamics ({imagination['share_of_bound']:.0%})"
-    )
-    if "times_one_thread" in imagination:
+    if imagination := result.get("imagination"):
         yield (
-            f"  {imagination['times_one_thread']:.2f} times one thread; next to a busy process "
-            f"{imagination['times_one_thread_beside_a_busy_process']:.2f} times"
+            f"imagination: {imagination['steps_per_s']:,.0f} steps/s, {imagination['gflops']:.0f} GFLOP/s, compared with "
+            f"{imagination['bound_gflops']:.0f} for the bare matmuls of the dynamics ({imagination['share_of_bound']:.0%})"
+            f"{others(imagination)}"
         )
-    compared = f", {fit['times_one_thread']:.2f} times one thread" if "times_one_thread" in fit else ""
-    yield f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its bare matmuls{compared}"
-    yield f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; seconds of"
-    yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
-    yield (
-        f"a whole iteration ({iteration['imagined_steps']:,} imagined steps): "
-        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in iteration["seconds"].items())
-        + f"; peak memory {iteration['peak_memory_mib']:,.0f} MiB"
-    )
+    if fit := result.get("fit"):
+        yield (
+            f"fit: {fit['rows_x_models_per_s']:,.0f} rows x models/s, {fit['share_of_bound']:.0%} of its bare matmuls"
+            f"{others(fit)}"
+        )
+    if meta_step := result.get("meta_step"):
+        yield (
+            f"meta-step: {meta_step['ratio_to_imagination']:.2f} of the imagination of its two batches; the critic is "
+            f"{meta_step['critic_share']:.0%} of all; seconds of"
+        )
+        yield "  " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in meta_step["seconds"].items())
+    if iteration := result.get("iteration"):
+        yield (
+            f"a whole iteration ({iteration['imagined_steps']:,} imagined steps): "
+            + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in iteration["seconds"].items())
+            + f"; peak memory {iteration['peak_memory_mib']:,.0f} MiB"
+        )
+
+
+def summary(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each goal that was measured, on one CPU core or on two."""
+    one_core = [result for result in results if result["device"] == "cpu" and result["threads"] == 1]
+    for result in one_core:
+        where = f"{result['size']}, one core, {result['dtype']}"
+        imagination, fit, meta_step = (result.get(stage, {}) for stage in ("imagination", "fit", "meta_step"))
+        if result["size"] == "authors" and result["dtype"] == "float32" and imagination:
+            yield f"{where}: imagination reaches {imagination['share_of_bound']:.0%} of its matmuls alone (goal: 90 %)"
+        for name, stage, goal in [("imagination", imagination, 1.6), ("fit", fit, 1.5)]:
+            if "times_float32" in stage:
+                aim = f" (goal: {goal})" if result["size"] == "authors" else ""
+                yield f"{where}: {name} {stage['times_float32']:.2f} times as fast as float32{aim}"
+        if result["size"] != "authors" and meta_step:
+            yield f"{where}: the critic takes {meta_step['critic_share']:.0%} of a meta-step"
+
+
+def scaling(repeat: int) -> list[dict[str, Any]]:
+    """Measure the default iterations in two processes and in one, see ``processes.py``, which prints its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "processes.json"
+        command = [sys.executable, "-m", "tests.benchmarks.processes", "--workers", "1x1", "2x1"]
+        subprocess.run([*command, "--repeat", str(repeat), "--output", str(output)], check=True)
+        return json.loads(output.read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure the requested configurations, print the results and save them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=["authors", "pendulum"])
+    parser.add_argument("--sizes", nargs="+", choices=ENTRIES, default=list(ENTRIES), help="default: all")
+    parser.add_argument(
+        "--stages", nargs="+", choices=[*STAGES, "processes"], default=[*STAGES, "processes"], help="default: all"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, worker_threads(CPU)}))
     parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help='"auto" is skipped if it is float32')
     parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if th.cuda.is_available() else [])])
@@ -304,6 +390,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                         results.append(pool.submit(measure, argparse.Namespace(**one)).result())
                     print("\n".join(lines(results[-1])), flush=True)
+    goals = list(summary(results))
+    if "processes" in arguments.stages:
+        print("## two processes, with one thread each, compared with one", flush=True)
+        results.append({"processes": scaling(arguments.repeat)})
+        goals += [
+            f"{row['size']}, two cores: two processes {row['times_as_fast']['whole']:.2f} times as fast as one (goal: 1.6)"
+            for row in results[-1]["processes"]
+            if row["processes"] == 2
+        ]
+    if goals:
+        print("## goals", *goals, sep="\n", flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1))
     print(f"Saved to {arguments.output}")
