@@ -184,7 +184,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_integer(name, arguments[name], at_least)
     for name in ("gamma", "gae_lambda", "momentum", "recent_starts", "unadapted_share"):
         check_number(name, arguments[name], 0, 1)
-    for name in ("inner_lr", "cg_damping", "ent_coef"):
+    for name in ("inner_lr", "cg_damping", "ent_coef", "disagreement_penalty"):
         check_number(name, arguments[name], 0)
     check_number("target_kl", arguments["target_kl"], 0, open_low=True)
     check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], 0, 1, open_low=True)

@@ -20,7 +20,15 @@ from sb3_mbmpo.common.progress import StageProgressBar, Stopwatch, dump_and_keep
 from sb3_mbmpo.common.save_util import plain
 from sb3_mbmpo.common.threads import single_threaded_operations, worker_threads
 from sb3_mbmpo.common.world import ALONE, World
-from sb3_mbmpo.dynamics import DynamicsEnsemble, DynamicsOptions, FitReport, Transitions, groups, output_bias_array
+from sb3_mbmpo.dynamics import (
+    DisagreementPenalty,
+    DynamicsEnsemble,
+    DynamicsOptions,
+    FitReport,
+    Transitions,
+    groups,
+    output_bias_array,
+)
 from sb3_mbmpo.imagination.model_env import ModelEnv
 from sb3_mbmpo.imagination.starts import StartSampler
 from sb3_mbmpo.imagination.vec_env import ModelVecEnv
@@ -78,6 +86,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param horizon: steps of an imagined rollout
     :param imagined_start: where imagined rollouts start: "initial" (real first observations) or "buffer" (any real one)
     :param recent_starts: share of the imagined rollouts that start at a step since the previous fit ("buffer" only)
+    :param disagreement_penalty: weight of a penalty for imagined steps about which the models disagree more than about real
+        ones, in standard deviations of the real rewards; 0: none, as in the paper
     :param n_inner_steps: policy-gradient steps of an adaptation
     :param inner_lr: step size of the adaptation
     :param learn_inner_lr: learn one inner step size per parameter, starting from ``inner_lr`` (Meta-SGD)
@@ -141,6 +151,7 @@ class MBMPO(RealRolloutAlgorithm):
         horizon: int = 25,
         imagined_start: str = "buffer",
         recent_starts: float = 0.5,
+        disagreement_penalty: float = 1.0,
         # Adaptation: the inner step
         n_inner_steps: int = 1,
         inner_lr: float = 3e-3,
@@ -150,10 +161,10 @@ class MBMPO(RealRolloutAlgorithm):
         # Meta-steps: the outer step
         n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
-        target_kl: float = 0.03,
-        momentum: float = 0.0,
+        target_kl: float = 0.01,
+        momentum: float = 0.8,
         cg_max_steps: int = 10,
-        cg_damping: float = 1e-5,
+        cg_damping: float = 0.1,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,
@@ -163,7 +174,7 @@ class MBMPO(RealRolloutAlgorithm):
         chunk_size: int = 4_096,
         # Advantages and their critic
         gamma: float = 0.99,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = 0.6,
         normalize_advantage: bool = True,
         baseline: str = "critic",
         n_critic_updates: int = 40,
@@ -213,7 +224,7 @@ class MBMPO(RealRolloutAlgorithm):
         self.baseline, self.n_critic_updates = baseline, n_critic_updates
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
         self.imagined_start, self.recent_starts, self.exploration = imagined_start, recent_starts, exploration
-        self.stop_on_return_drop = stop_on_return_drop
+        self.disagreement_penalty, self.stop_on_return_drop = disagreement_penalty, stop_on_return_drop
         self.dynamics_kwargs = {} if dynamics_kwargs is None else dynamics_kwargs
         self.outer_kwargs = {} if outer_kwargs is None else outer_kwargs
         self.chunk_size = chunk_size
@@ -223,6 +234,7 @@ class MBMPO(RealRolloutAlgorithm):
         self.learned_inner_lr: th.Tensor | None = None
         self._bias_draws: np.ndarray | None = None
         self._start_sample: np.ndarray | None = None
+        self._typical_disagreement = self._reward_std = 0.0
         self._health = TrainingHealth()
         self._stopwatch = Stopwatch()
         self._progress: StageProgressBar | None = None
@@ -413,6 +425,7 @@ class MBMPO(RealRolloutAlgorithm):
             # Fit the ensemble to all real steps
             with self._stopwatch("dynamics_fit"):
                 fit = self._fit_dynamics(data, n_threads, world)
+                self._measure_typical(data)
             self.policy.set_observation_statistics(self._to_policy_units(data.obs))
             # Meta-train the policy in the models, and adapt it to each of them
             with self._stopwatch("meta_update"):
@@ -468,6 +481,13 @@ class MBMPO(RealRolloutAlgorithm):
         self._n_fits += 1
         return report
 
+    def _measure_typical(self, data: Transitions) -> None:
+        """Measure, at some of the real steps, the units of the disagreement penalty."""
+        some = slice(None, None, 1 + len(data.obs) // 1000)
+        obs, action = data.obs[some].to(self.dynamics.observation_dtype), self._codec.to_dynamics(data.action[some])
+        self._typical_disagreement = float(self.dynamics.disagreement_fn()(obs, action).median())
+        self._reward_std = float(data.reward.double().std(correction=0))
+
     def _record(self, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self.logger.record(key, value)
@@ -500,12 +520,12 @@ class MBMPO(RealRolloutAlgorithm):
         :return: meta-training in the current ensemble
         """
         self._functions.require(self.dynamics.learned_reward, self.dynamics.learned_termination)
-        pool = self._start_pool(data)
+        pool, penalty = self._start_pool(data), self._penalty()
         stacks = groups.stacks(self.dynamics.shares(world), self.n_tasks // self.n_models, self.dynamics.flops)
         # Observations since the previous fit come last
         n_recent = min(self._n_new_steps, len(pool)) if self.imagined_start == "buffer" else 0
         return MetaTrainer(
-            model_envs=[self._model_env(members, with_errors=True) for members in stacks],
+            model_envs=[self._model_env(members, with_errors=True, penalty=penalty) for members in stacks],
             to_policy_input=PolicyInput(self._policy_units(pool.dtype), self.policy.standardization()),
             actor=self.policy.actor,
             sample_starts=StartSampler(pool, n_recent, self.recent_starts, generators["starts"]),
@@ -524,13 +544,16 @@ class MBMPO(RealRolloutAlgorithm):
             settings = settings._replace(outer_kwargs={name: getattr(self, name) for name in TRPO_OPTIONS})
         return settings
 
-    def _model_env(self, members: Sequence[int] | None, with_errors: bool = False) -> ModelEnv:
+    def _model_env(
+        self, members: Sequence[int] | None, with_errors: bool = False, penalty: DisagreementPenalty | None = None
+    ) -> ModelEnv:
         """
         Build the learned environment of some of the current models, which predicts the means of probabilistic members unless
         it is given noise.
 
         :param members: numbers of the members; None: all
         :param with_errors: whether it has the deliberate errors of ``dynamics_kwargs``
+        :param penalty: see ``ModelEnv``
         """
         options = self._dynamics_options
         return ModelEnv.of(
@@ -541,7 +564,16 @@ class MBMPO(RealRolloutAlgorithm):
             members=members,
             output_bias=self._output_bias() if with_errors else None,
             output_noise=options.output_noise if with_errors else 0.0,
+            penalty=penalty,
         )
+
+    def _penalty(self) -> DisagreementPenalty | None:
+        """Return the penalty of the current models; None if there is nothing to subtract."""
+        # Rewards of any size must not overflow single precision with it
+        weight = min(self.disagreement_penalty * self._reward_std, th.finfo(th.float32).max / 100)
+        if not (weight > 0 and self._typical_disagreement > 0):  # constant rewards, or members that are equal
+            return None
+        return DisagreementPenalty(self.dynamics.disagreement_fn(), self._typical_disagreement, weight)
 
     def _critic(self, generator: th.Generator) -> Critic:
         return Critic(self.policy, generator, n_updates=self.n_critic_updates, batch_size=self.batch_size)

@@ -66,7 +66,7 @@ def _needs(arguments: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
         ("n_tasks", "policy_kwargs['net_arch']"): FLOAT * n_policy * arguments["n_tasks"],
         ("policy_kwargs['net_arch']",): TRAINED * FLOAT * _n_weights([obs, *critic_arch, 1]),
         ("n_critic_updates", "batch_size"): ROW_NUMBER * n_critic_updates * minibatch,  # all drawn at once
-        imagined: FLOAT * imagined_steps * (2 * obs + action + 2),
+        imagined: FLOAT * imagined_steps * (2 * obs + action + 3),
     }
 
 

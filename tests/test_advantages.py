@@ -51,7 +51,8 @@ def random_rollouts(n_tasks=3, horizon=20, n_rollouts=6, observation_dim=2, dtyp
     policy_input = 5 * th.randn(*shape, observation_dim, generator=draw, dtype=dtype)
     rewards = th.randn(shape, generator=draw, dtype=dtype) + policy_input[..., 0]
     final_input = 5 * th.randn(n_tasks, 1, n_rollouts, observation_dim, generator=draw, dtype=dtype)
-    return ImaginedRollouts(policy_input, th.zeros(*shape, 1), rewards, time < lengths, time == lengths - 1, final_input)
+    alive, terminated, penalties = time < lengths, time == lengths - 1, th.zeros_like(rewards)
+    return ImaginedRollouts(policy_input, th.zeros(*shape, 1), rewards, alive, terminated, final_input, penalties)
 
 
 def value(policy_input):
@@ -250,6 +251,7 @@ def test_with_the_true_values_of_a_chain_advantages_are_the_analytic_ones():
         alive=alive,
         terminated=~alive,
         final_input=states[:, -1:, :, None],
+        penalties=th.zeros_like(actions),
     )
     critic = lambda policy_input: policy_input[..., 0] / (1 - gamma)  # noqa: E731
     estimate = estimate_advantages(rollouts, gamma=gamma, gae_lambda=0.0, baseline="critic", normalize=False, critic=critic)

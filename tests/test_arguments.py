@@ -28,7 +28,7 @@ INTEGERS_FROM_1 = (
     "chunk_size",
     "stats_window_size",
 )
-NUMBERS_FROM_0 = ("inner_lr", "cg_damping", "ent_coef", "gamma", "gae_lambda", "momentum")
+NUMBERS_FROM_0 = ("inner_lr", "cg_damping", "ent_coef", "gamma", "gae_lambda", "momentum", "disagreement_penalty")
 FLAGS = ("learn_inner_lr", "first_order", "normalize_advantage", "stop_on_return_drop")
 CHOICES = ("outer_optimizer", "baseline", "imagined_start", "exploration")
 

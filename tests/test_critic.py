@@ -42,7 +42,7 @@ def regression(critic, target, n_rows=200, alive_share=1.0, seed=0):
     states = th.randn(2, 1, n_rows, 2, generator=draw)
     alive = th.rand(2, 1, n_rows, generator=draw) < alive_share
     returns = target(states)
-    rollouts = ImaginedRollouts(states, th.zeros(2, 1, n_rows, 1), returns, alive, ~alive, states)
+    rollouts = ImaginedRollouts(states, th.zeros(2, 1, n_rows, 1), returns, alive, ~alive, states, th.zeros_like(returns))
     return rollouts, AdvantageEstimate(th.zeros_like(returns), critic(states), returns)
 
 

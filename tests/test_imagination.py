@@ -359,7 +359,8 @@ def test_imagination_ends_soon_after_everything_has(longest, horizon, n_steps):
     clock = Clock([[1, 1], [1, longest]])
     rollouts = clock.imagine(horizon)
     assert clock.time == n_steps
-    assert [x.shape for x in rollouts] == [(2, n_steps, 2, 2), (2, n_steps, 2, 1), *[(2, n_steps, 2)] * 3, (2, 1, 2, 2)]
+    steps = (2, n_steps, 2)
+    assert [x.shape for x in rollouts] == [(*steps, 2), (*steps, 1), steps, steps, steps, (2, 1, 2, 2), steps]
     assert all(x.is_contiguous() for x in rollouts)
     assert rollouts.lengths().tolist() == [[1, 1], [1, min(longest, horizon)]]
 

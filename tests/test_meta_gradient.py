@@ -79,7 +79,8 @@ def test_a_batch_holds_the_rollouts_row_by_row():
     index = th.arange(T * H * N, dtype=th.double).view(T, H, N)
     lengths = th.tensor([[3, 3, 1, 3], [1, 2, 3, 3]]).unsqueeze(1)
     alive = th.arange(H).view(1, H, 1) < lengths
-    rollouts = ImaginedRollouts(index[..., None], index[..., None] + 0.5, index, alive, ~alive, index[:, :1, :, None])
+    final_input = index[:, :1, :, None]
+    rollouts = ImaginedRollouts(index[..., None], index[..., None] + 0.5, index, alive, ~alive, final_input, 0 * index)
     batch = TaskBatch.from_rollouts(rollouts, -index)
     assert th.equal(batch.policy_input[..., 0], -batch.advantages)
     assert th.equal(batch.actions, batch.policy_input + 0.5)

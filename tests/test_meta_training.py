@@ -26,6 +26,7 @@ def rollouts(imagined_return: float) -> ImaginedRollouts:
         alive=alive,
         terminated=~alive,
         final_input=th.zeros(1, 1, 1, 1),
+        penalties=th.zeros(shape),
     )
 
 

@@ -19,6 +19,7 @@ from sb3_mbmpo.common.actions import ActionCodec, check_spaces
 from sb3_mbmpo.common.save_util import Path, plain
 from sb3_mbmpo.common.world import ALONE, World
 from sb3_mbmpo.dynamics import groups
+from sb3_mbmpo.dynamics.disagreement import Disagreement, relative_spread
 from sb3_mbmpo.dynamics.files import opened_ensemble, save_ensemble
 from sb3_mbmpo.dynamics.losses import member_losses
 from sb3_mbmpo.dynamics.networks import ACTIVATIONS, PRECISIONS, Layer, cast, forward, matmul_dtype
@@ -438,11 +439,16 @@ class DynamicsEnsemble(nn.Module):
         :param action: (B, ``*action_space.shape``)
         :return: (B,), 0 where all members agree
         """
-        target_std = self.target_std[: self.observation_dim].cpu().numpy()
-        # The members predict dimensions that never change exactly
-        spread = self.predict(obs, action).std(0) / np.where(target_std > 0, target_std, np.inf)
-        mean_spread: np.ndarray = spread.mean(1)
-        return mean_spread
+        spread: np.ndarray = relative_spread(th.as_tensor(self.predict(obs, action)), self._unit().cpu()).numpy()
+        return spread
+
+    def disagreement_fn(self) -> Disagreement:
+        """Return ``disagreement`` as a function of tensors, for the current weights; a later fit does not change it."""
+        return Disagreement(self.step_fn(), self.n_models, self._unit())
+
+    def _unit(self) -> th.Tensor:
+        """Return the standard deviations of the observed changes (O,)."""
+        return self.target_std[: self.observation_dim].clone()
 
     # ---------------------------------------------------------------- files
 

@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_mbmpo.common.actions import ActionCodec
 from sb3_mbmpo.common.finite import check_rewards
-from sb3_mbmpo.dynamics import DynamicsEnsemble, StepFn, perturbed_step_fn
+from sb3_mbmpo.dynamics import DisagreementPenalty, DynamicsEnsemble, StepFn, perturbed_step_fn
 from sb3_mbmpo.rewards.functions import RewardFn, TerminationFn, never_terminates
 
 
@@ -27,6 +27,7 @@ class ModelEnv(NamedTuple):
     :param flops: floating-point operations of a step for one row, from which the number of threads follows
     :param device: where the models are
     :param noise_dim: how many standard normal numbers a step takes for one row
+    :param penalty: (obs (B, O), encoded action (B, A)) -> (B,), which training subtracts from the rewards; None: nothing
     """
 
     step: StepFn
@@ -37,6 +38,7 @@ class ModelEnv(NamedTuple):
     flops: int
     device: th.device
     noise_dim: int = 0
+    penalty: DisagreementPenalty | None = None
 
     @classmethod
     def of(
@@ -50,6 +52,7 @@ class ModelEnv(NamedTuple):
         members: Sequence[int] | None = None,
         output_bias: np.ndarray | None = None,
         output_noise: float = 0.0,
+        penalty: DisagreementPenalty | None = None,
     ) -> "ModelEnv":
         """
         Build the environment from an ensemble.
@@ -63,6 +66,7 @@ class ModelEnv(NamedTuple):
         :param members: the members that are the ``M`` models; None: all
         :param output_bias: deliberate error of each member of the ensemble (n_models, O), see ``perturbed_step_fn``
         :param output_noise: deliberate noise, see ``perturbed_step_fn``
+        :param penalty: see above
         """
         step = perturbed_step_fn(
             dynamics,
@@ -81,6 +85,7 @@ class ModelEnv(NamedTuple):
             flops=dynamics.flops,
             device=dynamics.device,
             noise_dim=step.noise_dim,
+            penalty=penalty,
         )
 
     def reward(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor, predicted: th.Tensor | None) -> th.Tensor:

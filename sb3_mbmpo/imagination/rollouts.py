@@ -40,6 +40,7 @@ class ImaginedRollouts(NamedTuple):
     :param terminated: (T, H, N) bool, True for steps that terminated their rollout
     :param final_input: (T, 1, N, O), the standardised observation after the last step, at which a critic bootstraps rollouts
         that reached the horizon
+    :param penalties: (T, H, N), what is subtracted from the rewards before advantages are estimated; 0 without a penalty
     """
 
     policy_input: th.Tensor
@@ -48,6 +49,7 @@ class ImaginedRollouts(NamedTuple):
     alive: th.Tensor
     terminated: th.Tensor
     final_input: th.Tensor
+    penalties: th.Tensor
 
     def of_tasks(self, tasks: slice) -> "ImaginedRollouts":
         """Return the rollouts of some of the tasks."""
@@ -55,23 +57,29 @@ class ImaginedRollouts(NamedTuple):
 
     def returns(self) -> th.Tensor:
         """Return the undiscounted return of each rollout (T, N)."""
-        return Outcome(self.rewards, self.alive).returns()
+        return self.outcome().returns()
 
     def lengths(self) -> th.Tensor:
         """Return the number of steps until termination or horizon (T, N)."""
-        return Outcome(self.rewards, self.alive).lengths()
+        return self.outcome().lengths()
+
+    def outcome(self) -> "Outcome":
+        """Return what the rollouts earned."""
+        return Outcome(self.rewards, self.alive, self.penalties)
 
 
 class Outcome(NamedTuple):
     """
     What imagined rollouts earned.
 
-    :param rewards: (T, H, N)
+    :param rewards: (T, H, N), without penalties
     :param alive: (T, H, N) bool
+    :param penalties: (T, H, N)
     """
 
     rewards: th.Tensor
     alive: th.Tensor
+    penalties: th.Tensor
 
     def returns(self) -> th.Tensor:
         """Return the undiscounted return of each rollout (T, N)."""
@@ -199,6 +207,7 @@ def imagine(
         alive=history(dtype=th.bool).zero_(),
         terminated=history(dtype=th.bool).zero_(),
         final_input=history(observation_dim, steps=1),
+        penalties=history().zero_(),
     )
     jobs: list[_GroupImagination] = []
     for (model_env, tasks), act in zip(groups, acts, strict=True):
@@ -279,7 +288,7 @@ class _GroupImagination:
         rows, per_model = n_tasks * n_rollouts, (model_env.n_models, n_tasks * n_rollouts // model_env.n_models, -1)
         # All views are made before the loop: because of the GIL, every call of PyTorch may wait for the other threads
         of_tasks, of_models = self._observations.unbind(0), self._observations.view(horizon + 1, *per_model).unbind(0)
-        policy_inputs, actions, rewards, alives, terminated, _ = (x.unbind(1) for x in self._rollouts)
+        policy_inputs, actions, rewards, alives, terminated, *_ = (x.unbind(1) for x in self._rollouts)
         action_noise, model_noise = self._noise
         noise_of_models = [(x.view(*per_model[:2], x.shape[-1]),) if x.shape[-1] > 0 else () for x in model_noise]
         obs_of_models, ends = obs.view(per_model), None
@@ -336,8 +345,13 @@ class _GroupImagination:
         if model_env.reward_fn is not None:  # else the loop has stored the models' predictions
             reward = model_env.reward(*transitions(), predicted=None)
             rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
+        if model_env.penalty is not None:
+            from_obs, env_actions, _ = transitions()
+            penalty = model_env.penalty(from_obs, model_env.codec.to_dynamics(env_actions))
+            rollouts.penalties[:, :length] = penalty.view(length, n_tasks, n_rollouts).transpose(0, 1)
         # Rewards after the termination are meaningless, and may be NaN
-        rollouts.rewards.masked_fill_(~rollouts.alive, 0)
+        for earned_or_lost in (rollouts.rewards, rollouts.penalties):
+            earned_or_lost.masked_fill_(~rollouts.alive, 0)
         # A sum is finite only if all its terms are, and cheaper to check. Discrete choices are -1 where a probability is NaN
         actions = rollouts.actions[:, :length]
         valid = th.isfinite(actions.sum()) if model_env.codec.is_continuous else (actions >= 0).all()

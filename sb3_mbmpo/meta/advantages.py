@@ -233,7 +233,7 @@ def estimate_advantages(
     """
     Estimate the advantages of imagined rollouts.
 
-    :param rollouts: imagined rollouts
+    :param rollouts: imagined rollouts; what counts are their rewards less the penalties
     :param gamma: discount factor
     :param gae_lambda: see ``generalized_advantages``
     :param baseline: "critic", "linear", "fourier", "time" or "zero"
@@ -241,6 +241,7 @@ def estimate_advantages(
     :param critic: the value function of the baseline "critic"
     :return: advantages, and the values and lambda-returns whose difference they are
     """
+    rollouts = rollouts._replace(rewards=rollouts.rewards - rollouts.penalties)
     values = baseline_values(rollouts, gamma, baseline, critic)
     raw = generalized_advantages(
         rollouts.rewards,

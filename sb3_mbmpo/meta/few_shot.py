@@ -175,6 +175,7 @@ def collect_episodes(
         alive=alive.unsqueeze(0),
         terminated=pad_sequence(terminations).unsqueeze(0),
         final_input=padded[-1:].unsqueeze(0),
+        penalties=th.zeros_like(alive, dtype=padded.dtype).unsqueeze(0),
     )
 
 

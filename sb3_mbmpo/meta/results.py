@@ -84,6 +84,7 @@ class MetaTraining(NamedTuple):
             "imagined/ep_rew_mean": float(self.outcome.returns().mean()),
             "imagined/ep_len_mean": float(self.outcome.lengths().float().mean()),
             "imagined/rew_mean_step": float(self.outcome.rewards.sum() / self.outcome.alive.sum()),
+            "imagined/penalty_mean_step": float(self.outcome.penalties.sum() / self.outcome.alive.sum()),
             "train/inner_kl": self.inner_kl,
         }
         if self.last_post is not None:

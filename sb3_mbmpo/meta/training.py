@@ -314,7 +314,7 @@ class MetaTrainer(NamedTuple):
 
     def _outcome(self, rollouts: ImaginedRollouts) -> Outcome:
         """Return the outcome of all processes' rollouts."""
-        return Outcome(*self.gather_all([rollouts.rewards, rollouts.alive]))
+        return Outcome(*self.gather_all(rollouts.outcome()))
 
     def inner_kl(self, meta: MetaParameters, adaptation: Adaptation) -> float:
         """Return the mean KL from the meta-policy to the adapted policies in nats, at the meta-policy's imagined steps."""

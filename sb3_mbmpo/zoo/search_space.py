@@ -14,13 +14,15 @@ SPACE: dict[str, BaseDistribution] = {
     # Meta-learning
     "inner_lr": FloatDistribution(1e-3, 0.03, log=True),
     "target_kl": FloatDistribution(3e-3, 0.1, log=True),
+    "momentum": FloatDistribution(0.0, 0.95),
     "n_meta_steps": IntDistribution(5, 40, step=5),
-    "gae_lambda": FloatDistribution(0.9, 1.0),
+    "gae_lambda": FloatDistribution(0.3, 1.0),
     "policy_kwargs.net_arch": CategoricalDistribution(["32-32", "64-64", "128-128"]),
     "policy_kwargs.log_std_init": FloatDistribution(-1.5, 0.5),
     # Imagination
     "horizon": CategoricalDistribution([10, 15, 25, 50, 100]),
     "recent_starts": FloatDistribution(0.0, 1.0),
+    "disagreement_penalty": FloatDistribution(0.0, 3.0),
     "n_models-n_tasks": CategoricalDistribution(["3-6", "3-12", "5-10", "5-20", "7-14"]),
     # Real data and dynamics
     "n_steps": CategoricalDistribution([200, 250, 500, 1000, 2000]),
@@ -34,12 +36,14 @@ SPACE: dict[str, BaseDistribution] = {
 # Used if a configuration has no value. Repeated here because reading MBMPO's would import PyTorch; a test compares them
 DEFAULTS: dict[str, Any] = {
     "inner_lr": 3e-3,
-    "target_kl": 0.03,
+    "target_kl": 0.01,
+    "momentum": 0.8,
     "n_meta_steps": 20,
-    "gae_lambda": 0.95,
+    "gae_lambda": 0.6,
     "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},
     "horizon": 25,
     "recent_starts": 0.5,
+    "disagreement_penalty": 1.0,
     "n_models": 5,
     "n_tasks": 20,
     "n_steps": 500,
