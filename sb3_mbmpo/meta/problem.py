@@ -111,7 +111,8 @@ class MetaProblem(NamedTuple):
         """
         if self.adapts is None or self.ent_coef != 0:  # the entropy is that of the pre batch, of all tasks
             return self
-        adapts, order = self.adapts.squeeze(1).tolist(), list[int]()
+        adapts = self.adapts.squeeze(1).cpu().tolist()
+        order: list[int] = []
         groups: dict[bool, list[slice]] = {True: [], False: []}
         for group in [slice(0, self.n_tasks)] if self.groups is None else self.groups:
             for kind, found in groups.items():
