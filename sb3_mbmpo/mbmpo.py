@@ -97,8 +97,8 @@ class MBMPO(RealRolloutAlgorithm):
     :param n_meta_steps: outer steps per iteration
     :param outer_optimizer: "trpo" or "ppo"
     :param target_kl: bound of the mean KL divergence of the adapted policies in a TRPO step, in nats
-    :param momentum: a TRPO step follows a sum of this iteration's gradients, in which each meta-step back counts this factor
-        less; 0: only the gradient of its own batch, as in the paper
+    :param momentum: a TRPO step follows a sum of this iteration's natural gradients, in which each meta-step back counts this
+        factor less; 0: only that of its own batch, as in the paper
     :param cg_max_steps: maximum number of conjugate gradient iterations
     :param cg_damping: added to the diagonal of the Fisher matrix
     :param line_search_shrinking_factor: each step of the line search is the previous one times this factor
@@ -151,7 +151,7 @@ class MBMPO(RealRolloutAlgorithm):
         horizon: int = 25,
         imagined_start: str = "buffer",
         recent_starts: float = 0.5,
-        disagreement_penalty: float = 1.0,
+        disagreement_penalty: float = 0.5,
         # Adaptation: the inner step
         n_inner_steps: int = 1,
         inner_lr: float = 3e-3,
@@ -161,10 +161,10 @@ class MBMPO(RealRolloutAlgorithm):
         # Meta-steps: the outer step
         n_meta_steps: int = 20,
         outer_optimizer: str = "trpo",
-        target_kl: float = 0.01,
+        target_kl: float = 0.02,
         momentum: float = 0.8,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float = 0.01,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         sub_sampling_factor: int = 10,

@@ -77,11 +77,11 @@ def test_every_step_is_adopted_and_shown():
     assert training.metrics()["imagined/ep_rew_mean"] == 0.0
 
 
-def test_each_meta_step_continues_the_gradient_of_the_one_before():
+def test_each_meta_step_continues_the_direction_of_the_one_before():
     trainer = scripted([4.0])
     for _ in range(2):  # an iteration begins anew: its models are others
         training = trainer.train(meta(0.0), n_meta_steps=3)
-        assert [report.gradient.item() for report in training.steps] == [1.0, 2.0, 3.0]
+        assert [report.direction.item() for report in training.steps] == [1.0, 2.0, 3.0]
 
 
 def test_without_meta_steps_the_policy_is_only_adapted():
@@ -99,9 +99,9 @@ class Scripted(MetaTrainer):
 
     def step(self, meta, previous=None):
         pre = self.adapt(meta).rollouts
-        # The number of the step stands for its gradient
-        gradient = th.ones(1) if previous is None else previous.gradient + 1
-        return MetaStep(meta._replace(theta=meta.theta + 1), pre, pre, StepReport(0.5, 0.1, True, 1, gradient))
+        # The number of the step stands for its direction
+        direction = th.ones(1) if previous is None else previous.direction + 1
+        return MetaStep(meta._replace(theta=meta.theta + 1), pre, pre, StepReport(0.5, 0.1, True, 1, direction))
 
     def inner_kl(self, meta, adaptation):
         return 0.0

@@ -27,14 +27,14 @@ class StepReport(NamedTuple):
     :param kl_divergence: mean KL divergence from the old adapted policies to the new ones, in nats
     :param accepted: whether the parameters changed
     :param line_search_steps: number of candidates that the line search tried
-    :param gradient: the gradient that a TRPO step follows, with that of the steps before; None after a PPO step
+    :param direction: what a TRPO step follows, a sum over this and earlier steps; None after a PPO step
     """
 
     objective_gain: float
     kl_divergence: float
     accepted: bool
     line_search_steps: int
-    gradient: th.Tensor | None = None
+    direction: th.Tensor | None = None
 
 
 class _Old(NamedTuple):
@@ -184,34 +184,37 @@ def trust_region_step(
     It is a natural gradient step, shortened by a backtracking line search until a candidate improves the objective within the
     bound of the KL divergence.
 
-    With momentum, it follows a sum of gradients in which each step back counts less. The natural gradient of one batch of
-    HalfCheetah's default size is noise for 90 % of its squared length (in the metric of the Fisher matrix), and a step always
-    has the length that the bound allows: without momentum, most of a step is a random walk.
+    With momentum, it follows a sum of natural gradients of equal length, in which each step back counts less. The natural
+    gradient of one batch of HalfCheetah's default size is noise for 90 % of its squared length (in the metric of the Fisher
+    matrix), and a step always has the length that the bound allows: without momentum, most of a step is a random walk. The
+    sum is not over ordinary gradients: these have parts that the Fisher matrix of another batch hardly knows, and so makes
+    huge.
 
     :param problem: data and settings
     :param meta: meta-parameters, with which the data was imagined
-    :param previous: ``gradient`` in the report of the step before; None for the first step
+    :param previous: ``direction`` in the report of the step before; None for the first step
     :param target_kl: this and the other parameters are documented at ``MBMPO``
     :return: the new meta-parameters (the old ones if no candidate is accepted, or anything is not finite) and a report
     """
     problem = problem.adapting_first()
     gradient, objective, old = meta_gradient(problem, meta)
-    if not th.isfinite(gradient).all():  # it must not spoil the steps that follow
-        return meta, StepReport(0.0, 0.0, False, 0, previous)
-    if previous is not None:
-        gradient = momentum * previous + gradient
     product = fisher_vector_product(problem.subsample(sub_sampling_factor), meta, cg_damping)
-    direction, image = conjugate_gradient(product, gradient, cg_max_steps)
-    curvature = direction @ image
-    rejected = StepReport(0.0, 0.0, False, 0, gradient)
+    natural, image = conjugate_gradient(product, gradient, cg_max_steps)
+    # Of length 1 in the metric of the Fisher matrix; NaN or infinite without a gradient
+    direction = natural / (natural @ image).sqrt()
+    curvature = th.ones_like(direction[0])
+    if previous is not None and momentum > 0:
+        direction = direction + momentum * previous
+        curvature = direction @ product(direction)
     if not (th.isfinite(direction).all() and curvature > 0):
-        return meta, rejected
+        return meta, StepReport(0.0, 0.0, False, 0, previous)
+    rejected = StepReport(0.0, 0.0, False, 0, direction)
     step = (2 * target_kl / curvature).sqrt() * direction
     for iteration in range(line_search_max_iter):
         candidate = meta.with_vector(meta.vector() + line_search_shrinking_factor**iteration * step)
         new = _evaluate(problem, candidate, old)
         if objective < new.objective < math.inf and new.kl <= target_kl and new.is_usable:
-            return candidate, StepReport(new.objective - objective, new.kl, True, iteration + 1, gradient)
+            return candidate, StepReport(new.objective - objective, new.kl, True, iteration + 1, direction)
     return meta, rejected._replace(line_search_steps=line_search_max_iter)
 
 

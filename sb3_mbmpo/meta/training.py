@@ -279,7 +279,7 @@ class MetaTrainer(NamedTuple):
         This is the inner loop of algorithm 1 in Clavera et al. 2018.
 
         :param meta: meta-parameters
-        :param previous: metrics of the step before, whose gradient the momentum continues; None for the first step
+        :param previous: metrics of the step before, whose direction the momentum continues; None for the first step
         :return: the new meta-parameters, the rollouts and the metrics
         """
         s = self.settings
@@ -300,8 +300,8 @@ class MetaTrainer(NamedTuple):
             mean=lambda rows: self.world.mean(rows, s.n_tasks),
         )
         if s.outer_optimizer == "trpo":
-            gradient = None if previous is None else previous.gradient
-            meta, report = trust_region_step(problem, meta, gradient, **s.outer_kwargs)
+            direction = None if previous is None else previous.direction
+            meta, report = trust_region_step(problem, meta, direction, **s.outer_kwargs)
         else:
             meta, report = proximal_step(problem, meta, **s.outer_kwargs)
         return MetaStep(

@@ -36,14 +36,14 @@ SPACE: dict[str, BaseDistribution] = {
 # Used if a configuration has no value. Repeated here because reading MBMPO's would import PyTorch; a test compares them
 DEFAULTS: dict[str, Any] = {
     "inner_lr": 3e-3,
-    "target_kl": 0.01,
+    "target_kl": 0.02,
     "momentum": 0.8,
     "n_meta_steps": 20,
     "gae_lambda": 0.6,
     "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},
     "horizon": 25,
     "recent_starts": 0.5,
-    "disagreement_penalty": 1.0,
+    "disagreement_penalty": 0.5,
     "n_models": 5,
     "n_tasks": 20,
     "n_steps": 500,
