@@ -174,7 +174,7 @@ def noted(found: dict[str, Any]):
         inside(group, *args)
         found["waits_in_the_loop"] = max(found.get("waits_in_the_loop", 0), waits.total() - before)
 
-    def noting(trainer, meta):
+    def noting(trainer, meta, previous):
         if "meta-gradient" not in found["numbers"]:
             s = trainer.settings
             if not isinstance(meta.inner_lr, th.Tensor):
@@ -190,7 +190,7 @@ def noted(found: dict[str, Any]):
                     "meta-gradient": gradient.cpu().tolist(),
                     "Fisher product": fisher_vector_product(problem, meta)(gradient).cpu().tolist(),
                 }
-        return step(trainer, meta)
+        return step(trainer, meta, previous)
 
     imagination._GroupImagination.run, meta_training.MetaTrainer.step = counting, noting
     try:

@@ -110,7 +110,7 @@ def adapt(
 @th.no_grad()
 def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> th.Tensor:
     """
-    Tell which policies have finite parameters and action distributions.
+    Tell which policies have finite parameters and action distributions, far enough from overflow for other observations.
 
     :param actor: the policy as a function of its parameters
     :param parameters: (T, P)
@@ -119,4 +119,8 @@ def is_usable(actor: Actor, parameters: th.Tensor, policy_input: th.Tensor) -> t
     """
     tried = actor(parameters)(policy_input[:, :TRIED_ROWS])
     # The KL to itself is NaN instead of 0 as soon as a mean, a variance or a probability is not finite
-    return th.isfinite(parameters).all(1) & th.isfinite(tried.kl_divergence(tried)).all(1)
+    usable = th.isfinite(parameters).all(1) & th.isfinite(tried.kl_divergence(tried)).all(1)
+    for output in tried.parameters:
+        # With rectified units, a policy may be finite at some observations only
+        usable &= output.abs().flatten(1).amax(1) < th.finfo(output.dtype).max ** 0.5
+    return usable
