@@ -27,10 +27,11 @@ def test_iterations_adaptations_and_saves_leave_nothing_behind(tmp_path):
     tracemalloc.start()
     try:
         everything(1)
-        size, tensors = everything(2)
-        size_later, tensors_later = everything(6)
+        # The first repetitions also fill caches, of PyTorch and of others
+        size, tensors = everything(4)
+        size_later, tensors_later = everything(8)
     finally:
         tracemalloc.stop()
     assert tensors_later == tensors
     # For an iteration, an adaptation and three saves; the smallest possible leak, a copy of the policy, is larger
-    assert (size_later - size) / 6 < 5 * 1024, "bytes that each repetition leaks"
+    assert (size_later - size) / 8 < 5 * 1024, "bytes that each repetition leaks"

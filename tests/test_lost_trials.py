@@ -120,5 +120,5 @@ def test_a_study_whose_creator_was_killed_still_begins_with_the_configuration(ur
     optuna.create_study(storage=storage, study_name="study", direction="maximize")
     study = studies.open_study(storage, "study", STUDY)
     assert study.user_attrs["settings"] == STUDY
-    assert study.trials[0].system_attrs["fixed_params"]["gae_lambda"] == 0.95
+    assert study.trials[0].system_attrs["fixed_params"]["gae_lambda"] == 0.6
     assert len(studies.open_study(storage, "study", STUDY).trials) == 1
