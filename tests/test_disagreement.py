@@ -32,8 +32,8 @@ def test_the_function_of_tensors_is_the_disagreement(n_rows):
 
 def test_the_penalty_begins_at_the_typical_disagreement_and_is_bounded():
     penalty = DisagreementPenalty(lambda obs, action: obs[:, 0], typical=0.2, weight=3.0)
-    disagreement = th.tensor([0.0, 0.2, 0.3, 0.4, 100.0])
-    expected = th.tensor([0.0, 0.0, 1.5, 3.0, 3.0 * MAX_EXCESS])
+    disagreement = th.tensor([0.0, 0.2, 0.3, 0.4, 100.0, np.inf, np.nan])  # the last two of members that overflow
+    expected = th.tensor([0.0, 0.0, 1.5, 3.0, *[3.0 * MAX_EXCESS] * 3])
     th.testing.assert_close(penalty(disagreement.unsqueeze(1), disagreement.unsqueeze(1)), expected)
 
 

@@ -83,4 +83,6 @@ class DisagreementPenalty:
         :param action: encoded (B, A)
         :return: (B,), from 0 to ``MAX_EXCESS`` times the weight
         """
-        return (self.disagreement(obs, action) / self.typical - 1).clamp_(0, MAX_EXCESS).mul_(self.weight)
+        excess = (self.disagreement(obs, action) / self.typical - 1).clamp_(0, MAX_EXCESS)
+        # Members that overflow, far from the data, agree about nothing
+        return excess.nan_to_num_(nan=MAX_EXCESS).mul_(self.weight)
