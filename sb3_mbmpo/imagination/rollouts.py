@@ -338,15 +338,12 @@ class _GroupImagination:
         for unreached in (rollouts.policy_input[:, length:], rollouts.actions[:, length:]):
             unreached.zero_()
 
-        def transitions() -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-            env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
-            return observations[:length].flatten(0, 2), env_actions, observations[1 : length + 1].flatten(0, 2)
-
+        env_actions = model_env.codec.to_env(rollouts.actions[:, :length].transpose(0, 1)).flatten(0, 2)
+        from_obs, to_obs = observations[:length].flatten(0, 2), observations[1 : length + 1].flatten(0, 2)
         if model_env.reward_fn is not None:  # else the loop has stored the models' predictions
-            reward = model_env.reward(*transitions(), predicted=None)
+            reward = model_env.reward(from_obs, env_actions, to_obs, predicted=None)
             rollouts.rewards[:, :length] = reward.view(length, n_tasks, n_rollouts).transpose(0, 1)
         if model_env.penalty is not None:
-            from_obs, env_actions, _ = transitions()
             penalty = model_env.penalty(from_obs, model_env.codec.to_dynamics(env_actions))
             rollouts.penalties[:, :length] = penalty.view(length, n_tasks, n_rollouts).transpose(0, 1)
         # Rewards after the termination are meaningless, and may be NaN
@@ -358,6 +355,5 @@ class _GroupImagination:
         if not (th.isfinite(rollouts.rewards.sum()) & valid):
             for t in range(length):
                 check_policy_output(observations[t], self._act(rollouts.policy_input[:, t]).parameters[0])
-            from_obs, env_actions, to_obs = transitions()
             earned = rollouts.rewards[:, :length].transpose(0, 1).flatten()
             model_env.check_rewards(earned, obs=from_obs, action=env_actions, next_obs=to_obs)
